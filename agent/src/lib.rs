@@ -1,0 +1,1 @@
+//! The agent beside a cluster: containers, configuration and data services

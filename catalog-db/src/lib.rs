@@ -1,0 +1,1 @@
+//! The catalog: model, state machines, queries, migrations

@@ -1,0 +1,1 @@
+//! Plans, API, background jobs

@@ -1,0 +1,57 @@
+//! How messages move: hints to sites, requests with answers back.
+//!
+//! A message may be lost, doubled or late: the catalog is the truth, agents poll, and every answer is fenced.
+//! Two implementations: [`in_process`] here, RabbitMQ later by configuration. Both pass [`conformance`].
+//! The bus carries sealed envelopes as bytes, in process too, so that what is tested is what is sent.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::ids::SiteId;
+
+pub mod conformance;
+pub mod in_process;
+
+/// The bus could not do it now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BusError {
+    /// Nobody took it, or nobody can at the moment: try again.
+    #[error("the bus can't take messages now: {0}")]
+    Unavailable(String),
+    /// No answer came in time: the request may or may not have been handled.
+    #[error("no answer within {0} ms")]
+    NoAnswer(u64),
+    /// The bus was closed.
+    #[error("the bus is closed")]
+    Closed,
+}
+
+/// The coordinator's end.
+#[async_trait]
+pub trait CoordinatorBus: Send + Sync {
+    /// Offers a hint to a site. `Ok` means it is queued there, not that anybody has read it.
+    async fn publish(&self, site: SiteId, hint: Bytes) -> Result<(), BusError>;
+
+    /// The next request of any agent. `Err(Closed)` ends the loop.
+    async fn next_request(&self) -> Result<Incoming, BusError>;
+}
+
+/// A request and the way back.
+pub struct Incoming {
+    /// The site that it comes from, as the bus knows it (never as the message claims).
+    pub site: SiteId,
+    /// The sealed request.
+    pub request: Bytes,
+    /// Where the sealed answer goes; dropping it means no answer.
+    pub reply: tokio::sync::oneshot::Sender<Bytes>,
+}
+
+/// An agent's end.
+#[async_trait]
+pub trait AgentBus: Send + Sync {
+    /// The next hint for this site. `Err(Closed)` ends the loop. Taken by one agent of the site only.
+    async fn next_hint(&self) -> Result<Bytes, BusError>;
+
+    /// Asks the coordinator and waits for its answer, at most `patience_ms`.
+    async fn request(&self, request: Bytes, patience_ms: u64) -> Result<Bytes, BusError>;
+}

@@ -1,0 +1,169 @@
+//! The messages themselves. Requests are answered directly; events need no answer.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{InstanceId, TaskId},
+    task::{Claimed, HolderState, Outcome, Progress, TaskKind, TaskSpec},
+    time::Timestamp,
+};
+
+/// Coordinator → site: there is something to do. A hint only; the catalog is the truth.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskHint {
+    /// Which task.
+    pub task: TaskId,
+    /// What kind.
+    pub kind: TaskKind,
+    /// The oldest protocol version that can do it.
+    pub least_version: u16,
+}
+
+/// Agent → coordinator, answered with an [`Answer`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// "I would do it."
+    Claim {
+        /// Which.
+        task: TaskId,
+        /// Who asks.
+        instance: InstanceId,
+    },
+    /// "I am still at it."
+    Heartbeat {
+        /// Which.
+        claimed: Claimed,
+        /// How far.
+        progress: Progress,
+        /// Of a holder.
+        holder: Option<HolderState>,
+    },
+    /// "It ended like this." Answered once it is in the catalog.
+    Finish {
+        /// Which.
+        claimed: Claimed,
+        /// How.
+        outcome: Outcome,
+    },
+    /// "I stop before it is done": another may take it at once.
+    HandBack {
+        /// Which.
+        claimed: Claimed,
+    },
+    /// "What is there for me?": asked now and then, because hints may be lost.
+    Poll {
+        /// Who asks.
+        instance: InstanceId,
+        /// At most this many.
+        most: u32,
+    },
+    /// What this site can do.
+    Report(Box<SiteReport>),
+}
+
+/// Coordinator → agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The task is yours for `lease_ms`; heartbeat well before.
+    Granted {
+        /// Fence for all that follows.
+        claimed: Claimed,
+        /// How long.
+        lease_ms: u64,
+        /// What to do.
+        spec: Box<TaskSpec>,
+    },
+    /// Not, or no longer, yours: stop at once, touch nothing more.
+    Refused {
+        /// Why: `taken`, `ended`, `unknown`, `lease lost`.
+        why: String,
+    },
+    /// Go on.
+    Continue {
+        /// The lease from now on.
+        lease_ms: u64,
+        /// What a holder does now.
+        holder: HolderOrder,
+    },
+    /// Stop; report [`Outcome::Failed`] with a cancelled failure.
+    Cancel,
+    /// It is in the catalog.
+    Recorded,
+    /// Tasks to claim.
+    Tasks(Vec<TaskHint>),
+    /// The request could not be handled now: ask again later.
+    TryLater {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What a holder of a snapshot is told with each heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HolderOrder {
+    /// Nothing of the kind, or keep waiting: ask again soon.
+    Wait,
+    /// All are prepared: open now.
+    OpenNow,
+    /// Keep it open.
+    Hold,
+    /// All copies are made: let go and finish.
+    Release,
+}
+
+/// What an agent found out about its site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteReport {
+    /// Who reports.
+    pub instance: InstanceId,
+    /// When, by the agent's clock.
+    pub at: Timestamp,
+    /// The agent's program version.
+    pub agent_version: String,
+    /// `ready`, or what is missing.
+    pub state: SiteState,
+    /// Platform and version: `Kubernetes 1.36.0`.
+    pub platform: String,
+    /// Nodes that are ready.
+    pub nodes: u32,
+    /// `linux/amd64` …
+    pub architectures: Vec<String>,
+    /// Kinds of data services that it can copy.
+    pub data_kinds: Vec<String>,
+    /// Whether namespaces may be made.
+    pub may_create_namespaces: bool,
+    /// The registry that restores push to and nodes pull from, if one is configured and answers.
+    pub registry: Option<String>,
+    /// Storage classes, the default one first.
+    pub storage_classes: Vec<String>,
+    /// What can't be done, each with the rule or setting that would mend it.
+    pub missing: Vec<String>,
+    /// Applications that run there.
+    pub applications: Vec<ApplicationFound>,
+}
+
+/// Whether a site can be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SiteState {
+    /// All is there.
+    Ready,
+    /// Usable, but something is missing.
+    Limited,
+    /// Not to be reached; the reason.
+    Unreachable(String),
+}
+
+/// A namespace that holds workloads, cheaply counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplicationFound {
+    /// Its namespace.
+    pub namespace: String,
+    /// Distinct container images.
+    pub containers: u32,
+    /// Workload objects.
+    pub workloads: u32,
+    /// Data services by kind, as far as they can be told without connecting.
+    pub data: Vec<String>,
+    /// Bytes of claimed volumes.
+    pub claimed_bytes: u64,
+}

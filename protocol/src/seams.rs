@@ -1,0 +1,174 @@
+//! Time, sleep, spawning and randomness, injected.
+//!
+//! Loops of the coordinator and the agent take [`Seams`] and nothing ambient, so that a simulation can run
+//! the same code under virtual time and seeded chance. Clippy bans the ambient ones everywhere but here.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+use crate::time::Timestamp;
+
+/// A future that can be sent to another thread.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
+
+/// What time it is, and waiting.
+pub trait Clock: Send + Sync {
+    /// Wall-clock time, for records and for people. May jump.
+    fn now(&self) -> Timestamp;
+    /// Time since an arbitrary start. Never goes back.
+    fn monotonic(&self) -> Duration;
+    /// Ends after `span`.
+    fn sleep(&self, span: Duration) -> BoxFuture<()>;
+}
+
+/// Randomness that is good enough for ids, tokens and jitter.
+pub trait Entropy: Send + Sync {
+    /// Fills `bytes`.
+    fn fill(&self, bytes: &mut [u8]);
+}
+
+/// Starts work that goes on beside the caller. Everything started is tracked: nothing outlives the stop.
+pub trait Spawner: Send + Sync {
+    /// Starts `work`; `name` is for logs.
+    fn spawn(&self, name: &'static str, work: BoxFuture<()>);
+    /// Runs `work` where it may block or compute for long, away from the async threads.
+    fn spawn_blocking(&self, name: &'static str, work: Box<dyn FnOnce() + Send + 'static>);
+}
+
+/// All seams together; cheap to clone.
+#[derive(Clone)]
+pub struct Seams {
+    /// See [`Clock`].
+    pub clock: Arc<dyn Clock>,
+    /// See [`Entropy`].
+    pub entropy: Arc<dyn Entropy>,
+    /// See [`Spawner`].
+    pub spawner: Arc<dyn Spawner>,
+}
+
+impl Seams {
+    /// The machine's clock and randomness, tokio's runtime; spawned work counts in `tracker`.
+    pub fn real(tracker: TaskTracker) -> Self {
+        Self {
+            clock: Arc::new(real::SystemClock::new()),
+            entropy: Arc::new(real::SystemEntropy),
+            spawner: Arc::new(real::TokioSpawner { tracker }),
+        }
+    }
+
+    /// A UUID version 7 of this moment.
+    pub fn uuid(&self) -> Uuid {
+        let mut random = [0u8; 10];
+        self.entropy.fill(&mut random);
+        let millis = u64::try_from(self.clock.now().0).unwrap_or(0);
+        uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
+    }
+
+    /// `span` stretched or shrunk by up to a quarter, so that many waiters don't come back at once.
+    pub fn jittered(&self, span: Duration) -> Duration {
+        let mut byte = [0u8; 1];
+        self.entropy.fill(&mut byte);
+        span.mul_f64(0.75 + f64::from(byte[0]) / 510.0)
+    }
+
+    /// Runs `compute` away from the async threads and waits for it. `None` when it panicked or the runtime stops.
+    pub async fn compute<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        compute: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (done, result) = tokio::sync::oneshot::channel();
+        self.spawner.spawn_blocking(
+            name,
+            Box::new(move || {
+                // The waiter may have been cancelled; its result is then of no interest.
+                let _ = done.send(compute());
+            }),
+        );
+        result.await.ok()
+    }
+
+    /// Ends with `None` when `span` passes before `work` does.
+    pub async fn timeout<T>(&self, span: Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            value = work => Some(value),
+            () = self.clock.sleep(span) => None,
+        }
+    }
+
+    /// Sleeps, or ends early with `false` when `stop` is cancelled.
+    pub async fn sleep_unless(&self, stop: &CancellationToken, span: Duration) -> bool {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => false,
+            () = self.clock.sleep(span) => true,
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where the machine's own clock, randomness and runtime are used"
+)]
+mod real {
+    use super::*;
+
+    pub(super) struct SystemClock {
+        start: std::time::Instant,
+    }
+
+    impl SystemClock {
+        pub(super) fn new() -> Self {
+            Self { start: std::time::Instant::now() }
+        }
+    }
+
+    impl Clock for SystemClock {
+        fn now(&self) -> Timestamp {
+            let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+        }
+
+        fn monotonic(&self) -> Duration {
+            self.start.elapsed()
+        }
+
+        fn sleep(&self, span: Duration) -> BoxFuture<()> {
+            Box::pin(tokio::time::sleep(span))
+        }
+    }
+
+    pub(super) struct SystemEntropy;
+
+    impl Entropy for SystemEntropy {
+        fn fill(&self, bytes: &mut [u8]) {
+            for chunk in bytes.chunks_mut(16) {
+                let random = Uuid::new_v4();
+                // Six bits of a version 4 UUID are fixed: they are folded out with a second one.
+                let other = Uuid::new_v4();
+                let mut mixed = *random.as_bytes();
+                mixed[6] = mixed[6].rotate_left(4) ^ other.as_bytes()[0];
+                mixed[8] = mixed[8].rotate_left(4) ^ other.as_bytes()[1];
+                chunk.copy_from_slice(&mixed[..chunk.len()]);
+            }
+        }
+    }
+
+    pub(super) struct TokioSpawner {
+        pub(super) tracker: TaskTracker,
+    }
+
+    impl Spawner for TokioSpawner {
+        fn spawn(&self, name: &'static str, work: BoxFuture<()>) {
+            let span = tracing::debug_span!("task", name);
+            self.tracker.spawn(tracing::Instrument::instrument(work, span));
+        }
+
+        fn spawn_blocking(&self, _name: &'static str, work: Box<dyn FnOnce() + Send + 'static>) {
+            self.tracker.spawn_blocking(work);
+        }
+    }
+}
