@@ -1,1 +1,7 @@
-//! The agent beside a cluster: containers, configuration and data services
+//! The agent beside a cluster: takes tasks and does the container, configuration and data copies.
+//!
+//! `worker` turns hints into claims, permits and heartbeats; `execute` is one match on `TaskSpec`; `platform` is
+//! the only place that knows Kubernetes' API; `configs` cleans, orders and rewrites objects and is pure;
+//! `containers` moves container images; `data` holds the drivers; `capability` finds out what the site can do.
+
+pub mod data;

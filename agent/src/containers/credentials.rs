@@ -1,0 +1,150 @@
+//! Who signs in at which registry: pull secrets of the pods, and the user's Docker configuration.
+
+use std::{collections::BTreeMap, path::Path};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use ocopea_protocol::secret::Secret;
+use serde::Deserialize;
+
+/// A Docker configuration file or pull secret is never longer.
+const LONGEST: usize = 1024 * 1024;
+
+/// A user name and password, or a token in the password's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// User name.
+    pub user: String,
+    /// Password or token.
+    pub password: Secret,
+}
+
+/// Credentials by registry host (and path prefix), the first that fits is used.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    by_prefix: BTreeMap<String, Credential>,
+}
+
+/// Why a configuration could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("docker configuration {origin}: {why}")]
+pub struct CredentialsError {
+    origin: String,
+    why: String,
+}
+
+#[derive(Deserialize)]
+struct DockerConfig {
+    #[serde(default)]
+    auths: BTreeMap<String, Auth>,
+}
+
+#[derive(Deserialize)]
+struct Auth {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+}
+
+impl Credentials {
+    /// Reads `config.json` as Docker and `kubernetes.io/dockerconfigjson` secrets have it.
+    pub fn parse(origin: &str, text: &[u8]) -> Result<Self, CredentialsError> {
+        let fault = |why: String| CredentialsError { origin: origin.to_owned(), why };
+        if text.len() > LONGEST {
+            return Err(fault(format!("longer than {LONGEST} bytes")));
+        }
+        let config: DockerConfig =
+            serde_json::from_slice(text).map_err(|error| fault(format!("is not the expected JSON: line {}", error.line())))?;
+        let mut by_prefix = BTreeMap::new();
+        for (key, auth) in config.auths {
+            if let Some(credential) = auth.credential().map_err(fault)? {
+                by_prefix.insert(normal(&key), credential);
+            }
+        }
+        Ok(Self { by_prefix })
+    }
+
+    /// Reads a file; a missing one is an empty configuration.
+    pub async fn read(path: &Path) -> Result<Self, CredentialsError> {
+        match tokio::fs::read(path).await {
+            Ok(text) => Self::parse(&path.display().to_string(), &text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(CredentialsError { origin: path.display().to_string(), why: error.to_string() }),
+        }
+    }
+
+    /// Adds others; what is here already wins.
+    pub fn extend(&mut self, others: Self) {
+        for (prefix, credential) in others.by_prefix {
+            self.by_prefix.entry(prefix).or_insert(credential);
+        }
+    }
+
+    /// The credential with the longest prefix of `repository` (`HOST/PATH/NAME`).
+    pub fn find(&self, repository: &str) -> Option<&Credential> {
+        self.by_prefix
+            .iter()
+            .filter(|(prefix, _)| {
+                repository.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            })
+            .max_by_key(|(prefix, _)| prefix.len())
+            .map(|(_, credential)| credential)
+    }
+}
+
+impl Auth {
+    fn credential(self) -> Result<Option<Credential>, String> {
+        if let Some(token) = self.identitytoken.filter(|token| !token.is_empty()) {
+            return Ok(Some(Credential { user: "<token>".to_owned(), password: Secret::new(token) }));
+        }
+        if let (Some(user), Some(password)) = (self.username, self.password) {
+            return Ok(Some(Credential { user, password: Secret::new(password) }));
+        }
+        let Some(encoded) = self.auth.filter(|auth| !auth.is_empty()) else {
+            return Ok(None);
+        };
+        let plain = STANDARD.decode(encoded.trim()).map_err(|_| "an \"auth\" is not base64".to_owned())?;
+        let plain = String::from_utf8(plain).map_err(|_| "an \"auth\" is not UTF-8".to_owned())?;
+        let (user, password) = plain.split_once(':').ok_or("an \"auth\" has no colon")?;
+        Ok(Some(Credential { user: user.to_owned(), password: Secret::new(password.trim_end_matches('\0')) }))
+    }
+}
+
+/// `https://index.docker.io/v1/` and its like, as a prefix of image references.
+fn normal(key: &str) -> String {
+    let bare = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    let bare = bare.strip_suffix("/v1").or_else(|| bare.strip_suffix("/v2")).unwrap_or(bare);
+    if bare == "index.docker.io" { "docker.io".to_owned() } else { bare.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_wins_and_neighbours_are_not_confused() {
+        let text = br#"{"auths": {
+            "https://index.docker.io/v1/": {"auth": "dTpw"},
+            "registry.example:5000": {"username": "a", "password": "b"},
+            "registry.example:5000/team": {"auth": "dGVhbTpzOmVjcmV0"},
+            "empty.example": {}
+        }}"#;
+        let found = Credentials::parse("test", text).unwrap();
+        assert_eq!(found.find("docker.io/library/x").map(|c| c.user.as_str()), Some("u"));
+        assert_eq!(found.find("registry.example:5000/other/x").map(|c| c.user.as_str()), Some("a"));
+        let team = found.find("registry.example:5000/team/x").unwrap();
+        assert_eq!((team.user.as_str(), team.password.reveal()), ("team", "s:ecret"));
+        assert_eq!(found.find("registry.example:5000/teamwork").map(|c| c.user.as_str()), Some("a"));
+        assert!(found.find("empty.example/x").is_none());
+        assert!(found.find("registry.example:50001/x").is_none());
+        assert!(!format!("{found:?}").contains("ecret"));
+    }
+
+    #[test]
+    fn broken_configurations_are_named_without_showing_them() {
+        for text in [&b"{"[..], br#"{"auths": {"h": {"auth": "%%%"}}}"#, br#"{"auths": {"h": {"auth": "c2VjcmV0"}}}"#] {
+            let error = Credentials::parse("secret/pull", text).unwrap_err().to_string();
+            assert!(error.contains("secret/pull") && !error.contains("c2VjcmV0"), "{error}");
+        }
+    }
+}

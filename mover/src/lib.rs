@@ -1,0 +1,1 @@
+//! Reads and writes the files of a volume, inside a short-lived pod

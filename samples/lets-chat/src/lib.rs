@@ -1,0 +1,1 @@
+//! Lets-chat: a small chat service to try Ocopea on

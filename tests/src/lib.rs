@@ -1,0 +1,1 @@
+//! The harness, end-to-end scenarios and benches
