@@ -1,0 +1,20 @@
+# Ocopea. `make` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+TB := tests/testbed
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: testbed testbed-down testbed-clean testbed-images
+testbed: ## two Kubernetes clusters and a registry on this machine (needs root)
+	@$(TB)/up.sh
+testbed-images: testbed ## database servers for tests and samples, pushed to the testbed's registry
+	@$(TB)/images.sh
+testbed-down: ## stops the testbed
+	@$(TB)/down.sh
+testbed-clean: ## stops the testbed and removes its state
+	@$(TB)/down.sh clean

