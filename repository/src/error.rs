@@ -1,70 +1,181 @@
+//! What can go wrong with a repository, and what that means for whoever asked.
+
 use ocopea_protocol::names::Digest;
 
-/// What went wrong with the repository.
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that this crate refuses or fails at.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
-    /// An object isn't there.
-    #[error("repository object {0} is missing")]
-    NotFound(String),
-    /// An object is there already and differs, or may not be made twice.
-    #[error("repository object {0} exists already")]
-    Exists(String),
-    /// The store has no room.
-    #[error("the repository is full: {0}")]
-    Full(String),
-    /// The store failed otherwise.
-    #[error("repository object {object}: {source}")]
-    Io {
-        /// Which object.
+    /// The store answered with an error.
+    #[error("the repository's store failed to {action} {object:?}: {cause}")]
+    Store {
+        /// `read`, `write`, `list`, `delete` …
+        action: &'static str,
+        /// The object's name in the store.
         object: String,
-        /// The store's own word.
-        source: std::io::Error,
+        /// What the store said.
+        cause: std::io::Error,
     },
-    /// What was read is not what was written.
-    #[error("repository object {object} is damaged: {why}")]
-    Damaged {
-        /// Which object.
+    /// The store is full. What was written for this image is given back by the next collection.
+    #[error("the repository has no space left to write {object:?}; delete images and collect, or give it more space")]
+    Full {
+        /// What was being written.
         object: String,
-        /// What doesn't fit.
+    },
+    /// An object isn't there.
+    #[error("{object} is missing from the repository")]
+    Missing {
+        /// What it is.
+        object: String,
+    },
+    /// An object isn't what was written.
+    #[error("{object} in the repository is damaged: {why}; run `ocopea repository verify` to see which images it affects")]
+    Damaged {
+        /// What it is.
+        object: String,
+        /// What is wrong with it.
         why: String,
     },
-    /// A blob isn't what its name says.
-    #[error("wrong digest: expected {expected}, got {found}")]
-    WrongDigest {
-        /// Its name.
-        expected: Digest,
-        /// Its bytes' digest.
-        found: Digest,
-    },
-    /// No key opens it.
-    #[error("no key opens {object}: it was wrapped by key {key_id}")]
-    WrongKey {
-        /// Which object.
+    /// Something was written by a newer release.
+    #[error("{object} has format version {found}; this release reads up to {known}: use a newer release")]
+    Newer {
+        /// What it is.
         object: String,
-        /// The wrap's key.
-        key_id: String,
-    },
-    /// A newer program wrote it.
-    #[error("repository of format version {found}, this program reads up to version {}: upgrade it", crate::FORMAT_VERSION)]
-    NewerFormat {
         /// Its version.
         found: u32,
+        /// The newest that is known here.
+        known: u32,
     },
-    /// Something outside its limits.
+    /// There is no repository at this place.
+    #[error("there is no copy repository at {place}: it has no ocopea.json")]
+    NoRepository {
+        /// Where it was looked for.
+        place: String,
+    },
+    /// There is one already.
+    #[error("{place} already holds a copy repository or other files; choose an empty directory")]
+    Occupied {
+        /// Where.
+        place: String,
+    },
+    /// None of the given keys opens it.
+    #[error("none of the keys given ({given}) opens {object}; it was locked with {wanted}")]
+    WrongKey {
+        /// What stays closed.
+        object: String,
+        /// Ids of the keys that were given.
+        given: String,
+        /// Ids of the keys that would open it.
+        wanted: String,
+    },
+    /// Something else with this name is there already.
+    #[error("{object} is already there with other content")]
+    Conflict {
+        /// What.
+        object: String,
+    },
+    /// Bytes that were offered under a digest have another one.
+    #[error("what was offered as {expected} is {found}; nothing of it was kept")]
+    WrongDigest {
+        /// What it was said to be.
+        expected: Digest,
+        /// What it is.
+        found: Digest,
+    },
+    /// Fewer or more bytes than announced.
+    #[error("{object} was announced with {expected} bytes and has {found}; nothing of it was kept")]
+    WrongSize {
+        /// What.
+        object: String,
+        /// Announced.
+        expected: u64,
+        /// Received.
+        found: u64,
+    },
+    /// Blobs that an image names are gone; the copy that made them must run again.
+    #[error("{} of the image's blobs are not in the repository (first: {}); copy its components again", blobs.len(), blobs.first().map(ToString::to_string).unwrap_or_default())]
+    BlobsMissing {
+        /// Which.
+        blobs: Vec<Digest>,
+    },
+    /// Something is beyond what the format allows.
+    #[error("{what} is {found}, at most {limit} is allowed")]
+    Limit {
+        /// What.
+        what: String,
+        /// How much it is.
+        found: u64,
+        /// How much may be.
+        limit: u64,
+    },
+    /// A caller broke a rule of this crate's interface.
     #[error("{0}")]
-    Limit(String),
-    /// The compute pool or the process stops.
-    #[error("stopped")]
+    Misuse(String),
+    /// Whoever delivered the bytes failed.
+    #[error("the source of {object} failed: {cause}")]
+    Source {
+        /// What was being read.
+        object: String,
+        /// What it said.
+        cause: String,
+    },
+    /// The process is stopping, or work on the compute pool died.
+    #[error("the process is stopping")]
     Stopped,
 }
 
 impl Error {
-    /// Whether trying again makes no sense.
+    /// Whether trying again is pointless as long as nothing else changes.
     pub fn is_permanent(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Full(_) | Self::Stopped)
+        match self {
+            Self::Store { cause, .. } => matches!(
+                cause.kind(),
+                std::io::ErrorKind::PermissionDenied
+                    | std::io::ErrorKind::ReadOnlyFilesystem
+                    | std::io::ErrorKind::NotADirectory
+            ),
+            Self::Stopped | Self::BlobsMissing { .. } | Self::Source { .. } | Self::WrongSize { .. } => false,
+            _ => true,
+        }
     }
 
-    pub(crate) fn damaged(object: impl ToString, why: impl ToString) -> Self {
-        Self::Damaged { object: object.to_string(), why: why.to_string() }
+    /// A stable word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Store { .. } => "repository.store",
+            Self::Full { .. } => "repository.full",
+            Self::Missing { .. } => "repository.missing",
+            Self::Damaged { .. } => "repository.damaged",
+            Self::Newer { .. } => "repository.newer",
+            Self::NoRepository { .. } => "repository.absent",
+            Self::Occupied { .. } => "repository.occupied",
+            Self::WrongKey { .. } => "repository.key",
+            Self::Conflict { .. } => "repository.conflict",
+            Self::WrongDigest { .. } => "repository.digest",
+            Self::WrongSize { .. } => "repository.size",
+            Self::BlobsMissing { .. } => "repository.blobs-missing",
+            Self::Limit { .. } => "repository.limit",
+            Self::Misuse(_) => "repository.misuse",
+            Self::Source { .. } => "repository.source",
+            Self::Stopped => "repository.stopped",
+        }
+    }
+
+    pub(crate) fn damaged(object: impl Into<String>, why: impl ToString) -> Self {
+        Self::Damaged { object: object.into(), why: why.to_string() }
+    }
+
+    /// Whether it tells of an object that is gone or not what it was: what `verify` looks for.
+    pub fn is_breakage(&self) -> bool {
+        matches!(self, Self::Missing { .. } | Self::Damaged { .. } | Self::Newer { .. } | Self::WrongKey { .. })
+    }
+}
+
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        Self::other(error)
     }
 }

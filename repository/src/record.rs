@@ -1,0 +1,211 @@
+//! The record: what a saved image means. Its manifest's digest is the image's identity.
+
+use std::collections::BTreeMap;
+
+use ocopea_protocol::{
+    ids::{ImageId, TeamId},
+    image::{Consistency, DataKind, StreamInfo},
+    inventory::{ContainerFound, DataFound},
+    names::{ComponentName, Digest},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// The version of [`Record`] that this release writes, and the newest that it reads.
+pub const RECORD_VERSION: u32 = 1;
+
+/// Everything about a saved image but its bytes. Stored encrypted, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`RECORD_VERSION`].
+    pub version: u32,
+    /// The image's id in catalogs, and the name of its ref.
+    pub image: ImageId,
+    /// Its name for people.
+    pub name: String,
+    /// Labels as first given.
+    pub labels: BTreeMap<String, String>,
+    /// Comment as first given.
+    pub comment: String,
+    /// Whose it is.
+    pub team: TeamId,
+    /// Who saved it: the user's name.
+    pub creator: String,
+    /// When its snapshot was taken; for people.
+    pub created: Timestamp,
+    /// What was saved: the namespace, or the selector's value.
+    pub application: String,
+    /// The site of origin.
+    pub site: String,
+    /// The namespace of origin.
+    pub namespace: String,
+    /// The selector within it.
+    pub selector: Option<String>,
+    /// Its components, in the order in which they are shown.
+    pub components: Vec<Component>,
+    /// What was left out by name.
+    pub left_out: Vec<LeftOut>,
+    /// What a site must have.
+    pub requirements: Requirements,
+    /// Where it came from.
+    pub lineage: Lineage,
+    /// How well the data services agree in time.
+    pub instant: Instant,
+    /// Digest over the canonical configuration, keyed per team: 64 hexadecimal digits.
+    pub config_digest: String,
+}
+
+/// One component.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// Its name, unique in the image.
+    pub name: ComponentName,
+    /// Its manifest (a container's may be a multi-platform index).
+    pub manifest: Digest,
+    /// Raw bytes.
+    pub bytes: u64,
+    /// Raw bytes that no earlier image had.
+    pub new_bytes: u64,
+    /// Bytes that it added to the repository.
+    pub stored_bytes: u64,
+    /// What it is.
+    pub body: Body,
+}
+
+/// What a component is. To add a kind: a variant here, and a row in `docs/repository-format.md`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Body {
+    /// Kubernetes objects.
+    Config {
+        /// How many.
+        objects: u64,
+        /// API groups, versions and kinds.
+        kinds: Vec<String>,
+    },
+    /// A container image.
+    Container {
+        /// As it was found.
+        found: ContainerFound,
+        /// Its manifests by platform (`linux/amd64`).
+        platforms: Vec<Platform>,
+    },
+    /// A data service.
+    Data {
+        /// As it was found.
+        found: DataFound,
+        /// The server's version; absent when it is unknown.
+        version: Option<String>,
+        /// What a target must have.
+        features: Vec<String>,
+        /// Its streams.
+        streams: Vec<StreamInfo>,
+        /// How consistent it is in itself.
+        consistency: Consistency,
+        /// What is outside the copy and worth knowing.
+        notices: Vec<String>,
+    },
+}
+
+/// A container's manifest for one platform.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// `OS/ARCHITECTURE[/VARIANT]`.
+    pub platform: String,
+    /// The image manifest.
+    pub manifest: Digest,
+}
+
+/// Something of the application that is not in the image, because the user said so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The name that was given.
+    pub name: String,
+    /// What it is.
+    pub what: String,
+    /// Why it could not be saved; empty when it could have been.
+    pub why: String,
+}
+
+/// What a site must have to run the image. Unknown is `null`, never a guess.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requirements {
+    /// Version of this part: 1.
+    pub version: u32,
+    /// `linux/amd64` …: a site needs one that every container has.
+    pub platforms: Vec<String>,
+    /// `apps/v1 Deployment` …
+    pub kinds: Vec<String>,
+    /// Data services.
+    pub data: Vec<DataRequirement>,
+    /// Raw bytes of all data services.
+    pub data_bytes: Option<u64>,
+    /// Compressed bytes of all container images.
+    pub container_bytes: Option<u64>,
+    /// The version of Kubernetes that it ran on.
+    pub kubernetes: Option<String>,
+}
+
+/// What one data service needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataRequirement {
+    /// The component.
+    pub component: ComponentName,
+    /// Its kind.
+    pub kind: DataKind,
+    /// Version of the server that was saved.
+    pub version: Option<String>,
+    /// Features used.
+    pub features: Vec<String>,
+    /// Raw bytes.
+    pub bytes: Option<u64>,
+}
+
+/// Where an image came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// The record that the saved environment had been restored from.
+    pub restored_from: Option<Digest>,
+    /// The record whose chunks were used again.
+    pub base: Option<Digest>,
+    /// The environment that was saved, when Ocopea had made it.
+    pub environment: Option<String>,
+}
+
+/// The one instant of all data services.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instant {
+    /// Widest possible difference between two snapshots, in microseconds; absent without data services.
+    pub skew_us: Option<u64>,
+    /// Per data service: when its snapshot was opened, as a bracket on the coordinator's monotonic clock.
+    pub opened: Vec<Opened>,
+}
+
+/// When one snapshot was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// The component.
+    pub component: ComponentName,
+    /// Not before, in microseconds since the first request.
+    pub from_us: u64,
+    /// Not after, likewise.
+    pub to_us: u64,
+}
+
+impl Record {
+    /// The component of this name.
+    pub fn component(&self, name: &ComponentName) -> Option<&Component> {
+        self.components.iter().find(|component| component.name == *name)
+    }
+
+    /// Raw bytes of all components.
+    pub fn bytes(&self) -> u64 {
+        self.components.iter().map(|component| component.bytes).sum()
+    }
+
+    /// Names and manifests of the data components: what a later save takes as its base.
+    pub fn data_manifests(&self) -> Vec<(ComponentName, Digest)> {
+        let data = self.components.iter().filter(|c| matches!(c.body, Body::Data { .. }));
+        data.map(|component| (component.name.clone(), component.manifest)).collect()
+    }
+}
