@@ -4,4 +4,10 @@
 //! the only place that knows Kubernetes' API; `configs` cleans, orders and rewrites objects and is pure;
 //! `containers` moves container images; `data` holds the drivers; `capability` finds out what the site can do.
 
+pub mod application;
+pub mod configs;
+pub mod containers;
 pub mod data;
+pub mod failures;
+pub mod platform;
+pub mod reach;

@@ -32,10 +32,9 @@ postgres() {
   mmdebstrap --quiet --variant=minbase --include=postgresql-15,postgresql-client-15,libicu72 --aptopt='APT::Install-Recommends "false"' bookworm "$W/root" >/dev/null 2>"$W/log" || { tail -5 "$W/log" >&2; die "the postgres image could not be made"; }
   install -m 755 "$HERE/images/postgres-entrypoint.sh" "$W/root/usr/local/bin/entrypoint"
   rm -rf "$W/root/var/lib/postgresql/15" "$W/root/var/lib/apt/lists" "$W/root/var/cache/apt"
-  mkdir -p "$W/root/docker-entrypoint-initdb.d"
-  install -d -m 2775 -o 101 -g 103 "$W/root/var/run/postgresql" 2>/dev/null || true
-  chroot "$W/root" chown -R postgres:postgres /var/lib/postgresql /var/run/postgresql
-  chroot "$W/root" sh -c 'usermod -u 999 postgres 2>/dev/null; groupmod -g 999 postgres 2>/dev/null; chown -R 999:999 /var/lib/postgresql /var/run/postgresql; chmod 775 /var/run/postgresql'
+  mkdir -p "$W/root/docker-entrypoint-initdb.d" "$W/root/var/lib/postgresql" "$W/root/run/postgresql"
+  # The well-known image's own numbers, so that volumes made by either fit.
+  chroot "$W/root" sh -c 'groupmod -g 999 postgres; usermod -u 999 -g 999 postgres; chown -R 999:999 /var/lib/postgresql /run/postgresql; chmod 775 /run/postgresql'
   tar -C "$W/root" --sort=name --numeric-owner --mtime=@$SOURCE_DATE_EPOCH --exclude=./usr/share/doc --exclude=./usr/share/locale --exclude='./dev/*' -cf "$W/root.tar" .
   "$HERE/mkimage.py" "$W/root.tar" "$CACHE/img/postgres.tar" postgres:15 --user 999 --entrypoint '["/usr/local/bin/entrypoint"]' --cmd '["postgres"]' --env PGDATA=/var/lib/postgresql/data --env PATH=/usr/lib/postgresql/15/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin >/dev/null
   echo "$key" > "$CACHE/img/postgres.key"

@@ -15,7 +15,7 @@ mod registry;
 pub use copy_in::{ContainerCopy, copy_in};
 pub use credentials::{Credential, Credentials};
 pub use push::{push, remove};
-pub use registry::{RegistryContext, RegistryHost, Resolved};
+pub use registry::{RegistryContext, RegistryHost, Resolved, sha256 as digest_of};
 
 use ocopea_protocol::{names::ComponentName, task::EnvironmentMark};
 

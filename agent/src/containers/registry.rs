@@ -150,11 +150,7 @@ impl RegistryContext {
     /// Whether the registry answers; what it said if not.
     pub async fn answers(&self, registry: &RegistryHost) -> Result<(), TaskFailure> {
         let remote = self.remote(&format!("{}/ocopea-probe", registry.base()))?;
-        remote.retried("reach", |client, auth| async move {
-            let reference = remote_reference(&remote.host, &remote.path, "latest");
-            client.auth(&reference, &auth, RegistryOperation::Pull).await.map(drop)
-        })
-        .await
+        remote.sign_in(RegistryOperation::Pull).await
     }
 }
 
@@ -423,7 +419,7 @@ fn is_passing(error: &OciDistributionError) -> bool {
 }
 
 /// SHA-256 of what was received.
-pub(super) fn sha256(bytes: &[u8]) -> Digest {
+pub fn sha256(bytes: &[u8]) -> Digest {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     let mut out = [0u8; 32];
     out.copy_from_slice(digest.as_ref());

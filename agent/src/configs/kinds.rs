@@ -1,0 +1,154 @@
+//! Which kinds can be restored, in which order, and what a restored object may not ask for.
+
+use ocopea_protocol::plan::Refusal;
+use serde_json::Value;
+
+use super::object_ref;
+
+/// Group and kind, in the order in which they are applied. What isn't here is saved, and refused by name at a restore.
+const ORDER: &[(&str, &str)] = &[
+    ("", "ResourceQuota"),
+    ("", "LimitRange"),
+    ("", "ServiceAccount"),
+    ("", "Secret"),
+    ("", "ConfigMap"),
+    ("rbac.authorization.k8s.io", "Role"),
+    ("rbac.authorization.k8s.io", "RoleBinding"),
+    ("networking.k8s.io", "NetworkPolicy"),
+    ("", "PersistentVolumeClaim"),
+    ("policy", "PodDisruptionBudget"),
+    ("", "Service"),
+    ("networking.k8s.io", "Ingress"),
+    ("apps", "StatefulSet"),
+    ("apps", "DaemonSet"),
+    ("apps", "Deployment"),
+    ("apps", "ReplicaSet"),
+    ("", "ReplicationController"),
+    ("", "Pod"),
+    ("autoscaling", "HorizontalPodAutoscaler"),
+    ("batch", "Job"),
+    ("batch", "CronJob"),
+];
+
+fn group_of(object: &Value) -> (&str, &str) {
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    (group, object["kind"].as_str().unwrap_or_default())
+}
+
+/// Where in the order; `None` when restoring this kind isn't built.
+pub fn rank(object: &Value) -> Option<usize> {
+    let wanted = group_of(object);
+    ORDER.iter().position(|known| *known == wanted)
+}
+
+/// Whether applying it makes something run.
+pub fn starts_something(object: &Value) -> bool {
+    matches!(
+        group_of(object),
+        ("apps", _) | ("batch", _) | ("", "Pod" | "ReplicationController") | ("autoscaling", _)
+    )
+}
+
+/// Whether it is a workload whose readiness is waited for.
+pub fn is_long_running(object: &Value) -> bool {
+    matches!(group_of(object), ("apps", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet") | ("", "Pod"))
+}
+
+/// A Job that has done its work, or a bare pod that has: kept in the image, not run again.
+pub fn is_finished(object: &Value) -> bool {
+    match group_of(object) {
+        ("batch", "Job") => object["status"]["conditions"].as_array().is_some_and(|conditions| {
+            conditions.iter().any(|c| {
+                matches!(c["type"].as_str(), Some("Complete" | "Failed" | "SuccessCriteriaMet")) && c["status"] == "True"
+            })
+        }),
+        ("", "Pod") => matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed")),
+        _ => false,
+    }
+}
+
+/// Annotation on saved objects that had finished: cleaning takes the status away that said so.
+pub const FINISHED: &str = "ocopea.dev/finished";
+
+/// What a restored object must not ask for, each with what to do.
+pub fn refusals(object: &Value) -> Vec<Refusal> {
+    let reference = object_ref(object).to_string();
+    let refuse = |needed: &str, next: &str| Refusal {
+        what: reference.clone(),
+        needed: needed.to_owned(),
+        found: "not allowed for restored copies".to_owned(),
+        next: next.to_owned(),
+    };
+    let mut found = Vec::new();
+    if rank(object).is_none() {
+        let (group, kind) = group_of(object);
+        let full = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+        found.push(Refusal {
+            what: reference.clone(),
+            needed: format!("restoring objects of kind {full}"),
+            found: "not built yet".to_owned(),
+            next: format!("leave it out at the next save: --without {}", without_name(object)),
+        });
+    }
+    if object["metadata"]["finalizers"].as_array().is_some_and(|f| f.iter().any(|f| f != "kubernetes.io/pvc-protection")) {
+        found.push(refuse("finalizers of its own", "remove its finalizers and save again"));
+    }
+    let Some(spec) = super::workload::pod_spec(object) else { return found };
+    for field in ["hostNetwork", "hostPID", "hostIPC"] {
+        if spec[field].as_bool() == Some(true) {
+            found.push(refuse(field, "remove it from the workload and save again"));
+        }
+    }
+    for volume in spec["volumes"].as_array().into_iter().flatten() {
+        if volume["hostPath"].is_object() {
+            let path = volume["hostPath"]["path"].as_str().unwrap_or_default();
+            found.push(refuse(&format!("the node's own path {path:.100}"), "use a persistent volume claim instead"));
+        }
+    }
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in spec[list].as_array().into_iter().flatten() {
+            if container["securityContext"]["privileged"].as_bool() == Some(true) {
+                found.push(refuse("a privileged container", "remove it from the workload and save again"));
+            }
+            let host_port = |p: &Value| p["hostPort"].as_i64().is_some_and(|port| port != 0);
+            if container["ports"].as_array().is_some_and(|ports| ports.iter().any(host_port)) {
+                found.push(refuse("a port of the node (hostPort)", "use a Service instead"));
+            }
+        }
+    }
+    found
+}
+
+/// The name by which an object is left out: `kind/name`.
+pub fn without_name(object: &Value) -> String {
+    object_ref(object).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_would_reach_out_of_the_namespace_is_refused_by_name() {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "finalizers": ["x.example/y"]},
+            "spec": {"hostNetwork": true, "volumes": [{"hostPath": {"path": "/etc"}}],
+                "initContainers": [{"securityContext": {"privileged": true}, "ports": [{"hostPort": 80}]}]}});
+        let needed: Vec<String> = refusals(&pod).into_iter().map(|r| r.needed).collect();
+        assert_eq!(needed.len(), 5, "{needed:?}");
+        assert!(needed.iter().any(|n| n.contains("/etc")));
+        let custom = json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}});
+        assert!(refusals(&custom)[0].needed.contains("Widget.example.com"));
+        assert!(refusals(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}})).is_empty());
+    }
+
+    #[test]
+    fn configuration_comes_before_what_reads_it() {
+        let of = |version: &str, kind: &str| rank(&json!({"apiVersion": version, "kind": kind}));
+        assert!(of("v1", "Secret") < of("v1", "Service"));
+        assert!(of("v1", "PersistentVolumeClaim") < of("apps/v1", "StatefulSet"));
+        assert!(of("apps/v1", "StatefulSet") < of("apps/v1", "Deployment"));
+    }
+}

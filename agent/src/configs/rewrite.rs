@@ -1,0 +1,249 @@
+//! What a restore changes in saved objects: image references, namespace, marks. By meaning, in named places.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use ocopea_protocol::{
+    inventory::{ContainerFound, ObjectRef},
+    names::ComponentName,
+    plan::ContainerPlacement,
+};
+use serde_json::{Value, json};
+
+use super::{
+    network::{Service, rename_hosts, services},
+    object_ref,
+    workload::{pod_spec, pod_spec_mut},
+};
+use crate::platform::{ENVIRONMENT, OPERATION};
+
+/// What a restore changes.
+pub struct Rewrite<'a> {
+    /// The namespace that was saved.
+    pub from: &'a str,
+    /// The environment's.
+    pub to: &'a str,
+    /// Container components as they were saved.
+    pub containers: &'a [ContainerFound],
+    /// Where each will be pulled from.
+    pub placements: &'a [ContainerPlacement],
+    /// Marks for every object.
+    pub environment: String,
+    /// The operation that makes them.
+    pub operation: String,
+}
+
+/// A change that was made, for the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The object.
+    pub object: ObjectRef,
+    /// What changed. Never a secret's value.
+    pub detail: String,
+}
+
+/// `HOST/PATH/NAME:TAG@DIGEST` in parts, with the defaults that runtimes add.
+pub fn split_image(image: &str) -> (String, Option<String>, Option<String>) {
+    let (name, digest) = match image.split_once('@') {
+        Some((name, digest)) => (name, Some(digest.to_owned())),
+        None => (image, None),
+    };
+    let (name, tag) = match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag.to_owned())),
+        _ => (name, None),
+    };
+    let repository = match name.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => name.to_owned(),
+        Some(_) => format!("docker.io/{name}"),
+        None => format!("docker.io/library/{name}"),
+    };
+    (repository, tag, digest)
+}
+
+/// The component that a workload's image reference stands for.
+pub fn component_of<'a>(image: &str, user: &ObjectRef, containers: &'a [ContainerFound]) -> Option<&'a ContainerFound> {
+    let (repository, tag, digest) = split_image(image);
+    let same = || containers.iter().filter(|c| c.repository == repository && c.used_by.contains(user));
+    if let Some(digest) = digest {
+        return same().find(|c| c.digest.to_string() == digest);
+    }
+    same().find(|c| c.tag == tag).or_else(|| same().next())
+}
+
+impl Rewrite<'_> {
+    /// The objects as they will be applied, with what was changed.
+    pub fn apply(&self, objects: &[Value]) -> (Vec<Value>, Vec<Change>) {
+        let known = services(objects);
+        let placements: BTreeMap<&ComponentName, &ContainerPlacement> =
+            self.placements.iter().map(|p| (&p.component, p)).collect();
+        let mut changes = Vec::new();
+        let rewritten = objects.iter().map(|object| self.one(object, &known, &placements, &mut changes)).collect();
+        (rewritten, changes)
+    }
+
+    fn one(
+        &self,
+        object: &Value,
+        known: &[Service],
+        placements: &BTreeMap<&ComponentName, &ContainerPlacement>,
+        changes: &mut Vec<Change>,
+    ) -> Value {
+        let mut object = object.clone();
+        let reference = object_ref(&object);
+        let mut note = |detail: String| changes.push(Change { object: reference.clone(), detail });
+        object["metadata"]["namespace"] = Value::from(self.to);
+        mark(&mut object["metadata"], &self.environment, &self.operation);
+        self.images(&mut object, &reference, placements, &mut note);
+        match reference.kind.as_str() {
+            "ConfigMap" => self.texts(&mut object["data"], known, &mut note, false),
+            "Secret" => {
+                self.texts(&mut object["data"], known, &mut note, true);
+                self.texts(&mut object["stringData"], known, &mut note, false);
+            }
+            "RoleBinding" => {
+                for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+                    if subject["namespace"].as_str() == Some(self.from) {
+                        subject["namespace"] = Value::from(self.to);
+                        note(format!("subject's namespace {} → {}", self.from, self.to));
+                    }
+                }
+            }
+            _ => {}
+        }
+        if let Some(spec) = pod_spec_mut(&mut object) {
+            for list in ["containers", "initContainers"] {
+                for container in spec[list].as_array_mut().into_iter().flatten() {
+                    self.container(container, known, &mut note);
+                }
+            }
+        }
+        object
+    }
+
+    fn images(
+        &self,
+        object: &mut Value,
+        reference: &ObjectRef,
+        placements: &BTreeMap<&ComponentName, &ContainerPlacement>,
+        note: &mut impl FnMut(String),
+    ) {
+        let Some(spec) = pod_spec_mut(object) else { return };
+        for list in ["containers", "initContainers"] {
+            for container in spec[list].as_array_mut().into_iter().flatten() {
+                let Some(image) = container["image"].as_str() else { continue };
+                let Some(component) = component_of(image, reference, self.containers) else { continue };
+                let Some(placement) = placements.get(&component.name) else { continue };
+                let new = format!("{}@{}", placement.target, placement.digest);
+                if placement.digest == component.digest {
+                    note(format!("image pulled from {}, the same {}", placement.target, placement.digest));
+                } else {
+                    note(format!("image {image} → {new}"));
+                }
+                container["image"] = Value::from(new);
+                // A tag may have wanted "Always"; a digest never changes.
+                container["imagePullPolicy"] = Value::from("IfNotPresent");
+            }
+        }
+    }
+
+    fn container(&self, container: &mut Value, known: &[Service], note: &mut impl FnMut(String)) {
+        for env in container["env"].as_array_mut().into_iter().flatten() {
+            if let Some(renamed) = env["value"].as_str().and_then(|value| self.renamed(value, known)) {
+                note(format!("variable {}: host names of {} → {}", env["name"].as_str().unwrap_or_default(), self.from, self.to));
+                env["value"] = Value::from(renamed);
+            }
+        }
+        for list in ["command", "args"] {
+            for argument in container[list].as_array_mut().into_iter().flatten() {
+                if let Some(renamed) = argument.as_str().and_then(|value| self.renamed(value, known)) {
+                    note(format!("{list}: host names of {} → {}", self.from, self.to));
+                    *argument = Value::from(renamed);
+                }
+            }
+        }
+    }
+
+    fn texts(&self, data: &mut Value, known: &[Service], note: &mut impl FnMut(String), encoded: bool) {
+        for (key, value) in data.as_object_mut().into_iter().flatten() {
+            let Some(text) = value.as_str() else { continue };
+            let plain = if encoded {
+                let Some(plain) = STANDARD.decode(text.trim()).ok().and_then(|b| String::from_utf8(b).ok()) else { continue };
+                plain
+            } else {
+                text.to_owned()
+            };
+            if let Some(renamed) = self.renamed(&plain, known) {
+                note(format!("{key}: host names of {} → {} (value not shown)", self.from, self.to));
+                *value = Value::from(if encoded { STANDARD.encode(renamed) } else { renamed });
+            }
+        }
+    }
+
+    fn renamed(&self, text: &str, known: &[Service]) -> Option<String> {
+        if self.from == self.to || !text.contains(self.from) {
+            return None;
+        }
+        let renamed = rename_hosts(text, known, self.from, self.to);
+        (renamed != text).then_some(renamed)
+    }
+}
+
+fn mark(metadata: &mut Value, environment: &str, operation: &str) {
+    if !metadata["labels"].is_object() {
+        metadata["labels"] = json!({});
+    }
+    metadata["labels"][ENVIRONMENT] = Value::from(environment);
+    metadata["labels"][OPERATION] = Value::from(operation);
+}
+
+/// Image references of an object that no component stands for.
+pub fn unplaced(object: &Value, containers: &[ContainerFound]) -> Vec<String> {
+    let reference = object_ref(object);
+    let Some(spec) = pod_spec(object) else { return Vec::new() };
+    ["containers", "initContainers"]
+        .iter()
+        .flat_map(|list| spec[*list].as_array().into_iter().flatten())
+        .filter_map(|container| container["image"].as_str())
+        .filter(|image| component_of(image, &reference, containers).is_none())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_names_are_split_as_runtimes_do() {
+        assert_eq!(split_image("nginx"), ("docker.io/library/nginx".into(), None, None));
+        assert_eq!(split_image("bitnami/redis:7"), ("docker.io/bitnami/redis".into(), Some("7".into()), None));
+        assert_eq!(split_image("h:5000/a/b"), ("h:5000/a/b".into(), None, None));
+        assert_eq!(split_image("h:5000/a/b:1@sha256:x"), ("h:5000/a/b".into(), Some("1".into()), Some("sha256:x".into())));
+    }
+
+    #[test]
+    fn a_copy_has_its_own_images_namespace_and_marks() {
+        let user = ObjectRef { api_version: "apps/v1".into(), kind: "Deployment".into(), name: "web".into() };
+        let digest: ocopea_protocol::names::Digest = format!("sha256:{}", "1".repeat(64)).parse().unwrap();
+        let containers = vec![ContainerFound {
+            name: "chat".parse().unwrap(), repository: "h:5000/chat".into(), tag: Some("1".into()), digest,
+            used_by: vec![user], pull_secrets: vec![],
+        }];
+        let placements = vec![ContainerPlacement { component: "chat".parse().unwrap(), digest, target: "r/x/chat".into(), push: true }];
+        let rewrite = Rewrite { from: "shop", to: "copy", containers: &containers, placements: &placements, environment: "e".into(), operation: "o".into() };
+        let objects = [
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"template": {"spec": {"containers":
+                [{"name": "c", "image": "h:5000/chat:1", "env": [{"name": "U", "value": "db.shop.svc"}]}]}}}}),
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"uri": STANDARD.encode("x://db.shop.svc/shop")}}),
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "db"}}),
+        ];
+        let (out, changes) = rewrite.apply(&objects);
+        let container = &out[0]["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(container["image"], format!("r/x/chat@{digest}"));
+        assert_eq!(container["env"][0]["value"], "db.copy.svc");
+        assert_eq!(out[1]["data"]["uri"], STANDARD.encode("x://db.copy.svc/shop"));
+        assert!(out.iter().all(|o| o["metadata"]["namespace"] == "copy" && o["metadata"]["labels"][ENVIRONMENT] == "e"));
+        assert_eq!(changes.len(), 3, "{changes:?}");
+        assert!(changes.iter().all(|c| !c.detail.contains("x://")));
+    }
+}

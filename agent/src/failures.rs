@@ -1,0 +1,52 @@
+//! How errors of the crates below become failures that people read.
+
+use ocopea_protocol::failure::TaskFailure;
+
+/// An error of the repository.
+pub fn repository(what: &str, error: &ocopea_repository::Error) -> TaskFailure {
+    let code = error.code();
+    if code == "repository.full" {
+        return TaskFailure::permanent(code, what, error)
+            .next("make room (`ocopea rm IMAGE`, then `ocopea repository collect`), then try again");
+    }
+    if error.is_permanent() {
+        TaskFailure::permanent(code, what, error).next("see what else is affected: ocopea repository verify")
+    } else {
+        TaskFailure::retryable(code, what, error)
+    }
+}
+
+/// An error of the cluster's API.
+pub fn kubernetes(what: &str, error: &kube::Error) -> TaskFailure {
+    match error {
+        kube::Error::Api(status) => {
+            let cause = format!("{} ({})", status.message, status.reason);
+            match status.code {
+                401 => TaskFailure::permanent("site.unauthorized", what, cause)
+                    .next("the cluster no longer accepts the credentials of this context: renew them in the kubeconfig"),
+                403 => TaskFailure::permanent("site.forbidden", what, cause)
+                    .next("grant that verb to the user of this context"),
+                404 => TaskFailure::permanent("site.not-found", what, cause),
+                409 => TaskFailure::conflict("site.conflict", what, cause),
+                429 | 500..=599 => TaskFailure::retryable("site.busy", what, cause),
+                _ => TaskFailure::permanent("site.refused", what, cause),
+            }
+        }
+        other => TaskFailure::retryable("site.unreachable", what, chain(other))
+            .next("check that the cluster runs and can be reached from here"),
+    }
+}
+
+/// An error with all of its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
+    text
+}

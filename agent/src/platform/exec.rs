@@ -1,0 +1,235 @@
+//! Programs in a container of the application, and on this host.
+
+use std::process::Stdio;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::AttachParams};
+use ocopea_protocol::{failure::TaskFailure, secret::Secret, seams::Seams};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+
+use super::Platform;
+use crate::{
+    data::{RunningTool, Tools},
+    failures::kubernetes,
+};
+
+/// Bytes of standard error that are kept.
+const TAIL: usize = 16 * 1024;
+/// Bytes that may wait between the API server and the reader.
+const BUFFER: usize = 1024 * 1024;
+
+/// Runs programs by exec through the API server.
+pub struct PodTools {
+    /// The cluster.
+    pub platform: Platform,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod.
+    pub pod: String,
+    /// The container.
+    pub container: Option<String>,
+    /// The port under which the service listens within the pod.
+    pub port: u16,
+}
+
+impl Platform {
+    /// Starts `command` in a container. Environment goes in by `env`, values by standard input never by argument.
+    pub async fn exec(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: Option<&str>,
+        command: &[String],
+        input: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    ) -> Result<RunningTool, TaskFailure> {
+        let what = format!("can't run {} in pod {pod}", command.first().map_or("nothing", String::as_str));
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let mut parameters = AttachParams::default()
+            .stdin(input.is_some())
+            .stdout(true)
+            .stderr(true)
+            .max_stdin_buf_size(BUFFER)
+            .max_stdout_buf_size(BUFFER)
+            .max_stderr_buf_size(TAIL);
+        if let Some(container) = container {
+            parameters = parameters.container(container);
+        }
+        let mut process =
+            pods.exec(pod, command.to_vec(), &parameters).await.map_err(|error| kubernetes(&what, &error))?;
+        let missing = || TaskFailure::retryable("exec.streams", what.clone(), "the API server opened no streams");
+        let output = process.stdout().ok_or_else(missing)?;
+        let mut errors = process.stderr().ok_or_else(missing)?;
+        let status = process.take_status().ok_or_else(missing)?;
+        if let (Some(mut input), Some(mut stdin)) = (input, process.stdin()) {
+            self.seams.spawner.spawn(
+                "exec.input",
+                Box::pin(async move {
+                    // The reader's end tells: a program that stops reading ends with its own error.
+                    let _ = tokio::io::copy(&mut input, &mut stdin).await;
+                    let _ = stdin.shutdown().await;
+                }),
+            );
+        }
+        let (mut sender, ended) = tokio::sync::oneshot::channel();
+        self.seams.spawner.spawn(
+            "exec.wait",
+            Box::pin(async move {
+                let waited = async {
+                    let mut tail = Vec::new();
+                    let _ = read_tail(&mut errors, &mut tail).await;
+                    let status = status.await;
+                    (exit_code(status.as_ref()), String::from_utf8_lossy(&tail).trim().to_owned())
+                };
+                tokio::select! {
+                    () = sender.closed() => process.abort(),
+                    outcome = waited => { let _ = sender.send(outcome); }
+                }
+            }),
+        );
+        Ok(RunningTool { output: Box::new(output), ended })
+    }
+}
+
+/// The exit status that the API server reports.
+fn exit_code(status: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Status>) -> i32 {
+    let Some(status) = status else { return -1 };
+    if status.status.as_deref() == Some("Success") {
+        return 0;
+    }
+    status
+        .details
+        .as_ref()
+        .and_then(|details| details.causes.as_ref())
+        .and_then(|causes| causes.iter().find(|cause| cause.reason.as_deref() == Some("ExitCode")))
+        .and_then(|cause| cause.message.as_ref())
+        .and_then(|message| message.parse().ok())
+        .unwrap_or(-1)
+}
+
+/// Reads all, keeps the last [`TAIL`] bytes.
+async fn read_tail(from: &mut (impl AsyncRead + Unpin), tail: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut buffer = [0u8; 4096];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        tail.extend_from_slice(&buffer[..read]);
+        if tail.len() > 2 * TAIL {
+            tail.drain(..tail.len() - TAIL);
+        }
+    }
+}
+
+#[async_trait]
+impl Tools for PodTools {
+    fn place(&self) -> String {
+        format!("pod {}", self.pod)
+    }
+
+    fn address(&self) -> (String, u16) {
+        ("127.0.0.1".to_owned(), self.port)
+    }
+
+    async fn start(
+        &self,
+        program: &str,
+        arguments: &[String],
+        environment: &[(String, Secret)],
+        input: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    ) -> Result<RunningTool, TaskFailure> {
+        // The environment must not stand in the process list of the node: the shell reads it from its own input,
+        // one NAME=VALUE line each up to an empty line, and hands the rest on.
+        let script = "while IFS= read -r l && [ -n \"$l\" ]; do export \"$l\"; done; exec \"$@\"";
+        let mut command: Vec<String> =
+            ["sh", "-c", script, "sh", program].into_iter().map(str::to_owned).collect();
+        command.extend(arguments.iter().cloned());
+        let mut head = String::new();
+        for (name, value) in environment {
+            if value.reveal().contains(['\n', '\0']) {
+                return Err(TaskFailure::permanent(
+                    "exec.environment",
+                    format!("can't run {program} in pod {}", self.pod),
+                    format!("the value of {name} holds a line break"),
+                ));
+            }
+            head.push_str(&format!("{name}={}\n", value.reveal()));
+        }
+        head.push('\n');
+        let head = std::io::Cursor::new(head.into_bytes());
+        let input: Box<dyn AsyncRead + Send + Unpin> = match input {
+            Some(rest) => Box::new(head.chain(rest)),
+            None => Box::new(head),
+        };
+        self.platform.exec(&self.namespace, &self.pod, self.container.as_deref(), &command, Some(input)).await
+    }
+}
+
+/// Runs programs of this machine.
+pub struct HostTools {
+    /// Where the service is reached from here.
+    pub address: std::net::SocketAddr,
+    /// For waiting.
+    pub seams: Seams,
+}
+
+#[async_trait]
+impl Tools for HostTools {
+    fn place(&self) -> String {
+        "this host".to_owned()
+    }
+
+    fn address(&self) -> (String, u16) {
+        (self.address.ip().to_string(), self.address.port())
+    }
+
+    async fn start(
+        &self,
+        program: &str,
+        arguments: &[String],
+        environment: &[(String, Secret)],
+        input: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    ) -> Result<RunningTool, TaskFailure> {
+        let what = format!("can't run {program} on this host");
+        let missing = || TaskFailure::permanent("tool.streams", what.clone(), "no streams");
+        let mut child = tokio::process::Command::new(program)
+            .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name.as_str(), value.reveal())))
+            .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| TaskFailure::permanent("tool.missing", what.clone(), error))?;
+        let output = child.stdout.take().ok_or_else(missing)?;
+        let mut errors = child.stderr.take().ok_or_else(missing)?;
+        if let (Some(mut input), Some(mut stdin)) = (input, child.stdin.take()) {
+            self.seams.spawner.spawn(
+                "tool.input",
+                Box::pin(async move {
+                    let _ = tokio::io::copy(&mut input, &mut stdin).await;
+                    let _ = stdin.shutdown().await;
+                }),
+            );
+        }
+        let (mut sender, ended) = tokio::sync::oneshot::channel();
+        self.seams.spawner.spawn(
+            "tool.wait",
+            Box::pin(async move {
+                let waited = async {
+                    let mut tail = Vec::new();
+                    let _ = read_tail(&mut errors, &mut tail).await;
+                    let status = child.wait().await;
+                    let code = status.ok().and_then(|status| status.code()).unwrap_or(-1);
+                    (code, String::from_utf8_lossy(&tail).trim().to_owned())
+                };
+                tokio::select! {
+                    () = sender.closed() => {}
+                    outcome = waited => { let _ = sender.send(outcome); }
+                }
+            }),
+        );
+        Ok(RunningTool { output: Box::new(output), ended })
+    }
+}

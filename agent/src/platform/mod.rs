@@ -1,0 +1,63 @@
+//! Kubernetes: the only place of the agent that speaks with a cluster's API.
+
+pub mod apply;
+pub mod discover;
+pub mod exec;
+pub mod forward;
+pub mod namespace;
+pub mod wait;
+
+use std::path::Path;
+
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use ocopea_protocol::{failure::TaskFailure, seams::Seams};
+
+use crate::failures::chain;
+
+/// The field manager of everything that Ocopea applies.
+pub const MANAGER: &str = "ocopea";
+/// Label: the environment that an object was made for.
+pub const ENVIRONMENT: &str = "ocopea.dev/environment";
+/// Label: the operation that made an object.
+pub const OPERATION: &str = "ocopea.dev/operation";
+/// Annotation of a namespace: the record that its environment came from.
+pub const RECORD: &str = "ocopea.dev/record";
+
+/// A cluster, reached through one context of a kubeconfig.
+#[derive(Clone)]
+pub struct Platform {
+    /// The API.
+    pub client: Client,
+    /// The context's name, for messages.
+    pub context: String,
+    /// The API server's host: where NodePorts may be looked for.
+    pub api_host: String,
+    /// Clock, chance, spawning.
+    pub seams: Seams,
+}
+
+impl Platform {
+    /// Reads the kubeconfig; doesn't connect yet.
+    pub async fn open(kubeconfig: Option<&Path>, context: &str, seams: Seams) -> Result<Self, TaskFailure> {
+        let what = format!("can't use the kubeconfig context {context:?}");
+        let fault = |error: &dyn std::error::Error| {
+            TaskFailure::permanent("site.kubeconfig", what.clone(), chain(error))
+                .next("see the contexts there are: kubectl config get-contexts")
+        };
+        let file = match kubeconfig {
+            Some(path) => Kubeconfig::read_from(path),
+            None => Kubeconfig::read(),
+        }
+        .map_err(|error| fault(&error))?;
+        let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
+        let mut config = Config::from_custom_kubeconfig(file, &options).await.map_err(|error| fault(&error))?;
+        config.connect_timeout = Some(std::time::Duration::from_secs(5));
+        config.read_timeout = None;
+        let api_host = config.cluster_url.host().unwrap_or_default().to_owned();
+        let client = Client::try_from(config).map_err(|error| fault(&error))?;
+        Ok(Self { client, context: context.to_owned(), api_host, seams })
+    }
+}

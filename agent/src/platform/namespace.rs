@@ -1,0 +1,115 @@
+//! Namespaces of environments: made with a mark, removed only by that mark.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use kube::{
+    Api,
+    api::{DeleteParams, PostParams, Preconditions},
+};
+use ocopea_protocol::{failure::TaskFailure, task::EnvironmentMark};
+use tokio_util::sync::CancellationToken;
+
+use super::{ENVIRONMENT, OPERATION, Platform, RECORD};
+use crate::failures::kubernetes;
+
+impl Platform {
+    /// Whether a namespace of that name exists.
+    pub async fn namespace_exists(&self, name: &str) -> Result<bool, TaskFailure> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let found = api.get_opt(name).await.map_err(|e| kubernetes(&format!("can't look for namespace {name}"), &e))?;
+        Ok(found.is_some())
+    }
+
+    /// The labels and annotations of a namespace.
+    pub async fn namespace_marks(&self, name: &str) -> Result<Option<(String, String)>, TaskFailure> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let found = api.get_opt(name).await.map_err(|e| kubernetes(&format!("can't read namespace {name}"), &e))?;
+        let Some(found) = found else {
+            return Err(TaskFailure::permanent(
+                "application.not-found",
+                format!("can't find the application {name:?}"),
+                format!("context {} has no namespace of that name", self.context),
+            )
+            .next("see what runs: ocopea applications"));
+        };
+        let environment = found.metadata.labels.and_then(|mut labels| labels.remove(ENVIRONMENT));
+        let record = found.metadata.annotations.and_then(|mut annotations| annotations.remove(RECORD));
+        Ok(environment.zip(record))
+    }
+
+    /// Makes the environment's namespace. One that this operation made before is fine; any other is refused.
+    pub async fn create_namespace(&self, mark: &EnvironmentMark) -> Result<(), TaskFailure> {
+        let name = mark.name.as_str();
+        let what = format!("can't make namespace {name}");
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let namespace: Namespace = serde_json::from_value(serde_json::json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {
+                "name": name,
+                "labels": {ENVIRONMENT: mark.environment.to_string(), OPERATION: mark.operation.to_string()},
+                "annotations": {RECORD: mark.record.to_string()}
+            }
+        }))
+        .map_err(|error| TaskFailure::permanent("site.namespace", what.clone(), error))?;
+        match api.create(&PostParams::default(), &namespace).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                let there = api.get_opt(name).await.map_err(|error| kubernetes(&what, &error))?;
+                if !there.is_some_and(|there| carries(&there, mark)) {
+                    return Err(TaskFailure::conflict("environment.exists", what, "a namespace of that name exists already")
+                        .next("choose another name with --as"));
+                }
+            }
+            Err(error) => return Err(kubernetes(&what, &error)),
+        }
+        // The first pods would be refused before the default service account is there.
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), name);
+        for _ in 0..120 {
+            if accounts.get_opt("default").await.map_err(|error| kubernetes(&what, &error))?.is_some() {
+                return Ok(());
+            }
+            self.seams.clock.sleep(Duration::from_millis(250)).await;
+        }
+        Err(TaskFailure::retryable("site.service-account", what, "its default service account didn't come within 30 s"))
+    }
+
+    /// Deletes the environment's namespace, if it carries the mark, and waits until it is gone.
+    pub async fn remove_namespace(&self, mark: &EnvironmentMark, stop: &CancellationToken) -> Result<(), TaskFailure> {
+        let name = mark.name.as_str();
+        let what = format!("can't remove namespace {name}");
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        for _ in 0..600 {
+            let Some(there) = api.get_opt(name).await.map_err(|error| kubernetes(&what, &error))? else {
+                return Ok(());
+            };
+            if !carries(&there, mark) {
+                // Ours is gone, or never was: what has the name now belongs to somebody else.
+                return Ok(());
+            }
+            if there.metadata.deletion_timestamp.is_none() {
+                let only = Preconditions { uid: there.metadata.uid, resource_version: None };
+                let parameters = DeleteParams { preconditions: Some(only), ..DeleteParams::background() };
+                match api.delete(name, &parameters).await {
+                    Ok(_) => {}
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                    Err(error) => return Err(kubernetes(&what, &error)),
+                }
+            }
+            if !self.seams.sleep_unless(stop, Duration::from_millis(500)).await {
+                return Err(TaskFailure::cancelled(what));
+            }
+        }
+        Err(TaskFailure::retryable("site.namespace-stuck", what, "it is still there after five minutes")
+            .next(format!("see what holds it: kubectl get namespace {name} -o yaml")))
+    }
+}
+
+fn carries(namespace: &Namespace, mark: &EnvironmentMark) -> bool {
+    namespace
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(ENVIRONMENT))
+        .is_some_and(|environment| *environment == mark.environment.to_string())
+}

@@ -1,0 +1,164 @@
+//! Waiting until workloads are really ready, and saying early what keeps them.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DynamicObject, ListParams},
+    core::ApiResource,
+};
+use ocopea_protocol::failure::TaskFailure;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::Platform;
+use crate::failures::kubernetes;
+
+/// How long a pod may fail to start before that is called a failure: images and databases need a moment.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+impl Platform {
+    /// Waits until every one of `workloads` (resource and name) is ready.
+    pub async fn await_ready(
+        &self,
+        namespace: &str,
+        workloads: &[(ApiResource, String)],
+        deadline: Duration,
+        stop: &CancellationToken,
+    ) -> Result<(), TaskFailure> {
+        let start = self.seams.clock.monotonic();
+        loop {
+            let mut waiting = Vec::new();
+            for (resource, name) in workloads {
+                let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
+                let what = format!("can't look after {}/{name}", resource.kind.to_lowercase());
+                let object = api.get(name).await.map_err(|error| kubernetes(&what, &error))?;
+                let object = serde_json::to_value(object).map_err(|e| TaskFailure::permanent("site.answer", what, e))?;
+                if let Some(why) = not_ready(&resource.kind, &object) {
+                    waiting.push(format!("{}/{name} {why}", resource.kind.to_lowercase()));
+                }
+            }
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            let waited = self.seams.clock.monotonic().saturating_sub(start);
+            let troubles = self.troubles(namespace).await?;
+            if waited > deadline || (waited > PATIENCE && !troubles.is_empty()) {
+                let mut cause = waiting.join("; ");
+                for trouble in &troubles {
+                    cause = format!("{cause}; {trouble}");
+                }
+                return Err(TaskFailure::permanent(
+                    "environment.not-ready",
+                    format!("the workloads of {namespace} did not become ready within {} s", waited.as_secs()),
+                    cause,
+                )
+                .next(format!("see what they say: kubectl --context {} -n {namespace} get events", self.context)));
+            }
+            if !self.seams.sleep_unless(stop, Duration::from_millis(700)).await {
+                return Err(TaskFailure::cancelled(format!("stopped waiting for {namespace}")));
+            }
+        }
+    }
+
+    /// What keeps pods from running.
+    pub async fn troubles(&self, namespace: &str) -> Result<Vec<String>, TaskFailure> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let list = pods
+            .list(&ListParams::default().limit(500))
+            .await
+            .map_err(|error| kubernetes(&format!("can't list the pods of {namespace}"), &error))?;
+        let mut troubles = Vec::new();
+        for pod in list {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            let Some(status) = pod.status else { continue };
+            for container in status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten()) {
+                let Some(state) = &container.state else { continue };
+                if let Some(waiting) = &state.waiting {
+                    let reason = waiting.reason.as_deref().unwrap_or_default();
+                    if matches!(reason, "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "CrashLoopBackOff" | "CreateContainerConfigError" | "CreateContainerError") {
+                        let message = waiting.message.as_deref().unwrap_or_default();
+                        troubles.push(format!("pod {name}: {reason} {message:.300}"));
+                    }
+                }
+            }
+            for condition in status.conditions.iter().flatten() {
+                if condition.type_ == "PodScheduled" && condition.status == "False" {
+                    troubles.push(format!("pod {name} can't be scheduled: {:.300}", condition.message.as_deref().unwrap_or_default()));
+                }
+            }
+        }
+        Ok(troubles)
+    }
+
+    /// A ready pod that `labels` select, waited for at most `deadline`.
+    pub async fn ready_pod(&self, namespace: &str, labels: &str) -> Result<Option<String>, TaskFailure> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let list = pods
+            .list(&ListParams::default().labels(labels).limit(500))
+            .await
+            .map_err(|error| kubernetes(&format!("can't list the pods of {namespace}"), &error))?;
+        let mut names: Vec<String> = list
+            .into_iter()
+            .filter(|pod| {
+                pod.metadata.deletion_timestamp.is_none()
+                    && pod.status.as_ref().and_then(|s| s.conditions.as_ref()).is_some_and(|conditions| {
+                        conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+                    })
+            })
+            .filter_map(|pod| pod.metadata.name)
+            .collect();
+        names.sort();
+        Ok(names.into_iter().next())
+    }
+}
+
+/// Why a workload isn't ready, if it isn't.
+fn not_ready(kind: &str, object: &Value) -> Option<String> {
+    let status = &object["status"];
+    let count = |field: &str| status[field].as_i64().unwrap_or(0);
+    let seen = status["observedGeneration"].as_i64().unwrap_or(0);
+    let generation = object["metadata"]["generation"].as_i64().unwrap_or(0);
+    match kind {
+        "Deployment" | "StatefulSet" | "ReplicaSet" => {
+            let wanted = object["spec"]["replicas"].as_i64().unwrap_or(1);
+            let fresh = seen >= generation;
+            let updated = kind == "ReplicaSet" || count("updatedReplicas") >= wanted || wanted == 0;
+            let ready = count("readyReplicas").max(count("availableReplicas"));
+            (!fresh || !updated || ready < wanted).then(|| format!("has {ready} of {wanted} ready"))
+        }
+        "DaemonSet" => {
+            let (ready, wanted) = (count("numberReady"), count("desiredNumberScheduled"));
+            (seen < generation || ready < wanted).then(|| format!("has {ready} of {wanted} ready"))
+        }
+        "Pod" => {
+            let ready = status["conditions"].as_array().is_some_and(|conditions| {
+                conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+            });
+            let done = status["phase"] == "Succeeded";
+            (!ready && !done).then(|| format!("is {}", status["phase"].as_str().unwrap_or("pending").to_lowercase()))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_rollout_counts_only_when_the_controller_has_seen_it() {
+        let stale = json!({"metadata": {"generation": 2}, "spec": {"replicas": 1},
+            "status": {"observedGeneration": 1, "updatedReplicas": 1, "readyReplicas": 1}});
+        assert!(not_ready("Deployment", &stale).is_some());
+        let fresh = json!({"metadata": {"generation": 2}, "spec": {"replicas": 1},
+            "status": {"observedGeneration": 2, "updatedReplicas": 1, "readyReplicas": 1}});
+        assert_eq!(not_ready("Deployment", &fresh), None);
+        let none = json!({"metadata": {"generation": 1}, "spec": {"replicas": 0}, "status": {"observedGeneration": 1}});
+        assert_eq!(not_ready("StatefulSet", &none), None);
+        assert_eq!(not_ready("DaemonSet", &json!({"status": {"numberReady": 1, "desiredNumberScheduled": 2}})), Some("has 1 of 2 ready".into()));
+    }
+}
