@@ -5,6 +5,8 @@
 //! Kubernetes, tasks or images. To add a data service: a file here that implements [`DataService`], a line in
 //! [`all`], a variant of [`DataKind`], and its fixture for the conformance suite in `tests/`.
 
+pub mod postgresql;
+
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
@@ -259,5 +261,5 @@ pub trait Held: Send {
 
 /// Every driver, in the order in which they are asked whether they recognise a container.
 pub fn all() -> Vec<Arc<dyn DataService>> {
-    vec![]
+    vec![Arc::new(postgresql::PostgreSql)]
 }

@@ -81,13 +81,7 @@ fn login(mut fields: BTreeMap<String, String>) -> Option<Login> {
     for name in ["host", "hostaddr", "port", "server"] {
         fields.remove(name);
     }
-    Some(Login {
-        of: LoginOf::Application,
-        user: user?,
-        password: Secret::new(password),
-        database,
-        options: fields,
-    })
+    Some(Login { of: LoginOf::Application, user: user?, password: Secret::new(password), database, options: fields })
 }
 
 /// All PostgreSQL URIs in a value; the login is the first one's that has a user.
@@ -312,15 +306,39 @@ mod tests {
     #[test]
     fn every_usual_way_to_name_a_server_is_understood_and_rewritten_in_place() {
         let cases = [
-            ("postgres://shop:p%40ss@db:5432/shop?sslmode=disable", "postgres://shop:p%40ss@shop-db.copy.svc:5432/shop?sslmode=disable"),
+            (
+                "postgres://shop:p%40ss@db:5432/shop?sslmode=disable",
+                "postgres://shop:p%40ss@shop-db.copy.svc:5432/shop?sslmode=disable",
+            ),
             ("postgresql+asyncpg://shop:p%40ss@db/shop", "postgresql+asyncpg://shop:p%40ss@shop-db.copy.svc/shop"),
-            ("postgresql://shop:p%40ss@db,DB2.shop.svc:5433/shop", "postgresql://shop:p%40ss@shop-db.copy.svc,other:5433/shop"),
-            ("postgresql:///shop?user=shop&host=db&password=p%40ss", "postgresql:///shop?user=shop&host=shop-db.copy.svc&password=p%40ss"),
-            ("jdbc:postgresql://db:5432/shop?user=shop&password=p%40ss", "jdbc:postgresql://shop-db.copy.svc:5432/shop?user=shop&password=p%40ss"),
-            ("url: \"postgres://shop:p%40ss@db/shop\" # db", "url: \"postgres://shop:p%40ss@shop-db.copy.svc/shop\" # db"),
-            ("host=db  port = 5432 user=shop password='p@ss' dbname=shop", "host=shop-db.copy.svc  port = 5432 user=shop password='p@ss' dbname=shop"),
-            ("Host=db;Port=5432;Database=shop;Username=shop;Password=p@ss", "Host=shop-db.copy.svc;Port=5432;Database=shop;Username=shop;Password=p@ss"),
-            ("pgsql:host=db;dbname=shop;user=shop;password=p@ss", "pgsql:host=shop-db.copy.svc;dbname=shop;user=shop;password=p@ss"),
+            (
+                "postgresql://shop:p%40ss@db,DB2.shop.svc:5433/shop",
+                "postgresql://shop:p%40ss@shop-db.copy.svc,other:5433/shop",
+            ),
+            (
+                "postgresql:///shop?user=shop&host=db&password=p%40ss",
+                "postgresql:///shop?user=shop&host=shop-db.copy.svc&password=p%40ss",
+            ),
+            (
+                "jdbc:postgresql://db:5432/shop?user=shop&password=p%40ss",
+                "jdbc:postgresql://shop-db.copy.svc:5432/shop?user=shop&password=p%40ss",
+            ),
+            (
+                "url: \"postgres://shop:p%40ss@db/shop\" # db",
+                "url: \"postgres://shop:p%40ss@shop-db.copy.svc/shop\" # db",
+            ),
+            (
+                "host=db  port = 5432 user=shop password='p@ss' dbname=shop",
+                "host=shop-db.copy.svc  port = 5432 user=shop password='p@ss' dbname=shop",
+            ),
+            (
+                "Host=db;Port=5432;Database=shop;Username=shop;Password=p@ss",
+                "Host=shop-db.copy.svc;Port=5432;Database=shop;Username=shop;Password=p@ss",
+            ),
+            (
+                "pgsql:host=db;dbname=shop;user=shop;password=p@ss",
+                "pgsql:host=shop-db.copy.svc;dbname=shop;user=shop;password=p@ss",
+            ),
         ];
         for (value, rewritten) in cases {
             let parsed = parse("X", value).unwrap_or_else(|| panic!("{value}"));
@@ -347,7 +365,19 @@ mod tests {
     #[test]
     fn what_is_no_binding_is_left_alone_byte_for_byte() {
         let long = "x".repeat(100_000);
-        for value in ["", "mysql://a:b@db/x", "mongodb://db", "host=db", "a=b;c", "://", "postgres://", "%", "http://db/", &long, "\u{0}"] {
+        for value in [
+            "",
+            "mysql://a:b@db/x",
+            "mongodb://db",
+            "host=db",
+            "a=b;c",
+            "://",
+            "postgres://",
+            "%",
+            "http://db/",
+            &long,
+            "\u{0}",
+        ] {
             assert!(parse("URL", value).is_none(), "{value:.20}");
             assert_eq!(rewrite(value, &map()), value);
         }

@@ -14,8 +14,23 @@ pub(super) const PASSWORD_FILE: &str = "password_file";
 
 /// Words of an image's name that make it a helper of a server and not a server.
 const HELPERS: [&str; 17] = [
-    "exporter", "operator", "client", "backup", "bouncer", "pgbouncer", "pool", "pgpool", "proxy", "admin", "pgadmin",
-    "migrate", "migrations", "rest", "metrics", "barman", "init",
+    "exporter",
+    "operator",
+    "client",
+    "backup",
+    "bouncer",
+    "pgbouncer",
+    "pool",
+    "pgpool",
+    "proxy",
+    "admin",
+    "pgadmin",
+    "migrate",
+    "migrations",
+    "rest",
+    "metrics",
+    "barman",
+    "init",
 ];
 
 /// Whether a container looks like a server.
@@ -194,7 +209,8 @@ mod tests {
 
     #[test]
     fn the_administrator_is_read_from_the_servers_own_environment() {
-        let docker = recognise(&container("postgres:15", &[("POSTGRES_USER", "shop"), ("POSTGRES_PASSWORD", "s3cret")]));
+        let docker =
+            recognise(&container("postgres:15", &[("POSTGRES_USER", "shop"), ("POSTGRES_PASSWORD", "s3cret")]));
         let login = docker.and_then(|r| r.administrator).unwrap();
         assert_eq!((login.user.as_str(), login.password.reveal()), ("shop", "s3cret"));
         let bitnami = [
@@ -216,7 +232,11 @@ mod tests {
 
     #[test]
     fn a_login_given_in_pieces_is_found_beside_its_host() {
-        let env = container("", &[("SHOP_DB_HOST", "db"), ("SHOP_DB_USERNAME", "shop"), ("SHOP_DB_PASS", "x"), ("DB_USER", "no")]).env;
+        let env = container(
+            "",
+            &[("SHOP_DB_HOST", "db"), ("SHOP_DB_USERNAME", "shop"), ("SHOP_DB_PASS", "x"), ("DB_USER", "no")],
+        )
+        .env;
         let login = login_beside("SHOP_DB_HOST", &env).unwrap();
         assert_eq!((login.user.as_str(), login.password.reveal()), ("shop", "x"));
         assert!(login_beside("SHOP_DB_PORT", &env).is_none());

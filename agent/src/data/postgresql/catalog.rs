@@ -1,0 +1,505 @@
+//! What the catalogs say of a server and of one database.
+//!
+//! Every query answers rows of JSON, so that each becomes a type without a second description of its columns.
+
+use ocopea_protocol::failure::TaskFailure;
+use serde::{Deserialize, de::IgnoredAny};
+
+use super::{
+    connect::Session,
+    facts::{Database, Extension, Grant, LeftOut, MaterialisedView, Membership, Owned, Role, Setting},
+    sql,
+};
+
+/// Extensions that a load may have the provisioner make, besides the trusted ones. All are part of PostgreSQL's own
+/// distribution or widely reviewed, and none of them runs anything by itself.
+const ALLOWED: [&str; 22] = [
+    "amcheck",
+    "autoinc",
+    "bloom",
+    "dict_int",
+    "dict_xsyn",
+    "earthdistance",
+    "insert_username",
+    "moddatetime",
+    "pageinspect",
+    "pg_buffercache",
+    "pg_freespacemap",
+    "pg_prewarm",
+    "pg_stat_statements",
+    "pg_surgery",
+    "pg_visibility",
+    "pgrowlocks",
+    "pgstattuple",
+    "postgis",
+    "refint",
+    "sslinfo",
+    "vector",
+    "xml2",
+];
+
+/// Extensions whose data needs a procedure of their own, or that act by themselves.
+const UNKNOWN: [(&str, &str); 8] = [
+    ("timescaledb", "its hypertables need its own procedure to be loaded"),
+    ("timescaledb_toolkit", "it belongs to TimescaleDB"),
+    ("citus", "its data lies on several servers"),
+    ("pg_cron", "it would start its jobs at the copy"),
+    ("pg_partman", "its background worker would change the copy"),
+    ("pglogical", "it would replicate from the original"),
+    ("pgagent", "it would start its jobs at the copy"),
+    ("plrust", "its functions run outside the database"),
+];
+
+/// Whether the provisioner may make this extension.
+pub(super) fn allowed(extension: &str) -> bool {
+    ALLOWED.contains(&extension)
+}
+
+/// A table whose rows are copied.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub(super) struct Table {
+    pub oid: i64,
+    pub schema: String,
+    pub name: String,
+    /// Columns that hold data of their own, by name: the order within the table may differ after a restore.
+    pub columns: Vec<String>,
+    /// Blocks of the heap.
+    pub blocks: i64,
+    /// Whether it can be read in ranges of blocks.
+    pub ranges: bool,
+    /// Of an extension's configuration table: which rows are the user's (`WHERE …`), may be empty.
+    pub filter: Option<String>,
+}
+
+impl Table {
+    /// `shop.public.users`, as the stream is called.
+    pub(super) fn stream(&self, database: &str) -> String {
+        format!("{}.{}.{}", sql::shown(database), sql::shown(&self.schema), sql::shown(&self.name))
+    }
+
+    /// `COPY` of its rows, or of those in some of its blocks.
+    pub(super) fn copy_out(&self, blocks: Option<(i64, Option<i64>)>) -> String {
+        let table = sql::qualified(&self.schema, &self.name);
+        let columns: Vec<String> = self.columns.iter().map(|column| sql::ident(column)).collect();
+        let columns = columns.join(", ");
+        let filter = self.filter.as_deref().unwrap_or_default();
+        match blocks {
+            Some((from, to)) => {
+                let end = to.map(|to| format!(" AND ctid < '({to},0)'::pg_catalog.tid")).unwrap_or_default();
+                format!(
+                    "COPY (SELECT {columns} FROM ONLY {table} WHERE ctid >= '({from},0)'::pg_catalog.tid{end}) TO STDOUT"
+                )
+            }
+            None if !filter.is_empty() => format!("COPY (SELECT {columns} FROM ONLY {table} {filter}) TO STDOUT"),
+            None if columns.is_empty() => format!("COPY {table} TO STDOUT"),
+            None => format!("COPY {table} ({columns}) TO STDOUT"),
+        }
+    }
+
+    /// `COPY` of rows into it.
+    pub(super) fn copy_in(&self) -> String {
+        let table = sql::qualified(&self.schema, &self.name);
+        let columns: Vec<String> = self.columns.iter().map(|column| sql::ident(column)).collect();
+        if columns.is_empty() {
+            format!("COPY {table} FROM STDIN")
+        } else {
+            format!("COPY {table} ({}) FROM STDIN", columns.join(", "))
+        }
+    }
+}
+
+/// A sequence.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub(super) struct Sequence {
+    pub oid: i64,
+    pub schema: String,
+    pub name: String,
+}
+
+/// A relation that is locked while a snapshot is held.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub(super) struct Lockable {
+    pub oid: i64,
+    pub schema: String,
+    pub name: String,
+}
+
+/// Relations of users: not the system's, not temporary.
+const USERS: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
+
+impl Session {
+    /// All databases but templates, by name, without their inside.
+    pub(super) async fn databases(&mut self) -> Result<Vec<Database>, TaskFailure> {
+        #[derive(Deserialize)]
+        struct Row {
+            oid: i64,
+            #[serde(flatten)]
+            database: Database,
+            has_acl: bool,
+        }
+        let (provider, locale) = match self.version {
+            170_000.. => ("d.datlocprovider::text", "d.datlocale"),
+            150_000.. => ("d.datlocprovider::text", "d.daticulocale"),
+            _ => ("'c'", "NULL::text"),
+        };
+        let rows: Vec<Row> = self
+            .list(&format!(
+                "SELECT d.oid::int8 AS oid, d.datname AS name, pg_get_userbyid(d.datdba) AS owner, \
+                 pg_encoding_to_char(d.encoding) AS encoding, d.datcollate AS collate, d.datctype AS ctype, \
+                 {provider} AS provider, {locale} AS locale, d.datconnlimit::int8 AS limit, \
+                 shobj_description(d.oid, 'pg_database') AS comment, '[]'::json AS settings, NULL AS grants, \
+                 d.datacl IS NOT NULL AS has_acl \
+                 FROM pg_database d WHERE NOT d.datistemplate AND d.datallowconn \
+                 ORDER BY d.datname COLLATE \"C\""
+            ))
+            .await?;
+        let mut databases = Vec::with_capacity(rows.len());
+        for row in rows {
+            let mut database = row.database;
+            if row.has_acl {
+                let grants = self
+                    .list(&format!(
+                        "SELECT CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END AS grantee, \
+                         a.privilege_type AS privilege, a.is_grantable AS grantable \
+                         FROM pg_database d, aclexplode(d.datacl) a WHERE d.oid = {}",
+                        row.oid
+                    ))
+                    .await?;
+                database.grants = Some(grants);
+            }
+            database.settings = self.settings(row.oid).await?;
+            databases.push(database);
+        }
+        Ok(databases)
+    }
+
+    /// Databases that nobody may connect to.
+    pub(super) async fn closed_databases(&mut self) -> Result<Vec<String>, TaskFailure> {
+        #[derive(Deserialize)]
+        struct Row {
+            name: String,
+        }
+        let rows: Vec<Row> =
+            self.list("SELECT datname AS name FROM pg_database WHERE NOT datistemplate AND NOT datallowconn").await?;
+        Ok(rows.into_iter().map(|row| row.name).collect())
+    }
+
+    /// `ALTER DATABASE/ROLE … SET` of one database; 0 for those that hold everywhere.
+    pub(super) async fn settings(&mut self, database: i64) -> Result<Vec<Setting>, TaskFailure> {
+        self.list(&format!(
+            "SELECT CASE s.setrole WHEN 0 THEN NULL ELSE pg_get_userbyid(s.setrole) END AS role, c AS text \
+             FROM pg_db_role_setting s, unnest(s.setconfig) WITH ORDINALITY u(c, at) \
+             WHERE s.setdatabase = {database} ORDER BY 1 NULLS FIRST, u.at"
+        ))
+        .await
+    }
+
+    /// All roles but predefined ones. Verifiers of passwords only where they may be read.
+    pub(super) async fn roles(&mut self, verifiers: bool) -> Result<Vec<Role>, TaskFailure> {
+        let (from, password) = if verifiers { ("pg_authid", "r.rolpassword") } else { ("pg_roles", "NULL") };
+        self.list(&format!(
+            "SELECT r.rolname AS name, r.rolsuper AS superuser, r.rolinherit AS inherit, r.rolcreaterole AS create_role, \
+             r.rolcreatedb AS create_db, r.rolcanlogin AS login, r.rolreplication AS replication, \
+             r.rolbypassrls AS bypass, r.rolconnlimit::int8 AS limit, r.rolvaliduntil::text AS until, \
+             {password} AS password, shobj_description(r.oid, 'pg_authid') AS comment \
+             FROM {from} r WHERE r.rolname !~ '^pg_' ORDER BY r.rolname COLLATE \"C\""
+        ))
+        .await
+    }
+
+    /// Who is a member of what.
+    pub(super) async fn memberships(&mut self) -> Result<Vec<Membership>, TaskFailure> {
+        let options = if self.version >= 160_000 {
+            "m.inherit_option AS inherit, m.set_option AS set"
+        } else {
+            "NULL AS inherit, NULL AS set"
+        };
+        self.list(&format!(
+            "SELECT DISTINCT r.rolname AS role, u.rolname AS member, m.admin_option AS admin, {options} \
+             FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid JOIN pg_roles u ON u.oid = m.member \
+             WHERE u.rolname !~ '^pg_' ORDER BY 1, 2"
+        ))
+        .await
+    }
+
+    /// The server's own settings that differ from the default and would matter elsewhere.
+    pub(super) async fn parameters(&mut self) -> Result<Vec<(String, String)>, TaskFailure> {
+        #[derive(Deserialize)]
+        struct Row {
+            name: String,
+            value: String,
+        }
+        let rows: Vec<Row> = self
+            .list(
+                "SELECT name, setting AS value FROM pg_settings WHERE source IN ('configuration file', 'command line', \
+                 'environment variable') AND context <> 'internal' AND category NOT LIKE 'File Locations%' \
+                 AND name NOT IN ('config_file', 'data_directory', 'hba_file', 'ident_file', 'port', \
+                 'listen_addresses', 'unix_socket_directories', 'application_name', 'client_encoding') \
+                 AND setting IS DISTINCT FROM boot_val ORDER BY name",
+            )
+            .await?;
+        Ok(rows.into_iter().map(|row| (row.name, row.value)).collect())
+    }
+
+    /// Tables whose rows are copied: leaf partitions and plain ones; of extensions only configuration tables.
+    pub(super) async fn tables(&mut self) -> Result<Vec<Table>, TaskFailure> {
+        let ranges = self.version >= 140_000;
+        self.list(&format!(
+            "SELECT c.oid::int8 AS oid, n.nspname AS schema, c.relname AS name, \
+             ARRAY(SELECT a.attname FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
+                   AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attname COLLATE \"C\")::text[] AS columns, \
+             pg_relation_size(c.oid) / current_setting('block_size')::int8 AS blocks, \
+             {ranges} AND e.oid IS NULL AND m.amname = 'heap' AS ranges, \
+             CASE WHEN e.oid IS NOT NULL THEN e.extcondition[array_position(e.extconfig, c.oid)] END AS filter \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am m ON m.oid = c.relam \
+             LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0 \
+                   AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' \
+             LEFT JOIN pg_extension e ON e.oid = d.refobjid \
+             WHERE c.relkind = 'r' AND {USERS} AND (e.oid IS NULL OR c.oid = ANY (e.extconfig)) \
+             ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\""
+        ))
+        .await
+    }
+
+    /// What is locked while a snapshot is held: all tables and partitioned parents.
+    pub(super) async fn lockables(&mut self) -> Result<Vec<Lockable>, TaskFailure> {
+        self.list(&format!(
+            "SELECT c.oid::int8 AS oid, n.nspname AS schema, c.relname AS name \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind IN ('r', 'p') AND {USERS} ORDER BY c.oid"
+        ))
+        .await
+    }
+
+    /// Sequences but those that an extension made for itself.
+    pub(super) async fn sequences(&mut self) -> Result<Vec<Sequence>, TaskFailure> {
+        self.list(&format!(
+            "SELECT c.oid::int8 AS oid, n.nspname AS schema, c.relname AS name \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0 \
+                   AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' \
+             LEFT JOIN pg_extension e ON e.oid = d.refobjid \
+             WHERE c.relkind = 'S' AND {USERS} AND (e.oid IS NULL OR c.oid = ANY (e.extconfig)) \
+             ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\""
+        ))
+        .await
+    }
+
+    /// Whether a schema called `public` is there.
+    pub(super) async fn has_public(&mut self) -> Result<bool, TaskFailure> {
+        let rows: Vec<IgnoredAny> = self.list("SELECT oid::int8 FROM pg_namespace WHERE nspname = 'public'").await?;
+        Ok(!rows.is_empty())
+    }
+
+    /// Extensions.
+    pub(super) async fn extensions(&mut self) -> Result<Vec<Extension>, TaskFailure> {
+        let trusted = if self.version >= 130_000 { "coalesce(v.trusted, false)" } else { "false" };
+        self.list(&format!(
+            "SELECT e.extname AS name, e.extversion AS version, n.nspname AS schema, {trusted} AS trusted, \
+             e.oid < 16384 AS built_in FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
+             LEFT JOIN pg_available_extension_versions v ON v.name = e.extname AND v.version = e.extversion \
+             ORDER BY e.extname COLLATE \"C\""
+        ))
+        .await
+    }
+
+    /// Extensions that the server has files of, and whether a database's owner may make them.
+    pub(super) async fn trusted_extensions(&mut self) -> Result<std::collections::BTreeMap<String, bool>, TaskFailure> {
+        #[derive(Deserialize)]
+        struct Row {
+            name: String,
+            trusted: bool,
+        }
+        let trusted = if self.version >= 130_000 { "bool_or(trusted)" } else { "false" };
+        let rows: Vec<Row> = self
+            .list(&format!("SELECT name, {trusted} AS trusted FROM pg_available_extension_versions GROUP BY name"))
+            .await?;
+        Ok(rows.into_iter().map(|row| (row.name, row.trusted)).collect())
+    }
+
+    /// Materialised views in the order in which they can be refreshed.
+    pub(super) async fn materialised_views(&mut self) -> Result<Vec<MaterialisedView>, TaskFailure> {
+        #[derive(Deserialize)]
+        struct Row {
+            oid: i64,
+            #[serde(flatten)]
+            view: MaterialisedView,
+        }
+        #[derive(Deserialize)]
+        struct Edge {
+            from: i64,
+            to: i64,
+        }
+        let views: Vec<Row> = self
+            .list(&format!(
+                "SELECT c.oid::int8 AS oid, n.nspname AS schema, c.relname AS name, c.relispopulated AS populated \
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' AND {USERS} \
+                 ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\""
+            ))
+            .await?;
+        if views.len() < 2 {
+            return Ok(views.into_iter().map(|row| row.view).collect());
+        }
+        let edges: Vec<Edge> = self
+            .list(
+                "SELECT DISTINCT r.ev_class::int8 AS from, d.refobjid::int8 AS to FROM pg_rewrite r \
+                 JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid \
+                   AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class \
+                 JOIN pg_class c ON c.oid = d.refobjid AND c.relkind IN ('v', 'm') WHERE r.ev_class >= 16384",
+            )
+            .await?;
+        let mut needs: std::collections::BTreeMap<i64, Vec<i64>> = std::collections::BTreeMap::new();
+        for edge in edges {
+            needs.entry(edge.from).or_default().push(edge.to);
+        }
+        // Depth first, without recursion: a view comes after all that it reads.
+        let mut order: Vec<i64> = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        for row in &views {
+            let mut stack = vec![(row.oid, false)];
+            while let Some((oid, done)) = stack.pop() {
+                if done {
+                    order.push(oid);
+                } else if seen.insert(oid) {
+                    stack.push((oid, true));
+                    stack.extend(needs.get(&oid).into_iter().flatten().map(|next| (*next, false)));
+                }
+            }
+        }
+        let mut views: std::collections::BTreeMap<i64, MaterialisedView> =
+            views.into_iter().map(|row| (row.oid, row.view)).collect();
+        Ok(order.into_iter().filter_map(|oid| views.remove(&oid)).collect())
+    }
+
+    /// Owners of all objects of users, as the server names them. `of` limits to one owner.
+    pub(super) async fn owners(&mut self, of: Option<&str>) -> Result<Vec<Owned>, TaskFailure> {
+        let wanted = of.map(|role| format!("WHERE owner = {}", sql::literal(role))).unwrap_or_default();
+        let statistics = "SELECT tableoid, oid, stxowner FROM pg_statistic_ext";
+        self.list(&format!(
+            "SELECT kind, identity, owner FROM (\
+               SELECT i.type AS kind, i.identity AS identity, pg_get_userbyid(o.owner) AS owner FROM (\
+                 SELECT tableoid, oid, relowner AS owner FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'S', 'f') \
+                 UNION ALL SELECT tableoid, oid, proowner FROM pg_proc \
+                 UNION ALL SELECT t.tableoid, t.oid, t.typowner FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid \
+                   WHERE (t.typrelid = 0 OR c.relkind = 'c') AND NOT EXISTS (SELECT 1 FROM pg_type a WHERE a.typarray = t.oid) \
+                   AND t.typtype <> 'm' \
+                 UNION ALL SELECT tableoid, oid, nspowner FROM pg_namespace WHERE nspname !~ '^pg_' \
+                 UNION ALL SELECT tableoid, oid, oprowner FROM pg_operator \
+                 UNION ALL SELECT tableoid, oid, collowner FROM pg_collation \
+                 UNION ALL SELECT tableoid, oid, conowner FROM pg_conversion \
+                 UNION ALL SELECT tableoid, oid, cfgowner FROM pg_ts_config \
+                 UNION ALL SELECT tableoid, oid, dictowner FROM pg_ts_dict \
+                 UNION ALL SELECT tableoid, oid, pubowner FROM pg_publication \
+                 UNION ALL {statistics}\
+               ) o(class, oid, owner), LATERAL pg_identify_object(o.class, o.oid, 0) i \
+               WHERE (o.oid >= 16384 OR i.type = 'schema') AND i.identity IS NOT NULL \
+               AND (i.schema IS NULL OR (i.schema !~ '^pg_' AND i.schema <> 'information_schema')) \
+               AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.objsubid = 0 \
+                 AND (d.deptype IN ('e', 'i') OR (d.deptype = 'a' AND i.type = 'sequence')))\
+             ) all_of_them {wanted} ORDER BY kind, identity"
+        ))
+        .await
+    }
+
+    /// What no load could make again as a database's owner without further rights.
+    pub(super) async fn unloadable(&mut self) -> Result<Vec<LeftOut>, TaskFailure> {
+        let mut out: Vec<LeftOut> = self
+            .list(
+                "SELECT kind, name, why FROM (\
+                 SELECT 'event trigger' AS kind, evtname::text AS name, 'only a superuser can make one' AS why, \
+                   tableoid, oid FROM pg_event_trigger \
+                 UNION ALL SELECT 'foreign-data wrapper', fdwname, 'only a superuser can make one', tableoid, oid \
+                   FROM pg_foreign_data_wrapper \
+                 UNION ALL SELECT 'foreign server', srvname, 'it leads outside the copy, with credentials of its own', \
+                   tableoid, oid FROM pg_foreign_server \
+                 UNION ALL SELECT 'foreign table', c.oid::regclass::text, 'its rows lie on another server', c.tableoid, c.oid \
+                   FROM pg_class c WHERE relkind = 'f' \
+                 UNION ALL SELECT 'publication', pubname, 'only a superuser can publish all tables', tableoid, oid \
+                   FROM pg_publication WHERE puballtables \
+                 UNION ALL SELECT 'function', p.oid::regprocedure::text, 'it is written in ' || l.lanname || \
+                   ', which only a superuser may use', p.tableoid, p.oid FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+                   WHERE p.oid >= 16384 AND p.prokind <> 'a' AND NOT l.lanpltrusted AND l.lanname <> 'sql' \
+                   AND NOT (l.lanname = 'internal' AND EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass \
+                     AND d.objid = p.oid AND d.deptype = 'i')) \
+                 UNION ALL SELECT 'function', p.oid::regprocedure::text, 'only a superuser can make one leakproof', \
+                   p.tableoid, p.oid FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+                   WHERE p.oid >= 16384 AND p.proleakproof AND (l.lanpltrusted OR l.lanname = 'sql') \
+                 UNION ALL SELECT 'base type', t.oid::regtype::text, 'only a superuser can make one', t.tableoid, t.oid \
+                   FROM pg_type t WHERE t.oid >= 16384 AND t.typtype = 'b' AND t.typelem = 0 \
+                   AND NOT EXISTS (SELECT 1 FROM pg_type a WHERE a.typarray = t.oid) \
+                 UNION ALL SELECT 'operator class', opcname, 'only a superuser can make one', tableoid, oid \
+                   FROM pg_opclass WHERE oid >= 16384 \
+                 UNION ALL SELECT 'operator family', opfname, 'only a superuser can make one', tableoid, oid \
+                   FROM pg_opfamily WHERE oid >= 16384 \
+                 UNION ALL SELECT 'access method', amname, 'only a superuser can make one', tableoid, oid \
+                   FROM pg_am WHERE oid >= 16384 \
+                 UNION ALL SELECT 'text search parser', prsname, 'only a superuser can make one', tableoid, oid \
+                   FROM pg_ts_parser WHERE oid >= 16384 \
+                 UNION ALL SELECT 'text search template', tmplname, 'only a superuser can make one', tableoid, oid \
+                   FROM pg_ts_template WHERE oid >= 16384 \
+                 UNION ALL SELECT 'language', lanname, 'only a superuser can make one', tableoid, oid \
+                   FROM pg_language WHERE oid >= 16384 \
+                 UNION ALL SELECT 'cast', castsource::regtype::text || ' as ' || casttarget::regtype::text, \
+                   'a cast without a function can only be made by a superuser', tableoid, oid FROM pg_cast \
+                   WHERE oid >= 16384 AND castmethod = 'b' \
+                 UNION ALL SELECT 'transform', trftype::regtype::text, 'only a superuser can make one', tableoid, oid \
+                   FROM pg_transform WHERE oid >= 16384 \
+                 ) x WHERE NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = x.tableoid AND d.objid = x.oid \
+                   AND d.objsubid = 0 AND d.deptype = 'e') ORDER BY 1, 2",
+            )
+            .await?;
+        out.extend(
+            self.list::<LeftOut>(
+                "SELECT 'subscription' AS kind, subname AS name, 'it would replicate from the original' AS why \
+                 FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            )
+            .await
+            .or_else(|failure| if failure.code == "data.rights" { Ok(vec![]) } else { Err(failure) })?,
+        );
+        for extension in self.extensions().await? {
+            let known = allowed(&extension.name) || extension.trusted || extension.built_in;
+            if let Some((_, why)) = UNKNOWN.iter().find(|(name, _)| *name == extension.name) {
+                out.push(LeftOut { kind: "extension".to_owned(), name: extension.name, why: (*why).to_owned() });
+            } else if !known {
+                let why = "only a superuser can make it, and it isn't among those that a load may have made".to_owned();
+                out.push(LeftOut { kind: "extension".to_owned(), name: extension.name, why });
+            }
+        }
+        Ok(out)
+    }
+
+    /// Raw bytes of all tables and large objects, estimated.
+    pub(super) async fn bytes(&mut self) -> Result<(u64, u64), TaskFailure> {
+        #[derive(Deserialize)]
+        struct Row {
+            bytes: i64,
+            tables: i64,
+        }
+        let row: Row = self
+            .one(&format!(
+                "SELECT coalesce(sum(pg_table_size(c.oid)), 0)::int8 + pg_relation_size('pg_largeobject') AS bytes, \
+                 count(*) AS tables FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind = 'r' AND {USERS}"
+            ))
+            .await?;
+        Ok((u64::try_from(row.bytes).unwrap_or_default(), u64::try_from(row.tables).unwrap_or_default()))
+    }
+
+    /// Grants of one kind of ACL, exploded.
+    pub(super) async fn large_object_grants(&mut self) -> Result<Vec<LargeObjectGrant>, TaskFailure> {
+        self.list(
+            "SELECT m.oid::int8 AS oid, CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END AS grantee, \
+             a.privilege_type AS privilege, a.is_grantable AS grantable \
+             FROM pg_largeobject_metadata m, aclexplode(m.lomacl) a ORDER BY m.oid",
+        )
+        .await
+    }
+}
+
+/// A grant on a large object.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct LargeObjectGrant {
+    pub oid: i64,
+    #[serde(flatten)]
+    pub grant: Grant,
+}

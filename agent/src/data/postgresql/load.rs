@@ -1,0 +1,218 @@
+//! The load: roles, then every database made anew, filled, checked, and given to its owners.
+//!
+//! What comes out of an image is executed by a database, so it runs as a temporary role that owns the databases it
+//! fills and nothing else. The service's administrator makes databases and roles, moves ownership at the end, and
+//! executes nothing from the image but statements that are seen to be grants. Every step can be repeated: what an
+//! earlier attempt left is dropped first.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use ocopea_protocol::{failure::TaskFailure, image::StreamInfo, secret::Secret, task::Progress};
+use ocopea_repository::{DataReader, StreamEntry};
+use serde::Deserialize;
+
+use super::{
+    connect::{Server, Session},
+    facts::{self, Facts},
+    inside, roles, rows, sql,
+    tools::Client,
+};
+use crate::data::{Loaded, Login, LoginOf, Subject};
+
+/// Databases that are loaded at once.
+const DATABASES: usize = 2;
+
+/// What the load of every database needs.
+pub(super) struct Context<'a> {
+    pub admin: &'a Server,
+    /// The temporary owner.
+    pub owner: &'a Server,
+    pub restore: &'a Client,
+    pub dump: &'a Client,
+    pub reader: &'a DataReader,
+    pub count: rows::Count<'a>,
+}
+
+impl Context<'_> {
+    /// The statements of an archive that this very load made.
+    pub(super) async fn restore_of(&self, archive: &bytes::Bytes) -> Result<Vec<String>, TaskFailure> {
+        // A newer server's archive wants its own tool, which is beside the one that wrote it.
+        let tool = if self.dump.major > self.restore.major {
+            &Client::choose(self.admin, "pg_restore", self.dump.major).await?
+        } else {
+            self.restore
+        };
+        tool.statements(archive, None, true).await
+    }
+}
+
+/// See `DataService::load`.
+pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[StreamInfo]) -> Result<Loaded, TaskFailure> {
+    let (session, who) = Server::sign_in(subject, "load").await?;
+    let server = session.server.clone();
+    session.close().await;
+    let facts = parse(&server, reader.facts())?;
+    let streams = reader.streams().await.map_err(|error| rows::store(&server, &error))?;
+    if !who.superuser {
+        return Err(server
+            .failure("data.rights", format!("user \"{}\" is no superuser: databases and roles can't be made", who.user))
+            .next("the administrator's login of the server is needed (POSTGRES_USER and POSTGRES_PASSWORD of its container)"));
+    }
+    // Connected to a database that is never dropped, and quiet: statements with passwords are in no log.
+    let mut admin = server.connect("template1").await?;
+    admin
+        .run("SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = panic")
+        .await?;
+    if admin.version / 10_000 < facts.server / 10_000 {
+        let cause = format!(
+            "it was saved from PostgreSQL {}, this server is {}",
+            facts.server / 10_000,
+            admin.version / 10_000
+        );
+        return Err(server.failure("data.version", cause).next("choose a server of that version or a newer one"));
+    }
+    let restore = Client::choose(&server, "pg_restore", facts.tool).await?;
+    let dump = Client::choose(&server, "pg_dump", admin.version / 10_000).await?;
+    clear(&mut admin, &facts).await?;
+    roles::make(&mut admin, &facts).await?;
+    let owner = temporary(&mut admin, subject).await?;
+    let (bytes, items) = (AtomicU64::new(0), AtomicU64::new(0));
+    let of_bytes: u64 = streams.iter().map(|stream| stream.bytes).sum();
+    let count = |more_bytes: u64, more_items: u64| {
+        (subject.progress)(Progress {
+            phase: "loading".to_owned(),
+            bytes: bytes.fetch_add(more_bytes, Ordering::Relaxed) + more_bytes,
+            of_bytes,
+            new_bytes: 0,
+            items: items.fetch_add(more_items, Ordering::Relaxed) + more_items,
+        });
+    };
+    let context = Context { admin: &server, owner: &owner, restore: &restore, dump: &dump, reader, count: &count };
+    let mut loaded = Loaded { streams: vec![], notices: vec![] };
+    let loads: Vec<_> = facts
+        .databases
+        .iter()
+        .map(|database| {
+            let streams: Vec<StreamEntry> = streams
+                .iter()
+                .filter(|stream| stream.attributes.get("database") == Some(&database.name))
+                .cloned()
+                .collect();
+            inside::load(&context, database, streams).boxed()
+        })
+        .collect();
+    for one in futures::stream::iter(loads).buffered(DATABASES).try_collect::<Vec<_>>().await? {
+        loaded.streams.extend(one.streams);
+        loaded.notices.extend(one.notices);
+    }
+    let unclaimed = streams.iter().find(|stream| {
+        !facts.databases.iter().any(|database| stream.attributes.get("database") == Some(&database.name))
+    });
+    if let Some(stream) = unclaimed {
+        let name = String::from_utf8_lossy(&stream.name).into_owned();
+        return Err(server.failure("repository.damaged", format!("stream {name} belongs to no database of the image")));
+    }
+    loaded.notices.extend(parameters(&mut admin, &facts).await?);
+    admin.run(&format!("DROP ROLE {}", sql::ident(&owner.login.user))).await?;
+    loaded.notices.extend(roles::finish(&mut admin, &facts, &subject_logins(subject)).await?);
+    admin.close().await;
+    loaded.streams.sort_by(|a, b| a.name.cmp(&b.name));
+    // The record's own order, so that a comparison reads side by side.
+    loaded.streams.sort_by_key(|stream| saved.iter().position(|other| other.name == stream.name).unwrap_or(usize::MAX));
+    Ok(loaded)
+}
+
+fn subject_logins(subject: &Subject) -> Vec<Login> {
+    match &subject.reach {
+        crate::data::Reach::Server(reach) => reach.logins.clone(),
+        crate::data::Reach::Volume(_) => vec![],
+    }
+}
+
+fn parse(server: &Server, text: &str) -> Result<Facts, TaskFailure> {
+    let bad =
+        |why: String| server.failure("repository.damaged", format!("the facts of the image can't be read: {why}"));
+    if text.len() > facts::LONGEST {
+        return Err(bad("they are too long".to_owned()));
+    }
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let version: Version = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    if version.version > facts::VERSION {
+        return Err(server
+            .failure(
+                "repository.newer",
+                format!("the image's facts have version {}, {} is known here", version.version, facts::VERSION),
+            )
+            .next("use a newer release of Ocopea"));
+    }
+    serde_json::from_str(text).map_err(|error| bad(error.to_string()))
+}
+
+/// Drops what init scripts or an earlier attempt made: every database, and owners of loads that died.
+async fn clear(admin: &mut Session, facts: &Facts) -> Result<(), TaskFailure> {
+    let mut names: Vec<String> = admin.databases().await?.into_iter().map(|database| database.name).collect();
+    // A server without a database called `postgres` is a surprise to its own tools.
+    names.retain(|name| name != "postgres" || facts.databases.iter().any(|database| database.name == *name));
+    for name in names {
+        drop_database(admin, &name).await?;
+    }
+    for role in roles::existing(admin).await? {
+        if role.starts_with(roles::TEMPORARY) {
+            admin.run(&format!("DROP ROLE {}", sql::ident(&role))).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn drop_database(admin: &mut Session, name: &str) -> Result<(), TaskFailure> {
+    let force = if admin.version >= 130_000 {
+        " WITH (FORCE)"
+    } else {
+        let end =
+            format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {}", sql::literal(name));
+        admin.run(&end).await?;
+        ""
+    };
+    let statement = format!("DROP DATABASE IF EXISTS {}{force}", sql::ident(name));
+    admin
+        .run_long(&statement, &format!("dropping what the server's start made of database \"{name}\""))
+        .await
+        .map(|_| ())
+}
+
+/// Makes the role that a load runs as. Its password is random and it ends with the load.
+async fn temporary(admin: &mut Session, subject: &Subject) -> Result<Server, TaskFailure> {
+    let mut random = [0u8; 32];
+    subject.seams.entropy.fill(&mut random);
+    let name = format!("{}{}", roles::TEMPORARY, hex::encode(&random[..6]));
+    let password = hex::encode(&random[6..]);
+    let until = subject.seams.clock.now().plus(std::time::Duration::from_secs(2 * 86_400)).rfc3339();
+    admin
+        .run(&format!(
+            "CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD {} VALID UNTIL {}",
+            sql::ident(&name),
+            sql::literal(&password),
+            sql::literal(&until)
+        ))
+        .await?;
+    let login = Login {
+        of: LoginOf::Given,
+        user: name,
+        password: Secret::new(password),
+        database: None,
+        options: admin.server.login.options.clone(),
+    };
+    Ok(admin.server.with_login(login))
+}
+
+/// Settings of the server that differ from those it was saved with.
+async fn parameters(admin: &mut Session, facts: &Facts) -> Result<Option<String>, TaskFailure> {
+    let here = admin.parameters().await?;
+    let differing: Vec<&str> =
+        facts.parameters.iter().filter(|saved| !here.contains(saved)).map(|(name, _)| name.as_str()).take(40).collect();
+    Ok((!differing.is_empty()).then(|| format!("server settings that are not as saved: {}", differing.join(", "))))
+}
