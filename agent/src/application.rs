@@ -55,7 +55,20 @@ impl Application {
     /// Reads the application that `source` names. Nothing is changed, no data service is connected to.
     pub async fn gather(platform: &Platform, source: &Source) -> Result<Self, TaskFailure> {
         let contents = platform.contents(source.namespace.as_str(), source.selector.as_deref()).await?;
-        Ok(Gathering::new(source, &contents).finish(&contents))
+        let raw = contents.configuration.iter().map(|found| found.object.clone()).collect();
+        Ok(Gathering::new(source, raw, &contents.unlisted).finish(&contents))
+    }
+
+    /// The application that `objects` describe, with the pods that run of it now: at a restore, the consumers that
+    /// know a data service's login aren't applied yet when it is loaded.
+    pub async fn planned(platform: &Platform, source: &Source, objects: Vec<Value>) -> Result<Self, TaskFailure> {
+        let contents = platform.running(source.namespace.as_str()).await?;
+        Ok(Gathering::new(source, objects, &[]).finish(&contents))
+    }
+
+    /// The data service that a workload serves.
+    pub fn serving(&self, workload: &ObjectRef) -> Option<&Located> {
+        self.data.iter().find(|d| d.found.workload.as_ref() == Some(workload))
     }
 
     /// One data service of it.
@@ -87,12 +100,11 @@ struct Gathering<'a> {
 }
 
 impl<'a> Gathering<'a> {
-    fn new(source: &'a Source, contents: &Contents) -> Self {
-        let raw: Vec<Value> = contents.configuration.iter().map(|found| found.object.clone()).collect();
+    fn new(source: &'a Source, raw: Vec<Value>, unlisted: &[String]) -> Self {
         let sources = Sources::of(&raw);
         let containers = raw.iter().flat_map(|object| workload::containers(object, &sources)).collect();
         let mut gaps = Vec::new();
-        for unlisted in &contents.unlisted {
+        for unlisted in unlisted {
             gaps.push(Gap {
                 name: unlisted.split(':').next().unwrap_or_default().to_owned(),
                 what: "objects that may not be listed".to_owned(),

@@ -5,9 +5,12 @@
 //! `containers` moves container images; `data` holds the drivers; `capability` finds out what the site can do.
 
 pub mod application;
+pub mod capability;
 pub mod configs;
 pub mod containers;
 pub mod data;
+pub mod execute;
 pub mod failures;
 pub mod platform;
 pub mod reach;
+pub mod worker;

@@ -41,8 +41,6 @@ pub struct Inventory {
     pub objects: Vec<ObjectRef>,
     /// Bytes of the configuration.
     pub config_bytes: u64,
-    /// Digest over the cleaned, canonical configuration; keyed when the team's hash key was given, else empty.
-    pub config_digest: String,
     /// Container images by the digest that runs.
     pub containers: Vec<ContainerFound>,
     /// Data services.

@@ -47,12 +47,10 @@ pub struct Source {
 /// One task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TaskSpec {
-    /// Finds out what an application consists of; copies nothing. `hash_key` keys the configuration digest.
+    /// Finds out what an application consists of; copies nothing.
     Inspect {
         /// Which application.
         source: Source,
-        /// The team's hash key.
-        hash_key: crate::secret::Secret32,
     },
     /// Writes the configuration component.
     CopyConfig {

@@ -108,6 +108,24 @@ impl Platform {
         Ok(contents)
     }
 
+    /// Only what runs: pods and replica sets.
+    pub async fn running(&self, namespace: &str) -> Result<Contents, TaskFailure> {
+        let mut contents = Contents::default();
+        for (group, kind, plural) in [("", "Pod", "pods"), ("apps", "ReplicaSet", "replicasets")] {
+            let gvk = kube::core::GroupVersionKind::gvk(group, "v1", kind);
+            let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+            let objects = self
+                .list(&resource, namespace, None)
+                .await
+                .map_err(|error| kubernetes(&format!("can't list {plural} in namespace {namespace}"), &error))?;
+            for object in objects {
+                contents.sort(&resource, object);
+            }
+        }
+        contents.configuration.clear();
+        Ok(contents)
+    }
+
     async fn list(
         &self,
         resource: &ApiResource,

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod discover;
 pub mod exec;
+pub mod facts;
 pub mod forward;
 pub mod namespace;
 pub mod wait;

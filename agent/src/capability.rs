@@ -1,0 +1,245 @@
+//! What a site can do, found out, not believed.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{
+    authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
+    core::v1::{PersistentVolumeClaim, Pod},
+};
+use kube::{
+    Api,
+    api::{ListParams, PostParams},
+};
+use ocopea_protocol::{
+    failure::TaskFailure,
+    ids::InstanceId,
+    message::{ApplicationFound, SiteReport, SiteState},
+};
+
+use crate::{
+    containers::{Credentials, RegistryContext},
+    data::{self, ContainerView},
+    execute::Site,
+    failures::kubernetes,
+};
+
+/// Namespaces that belong to the cluster itself.
+const SYSTEM: &[&str] = &["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
+
+/// What saving and restoring need: verb, group, resource.
+const NEEDED: &[(&str, &str, &str)] = &[
+    ("list", "", "pods"),
+    ("list", "", "secrets"),
+    ("list", "", "configmaps"),
+    ("list", "apps", "deployments"),
+    ("create", "", "pods/portforward"),
+    ("create", "", "pods/exec"),
+    ("create", "", "namespaces"),
+    ("delete", "", "namespaces"),
+    ("patch", "apps", "deployments"),
+    ("patch", "", "secrets"),
+    ("list", "storage.k8s.io", "storageclasses"),
+];
+
+impl Site {
+    /// Looks at the site now. A cluster that can't be reached is a state of the report, not an error.
+    pub async fn report(&self, instance: InstanceId) -> SiteReport {
+        let mut report = SiteReport {
+            instance,
+            at: self.seams.clock.now(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: SiteState::Ready,
+            platform: String::new(),
+            nodes: 0,
+            architectures: Vec::new(),
+            data_kinds: data::all().iter().map(|driver| driver.kind().to_string()).collect(),
+            may_create_namespaces: false,
+            registry: None,
+            storage_classes: Vec::new(),
+            missing: Vec::new(),
+            applications: Vec::new(),
+        };
+        if let Err(failure) = self.probe(&mut report).await {
+            report.state = SiteState::Unreachable(failure.cause);
+        } else if !report.missing.is_empty() {
+            report.state = SiteState::Limited;
+        }
+        report
+    }
+
+    async fn probe(&self, report: &mut SiteReport) -> Result<(), TaskFailure> {
+        let platform = &self.platform;
+        let what = format!("can't reach site {}", self.name);
+        let version = self
+            .seams
+            .timeout(std::time::Duration::from_secs(10), platform.client.apiserver_version())
+            .await
+            .ok_or_else(|| TaskFailure::retryable("site.unreachable", what.clone(), "no answer within 10 s"))?
+            .map_err(|error| kubernetes(&what, &error))?;
+        report.platform = format!("Kubernetes {}", version.git_version.trim_start_matches('v'));
+        let architectures = platform.architectures().await?;
+        report.nodes = u32::try_from(architectures.len()).unwrap_or(u32::MAX);
+        report.architectures = architectures;
+        report.architectures.dedup();
+        if report.nodes == 0 {
+            report.missing.push("no node is ready (or nodes may not be listed): nothing can run".to_owned());
+        }
+        for (verb, group, resource) in NEEDED {
+            let allowed = self.may(verb, group, resource).await?;
+            if *resource == "namespaces" && *verb == "create" {
+                report.may_create_namespaces = allowed;
+            }
+            if !allowed {
+                report.missing.push(format!(
+                    "may not {verb} {resource}: grant {{apiGroups: [\"{group}\"], resources: [\"{resource}\"], verbs: [\"{verb}\"]}} to the user of context {}",
+                    platform.context
+                ));
+            }
+        }
+        match platform.storage_classes().await {
+            Ok(classes) => report.storage_classes = classes.names,
+            Err(failure) => report.missing.push(format!("{failure}")),
+        }
+        self.probe_registry(report).await;
+        report.applications = self.applications().await?;
+        Ok(())
+    }
+
+    async fn probe_registry(&self, report: &mut SiteReport) {
+        let Some(registry) = &self.registry else {
+            report.missing.push("no registry to push container images to: restores need --site NAME=CONTEXT,registry=HOST/PATH".to_owned());
+            return;
+        };
+        let context = RegistryContext {
+            credentials: std::sync::Arc::new(Credentials::clone(&self.credentials)),
+            plain_hosts: if registry.plain { vec![registry.host.clone()] } else { Vec::new() },
+            seams: self.seams.clone(),
+            stop: tokio_util::sync::CancellationToken::new(),
+        };
+        match context.answers(registry).await {
+            Ok(()) => report.registry = Some(registry.base()),
+            Err(failure) => report.missing.push(format!("registry {}: {}", registry.base(), failure.cause)),
+        }
+    }
+
+    async fn may(&self, verb: &str, group: &str, resource: &str) -> Result<bool, TaskFailure> {
+        let (resource, subresource) = match resource.split_once('/') {
+            Some((resource, sub)) => (resource, Some(sub.to_owned())),
+            None => (resource, None),
+        };
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(ResourceAttributes {
+                    verb: Some(verb.to_owned()),
+                    group: Some(group.to_owned()),
+                    resource: Some(resource.to_owned()),
+                    subresource,
+                    ..ResourceAttributes::default()
+                }),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
+            ..SelfSubjectAccessReview::default()
+        };
+        let api: Api<SelfSubjectAccessReview> = Api::all(self.platform.client.clone());
+        let answer = api
+            .create(&PostParams::default(), &review)
+            .await
+            .map_err(|error| kubernetes("can't ask what is allowed", &error))?;
+        Ok(answer.status.is_some_and(|status| status.allowed))
+    }
+
+    /// Namespaces that hold pods, cheaply counted.
+    async fn applications(&self) -> Result<Vec<ApplicationFound>, TaskFailure> {
+        let what = "can't list what runs";
+        let pods: Api<Pod> = Api::all(self.platform.client.clone());
+        let claims: Api<PersistentVolumeClaim> = Api::all(self.platform.client.clone());
+        let drivers = data::all();
+        let mut found: BTreeMap<String, (ApplicationFound, std::collections::BTreeSet<String>, std::collections::BTreeSet<String>)> =
+            BTreeMap::new();
+        let list = match pods.list(&ListParams::default().limit(5000)).await {
+            Ok(list) => list,
+            Err(kube::Error::Api(status)) if status.code == 403 => return Ok(Vec::new()),
+            Err(error) => return Err(kubernetes(what, &error)),
+        };
+        for pod in list {
+            let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+            if SYSTEM.contains(&namespace.as_str()) {
+                continue;
+            }
+            let entry = found.entry(namespace.clone()).or_insert_with(|| {
+                let empty = ApplicationFound { namespace, containers: 0, workloads: 0, data: Vec::new(), claimed_bytes: 0 };
+                (empty, Default::default(), Default::default())
+            });
+            let owner = pod.metadata.owner_references.iter().flatten().next().map(|o| o.name.clone());
+            entry.2.insert(owner.or(pod.metadata.name.clone()).unwrap_or_default());
+            for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
+                let image = container.image.clone().unwrap_or_default();
+                let view = ContainerView {
+                    image: image.clone(),
+                    name: container.name.clone(),
+                    ports: container
+                        .ports
+                        .iter()
+                        .flatten()
+                        .filter_map(|port| u16::try_from(port.container_port).ok())
+                        .collect(),
+                    ..ContainerView::default()
+                };
+                if let Some(driver) = drivers.iter().find(|driver| driver.recognise(&view).is_some()) {
+                    let kind = driver.kind().to_string();
+                    if entry.1.insert(image.clone()) {
+                        entry.0.data.push(kind);
+                    }
+                } else {
+                    entry.1.insert(image);
+                }
+            }
+        }
+        for claim in claims.list(&ListParams::default().limit(5000)).await.map_err(|error| kubernetes(what, &error))? {
+            let Some(entry) = claim.metadata.namespace.as_deref().and_then(|namespace| found.get_mut(namespace)) else {
+                continue;
+            };
+            let size = claim.status.and_then(|s| s.capacity).and_then(|mut c| c.remove("storage")).map_or(0, |q| quantity(&q.0));
+            entry.0.claimed_bytes = entry.0.claimed_bytes.saturating_add(size);
+        }
+        Ok(found
+            .into_values()
+            .map(|(mut application, images, workloads)| {
+                application.containers = u32::try_from(images.len()).unwrap_or(u32::MAX);
+                application.workloads = u32::try_from(workloads.len()).unwrap_or(u32::MAX);
+                application
+            })
+            .collect())
+    }
+}
+
+/// Bytes of a Kubernetes quantity; 0 for what can't be read.
+fn quantity(text: &str) -> u64 {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: f64 = match unit {
+        "" => 1.0,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "Ki" => 1024.0,
+        "Mi" => 1024.0 * 1024.0,
+        "Gi" => 1024.0 * 1024.0 * 1024.0,
+        "Ti" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => 0.0,
+    };
+    // Quantities of storage are far below where a float loses whole bytes that matter here.
+    (number.parse::<f64>().unwrap_or(0.0) * factor) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn quantities_are_read() {
+        assert_eq!(super::quantity("1Gi"), 1 << 30);
+        assert_eq!(super::quantity("1.5k"), 1500);
+        assert_eq!(super::quantity("12"), 12);
+        assert_eq!(super::quantity("x"), 0);
+    }
+}

@@ -1,0 +1,251 @@
+//! The tasks of a save.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, stream};
+use ocopea_protocol::{
+    failure::TaskFailure,
+    image::{ComponentCopied, ImageAccess},
+    inventory::{ContainerFound, DataFound, DeployedFrom, Gap, Inventory},
+    names::ComponentName,
+    task::{Source, TaskOutput},
+};
+use ocopea_repository::ImageSession;
+
+use super::Task;
+use crate::{
+    application::{Application, Located},
+    configs::{object_ref, to_files},
+    containers::{Credentials, copy_in},
+    failures::{kubernetes, repository},
+    reach::reach,
+};
+
+/// Data services that are looked at together.
+const AT_ONCE: usize = 8;
+
+impl Task {
+    pub(super) async fn inspect(&self, source: &Source) -> Result<TaskOutput, TaskFailure> {
+        let platform = &self.site.platform;
+        let marks = platform.namespace_marks(source.namespace.as_str()).await?;
+        let application = Application::gather(platform, source).await?;
+        if application.objects.is_empty() {
+            return Err(TaskFailure::permanent(
+                "application.empty",
+                format!("can't find an application in namespace {}", source.namespace),
+                match &source.selector {
+                    Some(selector) => format!("nothing there carries {selector}"),
+                    None => "it holds nothing but what the cluster made".to_owned(),
+                },
+            )
+            .next("see what runs: ocopea applications"));
+        }
+        let what = "can't find out the cluster's version";
+        let version = platform.client.apiserver_version().await.map_err(|error| kubernetes(what, &error))?;
+        let data: Vec<DataFound> = stream::iter(application.data.iter().map(|located| self.look_at(source, located)))
+            .buffered(AT_ONCE)
+            .collect()
+            .await;
+        let files = to_files(&application.objects)?;
+        let config_bytes = files.values().map(|bytes| bytes.len() as u64).sum();
+        let mut platforms: Vec<String> = self.site.platform.architectures().await?;
+        platforms.dedup();
+        let fingerprint = application.fingerprint();
+        let mut gaps = application.gaps;
+        let known = |name: &str| {
+            application.containers.iter().any(|c| c.name.as_str() == name)
+                || data.iter().any(|d| d.name.as_str() == name)
+                || gaps.iter().any(|g| g.name == name)
+        };
+        // A typing error in --without must not be found out after the save.
+        let all = Application::gather(platform, &Source { without: Vec::new(), ..source.clone() }).await?;
+        for name in &source.without {
+            let exists = all.containers.iter().any(|c| c.name.as_str() == name)
+                || all.data.iter().any(|d| d.found.name.as_str() == name)
+                || all.gaps.iter().any(|g| g.name == *name)
+                || all.objects.iter().any(|o| object_ref(o).to_string() == *name)
+                || known(name);
+            if !exists {
+                gaps.push(Gap {
+                    name: name.clone(),
+                    what: format!("--without {name}"),
+                    why: "the application has no component of that name".to_owned(),
+                    blocking: true,
+                    next: format!("see the names: ocopea inspect {}/{}", self.site.name, source.namespace),
+                });
+                continue;
+            }
+            let what = all
+                .gaps
+                .iter()
+                .find(|g| g.name == *name)
+                .map_or_else(|| format!("component {name}"), |gap| gap.what.clone());
+            gaps.push(Gap { name: name.clone(), what, why: "left out by name".to_owned(), blocking: false, next: String::new() });
+        }
+        Ok(TaskOutput::Inspected(Box::new(Inventory {
+            namespace: source.namespace.clone(),
+            selector: source.selector.clone(),
+            application: source
+                .selector
+                .as_ref()
+                .and_then(|s| s.split(['=', ',']).nth(1))
+                .unwrap_or(source.namespace.as_str())
+                .to_owned(),
+            kubernetes: version.git_version.trim_start_matches('v').to_owned(),
+            platforms,
+            objects: application.objects.iter().map(object_ref).collect(),
+            config_bytes,
+            containers: application.containers,
+            data,
+            gaps,
+            base: marks.map(|(environment, record)| DeployedFrom { environment, record }),
+            fingerprint,
+        })))
+    }
+
+    /// What a data service says of itself; what it doesn't let us see blocks the save, named.
+    async fn look_at(&self, source: &Source, located: &Located) -> DataFound {
+        let mut found = located.found.clone();
+        let looked = async {
+            let reached = reach(&self.site.platform, &source.namespace, located, &self.stop, &self.progress).await?;
+            reached.driver.inspect(&reached.subject).await
+        };
+        match looked.await {
+            Ok(inspected) => {
+                found.version = inspected.version;
+                found.bytes = inspected.bytes;
+                found.streams = inspected.streams;
+                found.features = inspected.features;
+                found.consistency = inspected.consistency;
+                found.rights = inspected.gaps;
+            }
+            Err(failure) => found.rights.push(Gap {
+                name: found.name.to_string(),
+                what: failure.what,
+                why: failure.cause,
+                blocking: true,
+                next: failure.next,
+            }),
+        }
+        found
+    }
+
+    pub(super) async fn copy_config(
+        &self,
+        source: &Source,
+        access: &ImageAccess,
+        fingerprint: &str,
+    ) -> Result<TaskOutput, TaskFailure> {
+        let application = Application::gather(&self.site.platform, source).await?;
+        if application.fingerprint() != fingerprint {
+            return Err(TaskFailure::conflict(
+                "application.changed",
+                format!("can't save {}", source.namespace),
+                "its containers or data services changed while it was being saved",
+            )
+            .next("save again once the rollout is through"));
+        }
+        let files = to_files(&application.objects)?;
+        let session = self.session(access).await?;
+        let written =
+            session.put_config(&files).await.map_err(|error| repository("can't save the configuration", &error))?;
+        let mut kinds: Vec<String> = application
+            .objects
+            .iter()
+            .map(|object| {
+                let reference = object_ref(object);
+                format!("{} {}", reference.api_version, reference.kind)
+            })
+            .collect();
+        kinds.sort();
+        kinds.dedup();
+        Ok(TaskOutput::ConfigCopied {
+            component: ComponentCopied {
+                name: ComponentName::from_lossy("config"),
+                manifest: written.manifest,
+                bytes: written.bytes,
+                new_bytes: if written.stored_bytes > 0 { written.bytes } else { 0 },
+                stored_bytes: written.stored_bytes,
+            },
+            config_digest: written.config_digest,
+            objects: application.objects.len() as u64,
+            kinds,
+        })
+    }
+
+    pub(super) async fn copy_container(
+        &self,
+        source: &Source,
+        container: &ContainerFound,
+        access: &ImageAccess,
+    ) -> Result<TaskOutput, TaskFailure> {
+        let mut credentials = Credentials::default();
+        for name in &container.pull_secrets {
+            let text = self.site.platform.docker_config(source.namespace.as_str(), name).await?;
+            let Some(text) = text else { continue };
+            let parsed = Credentials::parse(&format!("secret {name}"), &text).map_err(|error| {
+                TaskFailure::permanent("container.pull-secret", format!("can't copy container image {}", container.name), error)
+            })?;
+            credentials.extend(parsed);
+        }
+        credentials.extend(self.site.credentials.clone());
+        let session = self.session(access).await?;
+        let copied = copy_in(&self.registries(credentials), container, &session, Arc::clone(&self.progress)).await?;
+        Ok(TaskOutput::ContainerCopied { component: copied.component, platforms: copied.platforms })
+    }
+
+    pub(super) async fn copy_data(
+        &self,
+        source: &Source,
+        data: &DataFound,
+        snapshot: &str,
+        access: &ImageAccess,
+    ) -> Result<TaskOutput, TaskFailure> {
+        let application = Application::gather(&self.site.platform, source).await?;
+        let located = application.locate(&data.name)?;
+        let reached = reach(&self.site.platform, &source.namespace, located, &self.stop, &self.progress).await?;
+        let session: ImageSession = self.session(access).await?;
+        let what = format!("can't save {}", data.name);
+        let writer =
+            session.component(&data.name, data.kind).await.map_err(|error| repository(&what, &error))?;
+        let copied = tokio::select! {
+            () = self.stop.cancelled() => return Err(TaskFailure::cancelled(what)),
+            copied = reached.driver.copy(&reached.subject, snapshot, &writer) => copied?,
+        };
+        let written = writer.finish(&copied.facts).await.map_err(|error| repository(&what, &error))?;
+        Ok(TaskOutput::DataCopied {
+            component: ComponentCopied {
+                name: data.name.clone(),
+                manifest: written.manifest,
+                bytes: written.bytes,
+                new_bytes: written.new_bytes,
+                stored_bytes: written.stored_bytes,
+            },
+            streams: copied.streams,
+            consistency: copied.consistency,
+            version: copied.version,
+            features: copied.features,
+            notices: copied.notices,
+        })
+    }
+
+    /// Lets go of what a dead holder may have left.
+    pub(super) async fn clean_up(
+        &self,
+        frozen: &[DataFound],
+        source: Option<&Source>,
+    ) -> Result<TaskOutput, TaskFailure> {
+        let Some(source) = source else { return Ok(TaskOutput::Done) };
+        if frozen.is_empty() {
+            return Ok(TaskOutput::Done);
+        }
+        let application = Application::gather(&self.site.platform, source).await?;
+        for data in frozen {
+            // A service that is gone holds nothing.
+            let Ok(located) = application.locate(&data.name) else { continue };
+            let reached = reach(&self.site.platform, &source.namespace, located, &self.stop, &self.progress).await?;
+            reached.driver.unfreeze(&reached.subject).await?;
+        }
+        Ok(TaskOutput::Done)
+    }
+}
