@@ -1,1 +1,18 @@
-//! The catalog: model, state machines, queries, migrations
+//! The catalog: what there is, and what is being done. The truth; everything else is a hint or a copy.
+//!
+//! The principle: a change of state, the tasks that follow from it, and the hints that announce them commit in one
+//! transaction. States change in one place each ([`model`], pure); queries live in one file per aggregate; every
+//! query of something that a team owns takes the team. The same code runs on SQLite and PostgreSQL.
+
+pub mod access;
+mod database;
+mod entities;
+pub mod environments;
+pub mod images;
+mod migrations;
+pub mod model;
+pub mod operations;
+pub mod sites;
+pub mod tasks;
+
+pub use database::{Catalog, CatalogError, Transaction};

@@ -1,0 +1,222 @@
+//! Teams, people, tokens, sign-in codes, audit.
+
+use ocopea_protocol::{
+    ids::{TeamId, TokenId, UserId},
+    time::Timestamp,
+};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+
+use crate::{
+    Catalog, CatalogError, Transaction,
+    entities::{audit, memberships, sign_in_codes, teams, tokens, users},
+    model::Role,
+};
+
+/// Who is asking, and for which team: every query of what a team owns wants one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor {
+    /// The person.
+    pub user: UserId,
+    /// Their name.
+    pub user_name: String,
+    /// Their team.
+    pub team: TeamId,
+    /// What they may do in it, the token's scope considered.
+    pub role: Role,
+}
+
+/// A token as it is listed: never its secret.
+#[derive(Clone, Debug)]
+pub struct TokenInfo {
+    /// Its id.
+    pub id: TokenId,
+    /// Its name.
+    pub name: String,
+    /// The most that it allows.
+    pub scope: Role,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it ends, if ever.
+    pub expires: Option<Timestamp>,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+impl Catalog {
+    /// Whether there is nobody yet.
+    pub async fn is_new(&self) -> Result<bool, CatalogError> {
+        Ok(users::Entity::find().one(&self.database).await?.is_none())
+    }
+
+    /// The first team and its first person, an administrator. Does nothing when there is one.
+    pub async fn ensure_first_user(&self, team: &str, user: &str) -> Result<Actor, CatalogError> {
+        if let Some(member) = memberships::Entity::find().one(&self.database).await? {
+            return self.actor(UserId(member.user_id), TeamId(member.team)).await;
+        }
+        let now = self.seams.clock.now().0;
+        let (team_id, user_id) = (self.seams.uuid(), self.seams.uuid());
+        let transaction = self.begin().await?;
+        let inner = &transaction.inner;
+        let row = teams::ActiveModel { id: Set(team_id), name: Set(team.to_owned()), created: Set(now) };
+        teams::Entity::insert(row).exec_without_returning(inner).await?;
+        let row = users::ActiveModel { id: Set(user_id), name: Set(user.to_owned()), created: Set(now) };
+        users::Entity::insert(row).exec_without_returning(inner).await?;
+        let row = memberships::ActiveModel {
+            team: Set(team_id),
+            user_id: Set(user_id),
+            role: Set(Role::Administrator.as_str().to_owned()),
+        };
+        memberships::Entity::insert(row).exec_without_returning(inner).await?;
+        transaction.audit(Some(TeamId(team_id)), Some(UserId(user_id)), "user.create", user, "first user").await?;
+        transaction.commit().await?;
+        self.actor(UserId(user_id), TeamId(team_id)).await
+    }
+
+    async fn actor(&self, user: UserId, team: TeamId) -> Result<Actor, CatalogError> {
+        let member = memberships::Entity::find_by_id((team.0, user.0)).one(&self.database).await?;
+        let member = member.ok_or_else(|| CatalogError::not_found("membership", user))?;
+        let found = users::Entity::find_by_id(user.0).one(&self.database).await?;
+        let found = found.ok_or_else(|| CatalogError::not_found("user", user))?;
+        let role = Role::parse(&member.role).ok_or_else(|| CatalogError::Malformed(member.role.clone()))?;
+        Ok(Actor { user, user_name: found.name, team, role })
+    }
+
+    /// Stores a sign-in code's hash.
+    pub async fn add_sign_in_code(&self, user: UserId, hash: &str, expires: Timestamp) -> Result<(), CatalogError> {
+        let row = sign_in_codes::ActiveModel {
+            hash: Set(hash.to_owned()),
+            user_id: Set(user.0),
+            expires: Set(expires.0),
+            used: Set(None),
+        };
+        sign_in_codes::Entity::insert(row).exec_without_returning(&self.database).await?;
+        Ok(())
+    }
+
+    /// Takes a sign-in code: works once, and only in time.
+    pub async fn use_sign_in_code(&self, hash: &str) -> Result<UserId, CatalogError> {
+        let now = self.seams.clock.now();
+        let taken = sign_in_codes::Entity::update_many()
+            .set(sign_in_codes::ActiveModel { used: Set(Some(now.0)), ..Default::default() })
+            .filter(sign_in_codes::Column::Hash.eq(hash))
+            .filter(sign_in_codes::Column::Used.is_null())
+            .filter(sign_in_codes::Column::Expires.gt(now.0))
+            .exec(&self.database)
+            .await?;
+        if taken.rows_affected != 1 {
+            return Err(CatalogError::not_found("sign-in code", "…"));
+        }
+        let row = sign_in_codes::Entity::find_by_id(hash).one(&self.database).await?;
+        row.map(|row| UserId(row.user_id)).ok_or_else(|| CatalogError::not_found("sign-in code", "…"))
+    }
+
+    /// Stores a token's hash.
+    pub async fn add_token(
+        &self,
+        user: UserId,
+        name: &str,
+        hash: &str,
+        scope: Role,
+        expires: Option<Timestamp>,
+    ) -> Result<TokenId, CatalogError> {
+        let id = self.seams.uuid();
+        let row = tokens::ActiveModel {
+            id: Set(id),
+            user_id: Set(user.0),
+            name: Set(name.to_owned()),
+            hash: Set(hash.to_owned()),
+            scope: Set(scope.as_str().to_owned()),
+            created: Set(self.seams.clock.now().0),
+            expires: Set(expires.map(|e| e.0)),
+            revoked: Set(None),
+        };
+        let transaction = self.begin().await?;
+        tokens::Entity::insert(row).exec_without_returning(&transaction.inner).await?;
+        transaction.audit(None, Some(user), "token.create", name, scope.as_str()).await?;
+        transaction.commit().await?;
+        Ok(TokenId(id))
+    }
+
+    /// Who a token stands for; `None` when it is unknown, expired or revoked.
+    pub async fn authenticate(&self, hash: &str) -> Result<Option<Actor>, CatalogError> {
+        let Some(token) = tokens::Entity::find().filter(tokens::Column::Hash.eq(hash)).one(&self.database).await? else {
+            return Ok(None);
+        };
+        let now = self.seams.clock.now().0;
+        if token.revoked.is_some() || token.expires.is_some_and(|expires| expires <= now) {
+            return Ok(None);
+        }
+        let member = memberships::Entity::find()
+            .filter(memberships::Column::UserId.eq(token.user_id))
+            .order_by_asc(memberships::Column::Team)
+            .one(&self.database)
+            .await?;
+        let Some(member) = member else { return Ok(None) };
+        let mut actor = self.actor(UserId(token.user_id), TeamId(member.team)).await?;
+        let scope = Role::parse(&token.scope).ok_or_else(|| CatalogError::Malformed(token.scope.clone()))?;
+        actor.role = actor.role.min(scope);
+        Ok(Some(actor))
+    }
+
+    /// A person's tokens.
+    pub async fn tokens(&self, user: UserId) -> Result<Vec<TokenInfo>, CatalogError> {
+        let rows = tokens::Entity::find()
+            .filter(tokens::Column::UserId.eq(user.0))
+            .order_by_asc(tokens::Column::Created)
+            .all(&self.database)
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(TokenInfo {
+                    id: TokenId(row.id),
+                    name: row.name,
+                    scope: Role::parse(&row.scope).ok_or(CatalogError::Malformed(row.scope))?,
+                    created: Timestamp(row.created),
+                    expires: row.expires.map(Timestamp),
+                    revoked: row.revoked.is_some(),
+                })
+            })
+            .collect()
+    }
+
+    /// Ends one of a person's tokens.
+    pub async fn revoke_token(&self, user: UserId, token: TokenId) -> Result<(), CatalogError> {
+        let transaction = self.begin().await?;
+        let now = self.seams.clock.now().0;
+        let ended = tokens::Entity::update_many()
+            .set(tokens::ActiveModel { revoked: Set(Some(now)), ..Default::default() })
+            .filter(tokens::Column::Id.eq(token.0))
+            .filter(tokens::Column::UserId.eq(user.0))
+            .exec(&transaction.inner)
+            .await?;
+        if ended.rows_affected == 0 {
+            return Err(CatalogError::not_found("token", token));
+        }
+        transaction.audit(None, Some(user), "token.revoke", &token.to_string(), "").await?;
+        transaction.commit().await
+    }
+}
+
+impl Transaction {
+    /// Writes down who did what; part of the act's own transaction.
+    pub async fn audit(
+        &self,
+        team: Option<TeamId>,
+        user: Option<UserId>,
+        action: &str,
+        subject: &str,
+        detail: &str,
+    ) -> Result<(), CatalogError> {
+        let row = audit::ActiveModel {
+            id: Set(self.seams.uuid()),
+            at: Set(self.seams.clock.now().0),
+            team: Set(team.map(|team| team.0)),
+            user_id: Set(user.map(|user| user.0)),
+            action: Set(action.to_owned()),
+            subject: Set(subject.to_owned()),
+            detail: Set(detail.to_owned()),
+        };
+        audit::Entity::insert(row).exec_without_returning(&self.inner).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,19 @@
+//! Labels of images.
+
+use sea_orm::entity::prelude::*;
+
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "image_labels")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub image: Uuid,
+    #[sea_orm(primary_key, auto_increment = false, column_type = "Text")]
+    pub label: String,
+    #[sea_orm(column_type = "Text")]
+    pub value: String,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

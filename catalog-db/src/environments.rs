@@ -1,0 +1,151 @@
+//! Environments: what Ocopea deployed.
+
+use ocopea_protocol::{
+    ids::{EnvironmentId, ImageId, SiteId, TeamId},
+    names::Digest,
+    plan::ContainerPlacement,
+    time::Timestamp,
+};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+
+use crate::{Catalog, CatalogError, Transaction, entities::environments, model::EnvironmentState};
+
+/// An environment.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// Its id.
+    pub id: EnvironmentId,
+    /// Whose it is.
+    pub team: TeamId,
+    /// Its name and namespace.
+    pub name: String,
+    /// Where it runs.
+    pub site: SiteId,
+    /// The image it came from.
+    pub image: ImageId,
+    /// That image's record.
+    pub record: Digest,
+    /// Its state.
+    pub state: EnvironmentState,
+    /// Its URL, if one was found.
+    pub url: Option<String>,
+    /// Who made it.
+    pub owner: String,
+    /// Container images that were pushed for it.
+    pub placements: Vec<ContainerPlacement>,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+fn environment(row: environments::Model) -> Result<Environment, CatalogError> {
+    Ok(Environment {
+        id: EnvironmentId(row.id),
+        team: TeamId(row.team),
+        name: row.name,
+        site: SiteId(row.site),
+        image: ImageId(row.image),
+        record: row.record.parse().map_err(|_| CatalogError::Malformed(row.record.clone()))?,
+        state: EnvironmentState::parse(&row.state).ok_or(CatalogError::Malformed(row.state))?,
+        url: row.url,
+        owner: row.owner,
+        placements: serde_json::from_str(&row.placements)?,
+        created: Timestamp(row.created),
+    })
+}
+
+impl Catalog {
+    /// A team's environments that are there or on their way, newest first.
+    pub async fn environments(&self, team: TeamId) -> Result<Vec<Environment>, CatalogError> {
+        let gone = [EnvironmentState::Removed.as_str(), EnvironmentState::Failed.as_str()];
+        let rows = environments::Entity::find()
+            .filter(environments::Column::Team.eq(team.0))
+            .filter(environments::Column::State.is_not_in(gone))
+            .order_by_desc(environments::Column::Id)
+            .limit(1000)
+            .all(&self.database)
+            .await?;
+        rows.into_iter().map(environment).collect()
+    }
+
+    /// One, by name or id.
+    pub async fn environment(&self, team: TeamId, name: &str) -> Result<Environment, CatalogError> {
+        let all = self.environments(team).await?;
+        all.into_iter()
+            .find(|e| e.name == name || e.id.to_string() == name)
+            .ok_or_else(|| CatalogError::not_found("environment", name))
+    }
+}
+
+impl Transaction {
+    /// One, whatever its state.
+    pub async fn environment(&self, id: EnvironmentId) -> Result<Environment, CatalogError> {
+        let row = environments::Entity::find_by_id(id.0).one(&self.inner).await?;
+        environment(row.ok_or_else(|| CatalogError::not_found("environment", id))?)
+    }
+
+    /// Notes an environment that is being made; two of one name at one site are refused.
+    pub async fn add_environment(&self, new: &Environment) -> Result<(), CatalogError> {
+        let gone = [EnvironmentState::Removed.as_str(), EnvironmentState::Failed.as_str()];
+        let same = environments::Entity::find()
+            .filter(environments::Column::Site.eq(new.site.0))
+            .filter(environments::Column::Name.eq(&new.name))
+            .filter(environments::Column::State.is_not_in(gone))
+            .one(&self.inner)
+            .await?;
+        if same.is_some() {
+            return Err(CatalogError::Conflict(format!(
+                "an environment {:?} is at that site already: choose another name, or remove it first",
+                new.name
+            )));
+        }
+        let row = environments::ActiveModel {
+            id: Set(new.id.0),
+            team: Set(new.team.0),
+            name: Set(new.name.clone()),
+            site: Set(new.site.0),
+            image: Set(new.image.0),
+            record: Set(new.record.to_string()),
+            state: Set(new.state.as_str().to_owned()),
+            url: Set(new.url.clone()),
+            owner: Set(new.owner.clone()),
+            placements: Set(serde_json::to_string(&new.placements)?),
+            created: Set(new.created.0),
+            ended: Set(None),
+        };
+        environments::Entity::insert(row).exec_without_returning(&self.inner).await?;
+        Ok(())
+    }
+
+    /// Moves it to another state. Repeating is fine.
+    pub async fn set_environment_state(&self, id: EnvironmentId, state: EnvironmentState) -> Result<(), CatalogError> {
+        let now = self.environment(id).await?;
+        if now.state == state {
+            return Ok(());
+        }
+        let state = state.after(now.state).map_err(|error| CatalogError::Conflict(error.to_string()))?;
+        let over = matches!(state, EnvironmentState::Removed | EnvironmentState::Failed);
+        let row = environments::ActiveModel {
+            state: Set(state.as_str().to_owned()),
+            ended: Set(over.then(|| self.seams.clock.now().0)),
+            ..Default::default()
+        };
+        environments::Entity::update_many().set(row).filter(environments::Column::Id.eq(id.0)).exec(&self.inner).await?;
+        Ok(())
+    }
+
+    /// Notes what was found out about it.
+    pub async fn set_environment_facts(
+        &self,
+        id: EnvironmentId,
+        url: Option<String>,
+        placements: &[ContainerPlacement],
+    ) -> Result<(), CatalogError> {
+        let row = environments::ActiveModel {
+            url: Set(url),
+            placements: Set(serde_json::to_string(placements)?),
+            ..Default::default()
+        };
+        environments::Entity::update_many().set(row).filter(environments::Column::Id.eq(id.0)).exec(&self.inner).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,296 @@
+//! Saved images. A row exists when, and only when, the repository's ref does: it is written by the commit.
+
+use std::collections::BTreeMap;
+
+use ocopea_protocol::{
+    ids::{ImageId, TeamId},
+    names::Digest,
+    time::Timestamp,
+};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::{ExprTrait, Query},
+};
+
+use crate::{
+    Catalog, CatalogError, Transaction,
+    entities::{image_comments, image_labels, images},
+};
+
+/// A saved image.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Its id.
+    pub id: ImageId,
+    /// Whose it is.
+    pub team: TeamId,
+    /// Digest of its record: its identity.
+    pub record: Digest,
+    /// Its name.
+    pub name: String,
+    /// The application.
+    pub application: String,
+    /// Where it was saved.
+    pub site: String,
+    /// Who saved it.
+    pub creator: String,
+    /// The comment given at the save.
+    pub comment: String,
+    /// Raw bytes.
+    pub bytes: u64,
+    /// Raw bytes that no earlier image had.
+    pub new_bytes: u64,
+    /// When.
+    pub created: Timestamp,
+    /// Labels as they are now.
+    pub labels: BTreeMap<String, String>,
+    /// The record as JSON.
+    pub body: String,
+}
+
+/// A comment.
+#[derive(Clone, Debug)]
+pub struct Comment {
+    /// Who.
+    pub author: String,
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub body: String,
+}
+
+/// What to look for; all of it must fit.
+#[derive(Clone, Debug, Default)]
+pub struct ImageSearch {
+    /// Words that must all occur in name, comment, application, labels or person.
+    pub text: Vec<String>,
+    /// Label, with its value if one is wanted.
+    pub labels: Vec<(String, Option<String>)>,
+    /// The application.
+    pub application: Option<String>,
+    /// Who saved it.
+    pub creator: Option<String>,
+    /// Not older.
+    pub since: Option<Timestamp>,
+    /// Not newer.
+    pub until: Option<Timestamp>,
+    /// Only images made before this one (newest come first): the next page.
+    pub before: Option<ImageId>,
+    /// At most this many.
+    pub limit: u64,
+}
+
+impl Catalog {
+    /// Images of a team, newest first.
+    pub async fn images(&self, team: TeamId, search: &ImageSearch) -> Result<Vec<Image>, CatalogError> {
+        let mut find = images::Entity::find()
+            .filter(images::Column::Team.eq(team.0))
+            .filter(images::Column::Deleting.is_null())
+            .order_by_desc(images::Column::Id)
+            .limit(search.limit.clamp(1, 1000));
+        for word in search.text.iter().take(16) {
+            let pattern = format!("%{}%", escape_like(&word.to_lowercase()));
+            find = find.filter(
+                sea_orm::sea_query::Expr::col(images::Column::Search)
+                    .like(sea_orm::sea_query::LikeExpr::new(pattern).escape('\\')),
+            );
+        }
+        for (label, value) in search.labels.iter().take(16) {
+            let mut condition = Condition::all().add(image_labels::Column::Label.eq(label));
+            if let Some(value) = value {
+                condition = condition.add(image_labels::Column::Value.eq(value));
+            }
+            let with_label = Query::select()
+                .column(image_labels::Column::Image)
+                .from(image_labels::Entity)
+                .cond_where(condition)
+                .to_owned();
+            find = find.filter(images::Column::Id.in_subquery(with_label));
+        }
+        if let Some(application) = &search.application {
+            find = find.filter(images::Column::Application.eq(application));
+        }
+        if let Some(creator) = &search.creator {
+            find = find.filter(images::Column::Creator.eq(creator));
+        }
+        if let Some(since) = search.since {
+            find = find.filter(images::Column::Created.gte(since.0));
+        }
+        if let Some(until) = search.until {
+            find = find.filter(images::Column::Created.lte(until.0));
+        }
+        if let Some(before) = search.before {
+            find = find.filter(images::Column::Id.lt(before.0));
+        }
+        let rows = find.all(&self.database).await?;
+        self.with_labels(rows).await
+    }
+
+    async fn with_labels(&self, rows: Vec<images::Model>) -> Result<Vec<Image>, CatalogError> {
+        let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+        let labels =
+            image_labels::Entity::find().filter(image_labels::Column::Image.is_in(ids)).all(&self.database).await?;
+        rows.into_iter()
+            .map(|row| {
+                let own = labels.iter().filter(|label| label.image == row.id);
+                image(row.clone(), own.map(|label| (label.label.clone(), label.value.clone())).collect())
+            })
+            .collect()
+    }
+
+    /// One image of a team: by id, unique beginning of an id, or name (the newest of that name).
+    pub async fn image(&self, team: TeamId, name: &str) -> Result<Image, CatalogError> {
+        let own = || {
+            images::Entity::find()
+                .filter(images::Column::Team.eq(team.0))
+                .filter(images::Column::Deleting.is_null())
+                .order_by_desc(images::Column::Id)
+        };
+        let row = match name.parse::<ImageId>() {
+            Ok(id) => own().filter(images::Column::Id.eq(id.0)).one(&self.database).await?,
+            Err(_) => own().filter(images::Column::Name.eq(name)).one(&self.database).await?,
+        };
+        let row = row.ok_or_else(|| CatalogError::not_found("image", name))?;
+        self.with_labels(vec![row]).await?.pop().ok_or_else(|| CatalogError::not_found("image", name))
+    }
+
+    /// The last image of an application, for reuse of its chunks.
+    pub async fn last_image_of(&self, team: TeamId, application: &str) -> Result<Option<Image>, CatalogError> {
+        let search =
+            ImageSearch { application: Some(application.to_owned()), limit: 1, ..ImageSearch::default() };
+        Ok(self.images(team, &search).await?.pop())
+    }
+
+    /// Comments on an image, oldest first.
+    pub async fn comments(&self, image: ImageId) -> Result<Vec<Comment>, CatalogError> {
+        let rows = image_comments::Entity::find()
+            .filter(image_comments::Column::Image.eq(image.0))
+            .order_by_asc(image_comments::Column::At)
+            .limit(1000)
+            .all(&self.database)
+            .await?;
+        Ok(rows.into_iter().map(|row| Comment { author: row.author, at: Timestamp(row.at), body: row.body }).collect())
+    }
+}
+
+impl Transaction {
+    /// Makes an image visible. One that is there already (a commit repeated after a crash) stays as it is.
+    pub async fn add_image(&self, image: &Image) -> Result<(), CatalogError> {
+        if images::Entity::find_by_id(image.id.0).one(&self.inner).await?.is_some() {
+            return Ok(());
+        }
+        let row = images::ActiveModel {
+            id: Set(image.id.0),
+            team: Set(image.team.0),
+            record: Set(image.record.to_string()),
+            name: Set(image.name.clone()),
+            application: Set(image.application.clone()),
+            site: Set(image.site.clone()),
+            creator: Set(image.creator.clone()),
+            comment: Set(image.comment.clone()),
+            bytes: Set(i64::try_from(image.bytes).unwrap_or(i64::MAX)),
+            new_bytes: Set(i64::try_from(image.new_bytes).unwrap_or(i64::MAX)),
+            created: Set(image.created.0),
+            search: Set(search_text(image)),
+            body: Set(image.body.clone()),
+            deleting: Set(None),
+        };
+        images::Entity::insert(row).exec_without_returning(&self.inner).await?;
+        for (label, value) in &image.labels {
+            self.set_label(image.id, label, value).await?;
+        }
+        Ok(())
+    }
+
+    async fn set_label(&self, image: ImageId, label: &str, value: &str) -> Result<(), CatalogError> {
+        image_labels::Entity::delete_by_id((image.0, label.to_owned())).exec(&self.inner).await?;
+        let row = image_labels::ActiveModel {
+            image: Set(image.0),
+            label: Set(label.to_owned()),
+            value: Set(value.to_owned()),
+        };
+        image_labels::Entity::insert(row).exec_without_returning(&self.inner).await?;
+        Ok(())
+    }
+
+    /// Sets labels, or takes them away where the value is `None`.
+    pub async fn change_labels(
+        &self,
+        image: &mut Image,
+        changes: &BTreeMap<String, Option<String>>,
+    ) -> Result<(), CatalogError> {
+        for (label, value) in changes {
+            match value {
+                Some(value) => {
+                    self.set_label(image.id, label, value).await?;
+                    image.labels.insert(label.clone(), value.clone());
+                }
+                None => {
+                    image_labels::Entity::delete_by_id((image.id.0, label.clone())).exec(&self.inner).await?;
+                    image.labels.remove(label);
+                }
+            }
+        }
+        let row = images::ActiveModel { search: Set(search_text(image)), ..Default::default() };
+        images::Entity::update_many().set(row).filter(images::Column::Id.eq(image.id.0)).exec(&self.inner).await?;
+        Ok(())
+    }
+
+    /// Adds a comment.
+    pub async fn add_comment(&self, image: ImageId, author: &str, body: &str) -> Result<(), CatalogError> {
+        let row = image_comments::ActiveModel {
+            id: Set(self.seams.uuid()),
+            image: Set(image.0),
+            author: Set(author.to_owned()),
+            at: Set(self.seams.clock.now().0),
+            body: Set(body.to_owned()),
+        };
+        image_comments::Entity::insert(row).exec_without_returning(&self.inner).await?;
+        Ok(())
+    }
+
+    /// Hides an image that is being deleted.
+    pub async fn hide_image(&self, image: ImageId) -> Result<(), CatalogError> {
+        let now = self.seams.clock.now().0;
+        let row = images::ActiveModel { deleting: Set(Some(now)), ..Default::default() };
+        images::Entity::update_many().set(row).filter(images::Column::Id.eq(image.0)).exec(&self.inner).await?;
+        Ok(())
+    }
+
+    /// Forgets an image whose ref is gone.
+    pub async fn remove_image(&self, image: ImageId) -> Result<(), CatalogError> {
+        image_labels::Entity::delete_many().filter(image_labels::Column::Image.eq(image.0)).exec(&self.inner).await?;
+        image_comments::Entity::delete_many().filter(image_comments::Column::Image.eq(image.0)).exec(&self.inner).await?;
+        images::Entity::delete_by_id(image.0).exec(&self.inner).await?;
+        Ok(())
+    }
+}
+
+fn image(row: images::Model, labels: BTreeMap<String, String>) -> Result<Image, CatalogError> {
+    Ok(Image {
+        id: ImageId(row.id),
+        team: TeamId(row.team),
+        record: row.record.parse().map_err(|_| CatalogError::Malformed(row.record.clone()))?,
+        name: row.name,
+        application: row.application,
+        site: row.site,
+        creator: row.creator,
+        comment: row.comment,
+        bytes: u64::try_from(row.bytes).unwrap_or(0),
+        new_bytes: u64::try_from(row.new_bytes).unwrap_or(0),
+        created: Timestamp(row.created),
+        labels,
+        body: row.body,
+    })
+}
+
+fn search_text(image: &Image) -> String {
+    let mut text = format!("{} {} {} {} {}", image.name, image.comment, image.application, image.creator, image.site);
+    for (label, value) in &image.labels {
+        text.push_str(&format!(" {label}={value}"));
+    }
+    text.to_lowercase()
+}
+
+fn escape_like(word: &str) -> String {
+    word.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
+}

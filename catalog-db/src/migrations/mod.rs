@@ -1,0 +1,15 @@
+//! Written migrations. A migration that has shipped is never changed.
+
+use sea_orm_migration::prelude::*;
+
+mod m0001_first;
+
+/// All of them, in order.
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m0001_first::Migration)]
+    }
+}

@@ -1,0 +1,73 @@
+//! Sites and what their agents reported last.
+
+use ocopea_protocol::{ids::SiteId, message::SiteReport, time::Timestamp};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+
+use crate::{Catalog, CatalogError, entities::sites};
+
+/// A site.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Its id.
+    pub id: SiteId,
+    /// Its name.
+    pub name: String,
+    /// When its agent last reported, by the coordinator's clock.
+    pub reported: Option<Timestamp>,
+    /// What it said.
+    pub report: Option<SiteReport>,
+}
+
+fn site(row: sites::Model) -> Result<Site, CatalogError> {
+    Ok(Site {
+        id: SiteId(row.id),
+        name: row.name,
+        reported: row.reported.map(Timestamp),
+        report: row.report.as_deref().map(serde_json::from_str).transpose()?,
+    })
+}
+
+impl Catalog {
+    /// The site of that name, made where there is none.
+    pub async fn ensure_site(&self, name: &str) -> Result<SiteId, CatalogError> {
+        if let Some(row) = sites::Entity::find().filter(sites::Column::Name.eq(name)).one(&self.database).await? {
+            return Ok(SiteId(row.id));
+        }
+        let id = self.seams.uuid();
+        let row = sites::ActiveModel {
+            id: Set(id),
+            name: Set(name.to_owned()),
+            created: Set(self.seams.clock.now().0),
+            reported: Set(None),
+            report: Set(None),
+        };
+        sites::Entity::insert(row).exec_without_returning(&self.database).await?;
+        Ok(SiteId(id))
+    }
+
+    /// Keeps a report.
+    pub async fn report_site(&self, id: SiteId, report: &SiteReport) -> Result<(), CatalogError> {
+        let row = sites::ActiveModel {
+            reported: Set(Some(self.seams.clock.now().0)),
+            report: Set(Some(serde_json::to_string(report)?)),
+            ..Default::default()
+        };
+        sites::Entity::update_many().set(row).filter(sites::Column::Id.eq(id.0)).exec(&self.database).await?;
+        Ok(())
+    }
+
+    /// All sites, by name.
+    pub async fn sites(&self) -> Result<Vec<Site>, CatalogError> {
+        let rows = sites::Entity::find().order_by_asc(sites::Column::Name).all(&self.database).await?;
+        rows.into_iter().map(site).collect()
+    }
+
+    /// One, by name or id.
+    pub async fn site(&self, name: &str) -> Result<Site, CatalogError> {
+        let find = match name.parse::<SiteId>() {
+            Ok(id) => sites::Entity::find_by_id(id.0),
+            Err(_) => sites::Entity::find().filter(sites::Column::Name.eq(name)),
+        };
+        find.one(&self.database).await?.map(site).transpose()?.ok_or_else(|| CatalogError::not_found("site", name))
+    }
+}

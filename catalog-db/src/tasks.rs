@@ -1,0 +1,449 @@
+//! Tasks, their leases, and the outbox of hints.
+//!
+//! What counts is decided by conditional updates: a task is claimed by exactly one, an outcome counts only from the
+//! attempt that holds it, and a lease that ran out gives the task back.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use ocopea_protocol::{
+    failure::{FailureClass, TaskFailure},
+    ids::{InstanceId, OperationId, SiteId, TaskId},
+    task::{Claimed, HolderState, Progress},
+    time::Timestamp,
+};
+use sea_orm::{ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+
+use crate::{
+    Catalog, CatalogError, Transaction,
+    entities::{attempts, outbox, tasks},
+    model::TaskState,
+};
+
+/// A task to be added.
+#[derive(Clone, Debug)]
+pub struct NewTask {
+    /// Unique within its operation: adding it again does nothing.
+    pub label: String,
+    /// Its kind's word.
+    pub kind: String,
+    /// The site whose agents do it; the coordinator itself where there is none.
+    pub site: Option<SiteId>,
+    /// Whether it takes something back.
+    pub undo: bool,
+    /// How often it may be tried.
+    pub most_attempts: u32,
+    /// Labels of the tasks that must succeed first.
+    pub needs: Vec<String>,
+    /// What to do, without keys and credentials.
+    pub spec: String,
+}
+
+/// A task as it stands.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Its id.
+    pub id: TaskId,
+    /// Its operation.
+    pub operation: OperationId,
+    /// Unique within its operation.
+    pub label: String,
+    /// Its kind's word.
+    pub kind: String,
+    /// The site whose agents do it.
+    pub site: Option<SiteId>,
+    /// Whether it takes something back.
+    pub undo: bool,
+    /// Its state.
+    pub state: TaskState,
+    /// The attempt that runs or ran last; 0 before the first.
+    pub attempt: u32,
+    /// How often it may be tried.
+    pub most_attempts: u32,
+    /// Who works on it.
+    pub instance: Option<InstanceId>,
+    /// Until when.
+    pub lease_until: Option<Timestamp>,
+    /// Labels that must succeed first.
+    pub needs: Vec<String>,
+    /// What to do.
+    pub spec: String,
+    /// What it brought.
+    pub output: Option<String>,
+    /// Why the last attempt failed.
+    pub failure: Option<TaskFailure>,
+    /// How far it is.
+    pub progress: Option<Progress>,
+    /// A holder's state.
+    pub holder: Option<HolderState>,
+    /// When its last attempt began.
+    pub started: Option<Timestamp>,
+    /// When it ended.
+    pub ended: Option<Timestamp>,
+}
+
+/// A hint that waits to be published.
+#[derive(Clone, Debug)]
+pub struct OutboxRow {
+    /// Its id.
+    pub id: uuid::Uuid,
+    /// The site.
+    pub site: SiteId,
+    /// The task.
+    pub task: TaskId,
+    /// The task's kind.
+    pub kind: String,
+}
+
+fn task(row: tasks::Model) -> Result<Task, CatalogError> {
+    Ok(Task {
+        id: TaskId(row.id),
+        operation: OperationId(row.operation),
+        label: row.label,
+        kind: row.kind,
+        site: row.site.map(SiteId),
+        undo: row.undo != 0,
+        state: TaskState::parse(&row.state).ok_or(CatalogError::Malformed(row.state))?,
+        attempt: u32::try_from(row.attempt).unwrap_or(0),
+        most_attempts: u32::try_from(row.most_attempts).unwrap_or(1),
+        instance: row.instance.map(InstanceId),
+        lease_until: row.lease_until.map(Timestamp),
+        needs: serde_json::from_str(&row.needs)?,
+        spec: row.spec,
+        output: row.output,
+        failure: row.failure.as_deref().map(serde_json::from_str).transpose()?,
+        progress: row.progress.as_deref().map(serde_json::from_str).transpose()?,
+        holder: row.holder.as_deref().map(serde_json::from_str).transpose()?,
+        started: row.started.map(Timestamp),
+        ended: row.ended.map(Timestamp),
+    })
+}
+
+impl Catalog {
+    /// All tasks of an operation, in the order in which they were added.
+    pub async fn tasks(&self, operation: OperationId) -> Result<Vec<Task>, CatalogError> {
+        let rows = tasks::Entity::find()
+            .filter(tasks::Column::Operation.eq(operation.0))
+            .order_by_asc(tasks::Column::Id)
+            .all(&self.database)
+            .await?;
+        rows.into_iter().map(task).collect()
+    }
+
+    /// Tasks that may be claimed now: of a site, or the coordinator's own.
+    pub async fn ready_tasks(&self, site: Option<SiteId>, most: u64) -> Result<Vec<Task>, CatalogError> {
+        let of = match site {
+            Some(site) => tasks::Column::Site.eq(site.0),
+            None => tasks::Column::Site.is_null(),
+        };
+        let rows = tasks::Entity::find()
+            .filter(tasks::Column::State.eq(TaskState::Ready.as_str()))
+            .filter(of)
+            .filter(tasks::Column::NotBefore.lte(self.seams.clock.now().0))
+            .order_by_asc(tasks::Column::Id)
+            .limit(most.clamp(1, 1000))
+            .all(&self.database)
+            .await?;
+        rows.into_iter().map(task).collect()
+    }
+
+    /// Hints to publish, oldest first.
+    pub async fn outbox(&self, most: u64) -> Result<Vec<OutboxRow>, CatalogError> {
+        let rows = outbox::Entity::find().order_by_asc(outbox::Column::Id).limit(most).all(&self.database).await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| OutboxRow { id: row.id, site: SiteId(row.site), task: TaskId(row.task), kind: row.kind })
+            .collect())
+    }
+
+    /// Forgets a hint that was published.
+    pub async fn published(&self, id: uuid::Uuid) -> Result<(), CatalogError> {
+        outbox::Entity::delete_by_id(id).exec(&self.database).await?;
+        Ok(())
+    }
+
+    /// Tasks whose lease has run out.
+    pub async fn expired_tasks(&self) -> Result<Vec<Task>, CatalogError> {
+        let rows = tasks::Entity::find()
+            .filter(tasks::Column::State.eq(TaskState::Claimed.as_str()))
+            .filter(tasks::Column::LeaseUntil.lt(self.seams.clock.now().0))
+            .all(&self.database)
+            .await?;
+        rows.into_iter().map(task).collect()
+    }
+
+    /// Ends the leases of everybody but `alive`: of processes that are known to be dead.
+    pub async fn expire_all_but(&self, alive: &[InstanceId]) -> Result<u64, CatalogError> {
+        let alive: Vec<_> = alive.iter().map(|id| id.0).collect();
+        let ended = tasks::Entity::update_many()
+            .set(tasks::ActiveModel { lease_until: Set(Some(0)), ..Default::default() })
+            .filter(tasks::Column::State.eq(TaskState::Claimed.as_str()))
+            .filter(tasks::Column::Instance.is_not_in(alive))
+            .exec(&self.database)
+            .await?;
+        Ok(ended.rows_affected)
+    }
+}
+
+impl Transaction {
+    /// All tasks of an operation.
+    pub async fn tasks(&self, operation: OperationId) -> Result<Vec<Task>, CatalogError> {
+        let rows = tasks::Entity::find()
+            .filter(tasks::Column::Operation.eq(operation.0))
+            .order_by_asc(tasks::Column::Id)
+            .all(&self.inner)
+            .await?;
+        rows.into_iter().map(task).collect()
+    }
+
+    /// One.
+    pub async fn task(&self, id: TaskId) -> Result<Option<Task>, CatalogError> {
+        tasks::Entity::find_by_id(id.0).one(&self.inner).await?.map(task).transpose()
+    }
+
+    /// Adds tasks; one whose label is there already is left as it is.
+    pub async fn add_tasks(&self, operation: OperationId, new: &[NewTask]) -> Result<(), CatalogError> {
+        let now = self.seams.clock.now().0;
+        let known: Vec<String> = self.tasks(operation).await?.into_iter().map(|t| t.label).collect();
+        for one in new.iter().filter(|one| !known.contains(&one.label)) {
+            let row = tasks::ActiveModel {
+                id: Set(self.seams.uuid()),
+                operation: Set(operation.0),
+                label: Set(one.label.clone()),
+                kind: Set(one.kind.clone()),
+                site: Set(one.site.map(|site| site.0)),
+                undo: Set(i64::from(one.undo)),
+                state: Set(TaskState::Waiting.as_str().to_owned()),
+                attempt: Set(0),
+                most_attempts: Set(i64::from(one.most_attempts)),
+                instance: Set(None),
+                lease_until: Set(None),
+                not_before: Set(now),
+                needs: Set(serde_json::to_string(&one.needs)?),
+                spec: Set(one.spec.clone()),
+                output: Set(None),
+                failure: Set(None),
+                progress: Set(None),
+                holder: Set(None),
+                created: Set(now),
+                started: Set(None),
+                ended: Set(None),
+            };
+            tasks::Entity::insert(row).exec_without_returning(&self.inner).await?;
+        }
+        self.promote(operation).await
+    }
+
+    /// Makes tasks ready whose needs are met, and puts their hints into the outbox.
+    pub async fn promote(&self, operation: OperationId) -> Result<(), CatalogError> {
+        let all = self.tasks(operation).await?;
+        let states: BTreeMap<&str, TaskState> = all.iter().map(|t| (t.label.as_str(), t.state)).collect();
+        for one in all.iter().filter(|t| t.state == TaskState::Waiting) {
+            let met = one.needs.iter().all(|need| states.get(need.as_str()) == Some(&TaskState::Succeeded));
+            if met {
+                self.make_ready(one, self.seams.clock.now()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn make_ready(&self, one: &Task, not_before: Timestamp) -> Result<(), CatalogError> {
+        TaskState::Ready.after(one.state).map_err(|error| CatalogError::Conflict(error.to_string()))?;
+        let row = tasks::ActiveModel {
+            state: Set(TaskState::Ready.as_str().to_owned()),
+            instance: Set(None),
+            lease_until: Set(None),
+            holder: Set(None),
+            not_before: Set(not_before.0),
+            ..Default::default()
+        };
+        tasks::Entity::update_many().set(row).filter(tasks::Column::Id.eq(one.id.0)).exec(&self.inner).await?;
+        if let Some(site) = one.site {
+            let row = outbox::ActiveModel {
+                id: Set(self.seams.uuid()),
+                site: Set(site.0),
+                task: Set(one.id.0),
+                kind: Set(one.kind.clone()),
+                created: Set(self.seams.clock.now().0),
+            };
+            outbox::Entity::insert(row).exec_without_returning(&self.inner).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives a task to `instance`, if it is ready and of that site. `None`: somebody else was faster, or it is over.
+    pub async fn claim(
+        &self,
+        id: TaskId,
+        site: Option<SiteId>,
+        instance: InstanceId,
+        lease: Duration,
+    ) -> Result<Option<Task>, CatalogError> {
+        let Some(before) = self.task(id).await? else { return Ok(None) };
+        let now = self.seams.clock.now();
+        if before.site != site || before.state != TaskState::Ready {
+            return Ok(None);
+        }
+        let row = tasks::ActiveModel {
+            state: Set(TaskState::Claimed.as_str().to_owned()),
+            attempt: Set(i64::from(before.attempt) + 1),
+            instance: Set(Some(instance.0)),
+            lease_until: Set(Some(now.plus(lease).0)),
+            started: Set(Some(now.0)),
+            progress: Set(None),
+            holder: Set(None),
+            ..Default::default()
+        };
+        let taken = tasks::Entity::update_many()
+            .set(row)
+            .filter(tasks::Column::Id.eq(id.0))
+            .filter(tasks::Column::State.eq(TaskState::Ready.as_str()))
+            .filter(tasks::Column::NotBefore.lte(now.0))
+            .exec(&self.inner)
+            .await?;
+        if taken.rows_affected != 1 {
+            return Ok(None);
+        }
+        let row = attempts::ActiveModel {
+            task: Set(id.0),
+            attempt: Set(i64::from(before.attempt) + 1),
+            instance: Set(instance.0),
+            started: Set(now.0),
+            ended: Set(None),
+            failure: Set(None),
+        };
+        attempts::Entity::insert(row).exec_without_returning(&self.inner).await?;
+        self.task(id).await
+    }
+
+    /// Renews a lease; `None` when the attempt no longer holds the task.
+    pub async fn heartbeat(
+        &self,
+        claimed: &Claimed,
+        progress: &Progress,
+        holder: Option<&HolderState>,
+        lease: Duration,
+    ) -> Result<Option<Task>, CatalogError> {
+        let mut row = tasks::ActiveModel {
+            lease_until: Set(Some(self.seams.clock.now().plus(lease).0)),
+            progress: Set(Some(serde_json::to_string(progress)?)),
+            ..Default::default()
+        };
+        if let Some(holder) = holder {
+            row.holder = Set(Some(serde_json::to_string(holder)?));
+        }
+        let renewed =
+            tasks::Entity::update_many().set(row).filter(held_by(claimed)).exec(&self.inner).await?;
+        if renewed.rows_affected == 1 { self.task(claimed.task).await } else { Ok(None) }
+    }
+
+    /// Ends an attempt well. `false` when it no longer holds the task.
+    pub async fn succeed(&self, claimed: &Claimed, output: &str) -> Result<bool, CatalogError> {
+        let now = self.seams.clock.now().0;
+        let row = tasks::ActiveModel {
+            state: Set(TaskState::Succeeded.as_str().to_owned()),
+            output: Set(Some(output.to_owned())),
+            failure: Set(None),
+            lease_until: Set(None),
+            ended: Set(Some(now)),
+            ..Default::default()
+        };
+        let ended = tasks::Entity::update_many().set(row).filter(held_by(claimed)).exec(&self.inner).await?;
+        if ended.rows_affected == 1 {
+            self.end_attempt(claimed.task, claimed.attempt, None).await?;
+        }
+        Ok(ended.rows_affected == 1)
+    }
+
+    /// Ends an attempt badly: the task is tried again after a pause while it may be, else it has failed.
+    /// `None` when the attempt no longer holds the task.
+    pub async fn fail(&self, claimed: &Claimed, failure: &TaskFailure) -> Result<Option<TaskState>, CatalogError> {
+        let Some(now) = self.task(claimed.task).await? else { return Ok(None) };
+        let holds = now.state == TaskState::Claimed
+            && now.attempt == claimed.attempt
+            && now.instance == Some(claimed.instance);
+        if !holds {
+            return Ok(None);
+        }
+        self.end_attempt(claimed.task, claimed.attempt, Some(failure)).await?;
+        let state = match failure.class {
+            FailureClass::Retryable if now.attempt < now.most_attempts => TaskState::Ready,
+            FailureClass::Cancelled => TaskState::Cancelled,
+            _ => TaskState::Failed,
+        };
+        let row = tasks::ActiveModel {
+            state: Set(if state == TaskState::Ready { TaskState::Claimed } else { state }.as_str().to_owned()),
+            failure: Set(Some(serde_json::to_string(failure)?)),
+            lease_until: Set(None),
+            ended: Set((state != TaskState::Ready).then(|| self.seams.clock.now().0)),
+            ..Default::default()
+        };
+        tasks::Entity::update_many().set(row).filter(tasks::Column::Id.eq(now.id.0)).exec(&self.inner).await?;
+        if state == TaskState::Ready {
+            let pause = Duration::from_secs(1 << now.attempt.min(6));
+            self.make_ready(&now, self.seams.clock.now().plus(self.seams.jittered(pause))).await?;
+        }
+        Ok(Some(state))
+    }
+
+    /// Takes a task back from one that stopped or died; doesn't count as a failed try of the work itself.
+    pub async fn hand_back(&self, one: &Task, why: &TaskFailure) -> Result<TaskState, CatalogError> {
+        self.end_attempt(one.id, one.attempt, Some(why)).await?;
+        if one.attempt >= one.most_attempts + LOST_TRIES {
+            let row = tasks::ActiveModel {
+                state: Set(TaskState::Failed.as_str().to_owned()),
+                failure: Set(Some(serde_json::to_string(why)?)),
+                lease_until: Set(None),
+                ended: Set(Some(self.seams.clock.now().0)),
+                ..Default::default()
+            };
+            tasks::Entity::update_many().set(row).filter(tasks::Column::Id.eq(one.id.0)).exec(&self.inner).await?;
+            return Ok(TaskState::Failed);
+        }
+        self.make_ready(one, self.seams.clock.now()).await?;
+        Ok(TaskState::Ready)
+    }
+
+    /// Calls off everything of an operation that nobody has begun. What is claimed learns it with its heartbeat.
+    pub async fn cancel_waiting(&self, operation: OperationId, undo: bool) -> Result<(), CatalogError> {
+        let idle = [TaskState::Waiting.as_str(), TaskState::Ready.as_str()];
+        let row = tasks::ActiveModel {
+            state: Set(TaskState::Cancelled.as_str().to_owned()),
+            ended: Set(Some(self.seams.clock.now().0)),
+            ..Default::default()
+        };
+        tasks::Entity::update_many()
+            .set(row)
+            .filter(tasks::Column::Operation.eq(operation.0))
+            .filter(tasks::Column::Undo.eq(i64::from(undo)))
+            .filter(tasks::Column::State.is_in(idle))
+            .exec(&self.inner)
+            .await?;
+        Ok(())
+    }
+
+    async fn end_attempt(&self, id: TaskId, attempt: u32, failure: Option<&TaskFailure>) -> Result<(), CatalogError> {
+        let row = attempts::ActiveModel {
+            ended: Set(Some(self.seams.clock.now().0)),
+            failure: Set(failure.map(serde_json::to_string).transpose()?),
+            ..Default::default()
+        };
+        attempts::Entity::update_many()
+            .set(row)
+            .filter(attempts::Column::Task.eq(id.0))
+            .filter(attempts::Column::Attempt.eq(i64::from(attempt)))
+            .exec(&self.inner)
+            .await?;
+        Ok(())
+    }
+}
+
+/// How many lost leases a task survives beyond its tries: a process that is killed again and again must end.
+const LOST_TRIES: u32 = 20;
+
+fn held_by(claimed: &Claimed) -> Condition {
+    Condition::all()
+        .add(tasks::Column::Id.eq(claimed.task.0))
+        .add(tasks::Column::State.eq(TaskState::Claimed.as_str()))
+        .add(tasks::Column::Attempt.eq(i64::from(claimed.attempt)))
+        .add(tasks::Column::Instance.eq(claimed.instance.0))
+}
