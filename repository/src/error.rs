@@ -164,6 +164,23 @@ impl Error {
         }
     }
 
+    /// The same error once more, for another one who waits for the same thing.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Store { action, object, cause } => Self::Store {
+                action,
+                object: object.clone(),
+                cause: std::io::Error::new(cause.kind(), cause.to_string()),
+            },
+            Self::Full { object } => Self::Full { object: object.clone() },
+            Self::Missing { object } => Self::Missing { object: object.clone() },
+            Self::Damaged { object, why } => Self::Damaged { object: object.clone(), why: why.clone() },
+            Self::Limit { what, found, limit } => Self::Limit { what: what.clone(), found: *found, limit: *limit },
+            Self::Stopped => Self::Stopped,
+            other => Self::Misuse(other.to_string()),
+        }
+    }
+
     pub(crate) fn damaged(object: impl Into<String>, why: impl ToString) -> Self {
         Self::Damaged { object: object.into(), why: why.to_string() }
     }

@@ -162,6 +162,15 @@ impl Keyring {
         Ok(())
     }
 
+    /// Adds the keys of `other` that it hasn't got, behind its own.
+    pub(crate) fn absorb(&mut self, other: &Self) {
+        for (id, key) in &other.keys {
+            if self.get(id).is_none() {
+                self.keys.push((id.clone(), key.clone()));
+            }
+        }
+    }
+
     pub(crate) fn get(&self, id: &KeyId) -> Option<&Secret32> {
         self.keys.iter().find(|(known, _)| known == id).map(|(_, key)| key)
     }

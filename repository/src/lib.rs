@@ -4,15 +4,26 @@
 //! records, notes, keys, collection); agents use an [`ImageSession`], which holds the keys of one image and its base
 //! and moves the bytes.
 
+pub mod backend;
+mod chunk;
+mod collect;
+mod config;
 mod error;
 mod items;
 mod keys;
+mod limits;
+mod oci;
+mod pack;
 mod read;
 mod record;
 mod repository;
+mod sealed;
 mod session;
+mod store;
 #[cfg(test)]
 mod testing;
+mod toc;
+mod verify;
 mod write;
 
 pub use error::{Error, Result};
@@ -26,5 +37,5 @@ pub use repository::{
     Broken, CollectOptions, CollectReport, CommitRequest, ImageRef, Note, Reclaim, Reindexed, Repository, Scope,
     VerifyProgress, VerifyReport,
 };
-pub use session::{ConfigWritten, ImageSession};
+pub use session::{ConfigWritten, ImageSession, config_digest};
 pub use write::{DataWriter, DataWritten, StreamFacts, StreamSummary, StreamWriter, Written};

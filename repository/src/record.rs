@@ -7,9 +7,16 @@ use ocopea_protocol::{
     image::{Consistency, DataKind, StreamInfo},
     inventory::{ContainerFound, DataFound},
     names::{ComponentName, Digest},
+    secret::Secret32,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    oci, sealed,
+    store::{LONGEST_MANIFEST, Store, blob_name},
+};
 
 /// The version of [`Record`] that this release writes, and the newest that it reads.
 pub const RECORD_VERSION: u32 = 1;
@@ -208,4 +215,30 @@ impl Record {
         let data = self.components.iter().filter(|c| matches!(c.body, Body::Data { .. }));
         data.map(|component| (component.name.clone(), component.manifest)).collect()
     }
+}
+
+/// Reads a record: manifest, then the encrypted config blob that it names.
+pub(crate) async fn read(store: &Store, image_key: &Secret32, digest: &Digest) -> Result<Record> {
+    let name = blob_name(digest);
+    let manifest: oci::Manifest = oci::parse(&name, &store.get_blob(digest, LONGEST_MANIFEST).await?)?;
+    if manifest.artifact_type.as_deref() != Some(oci::IMAGE) {
+        return Err(Error::damaged(&name, "it is not the manifest of a record"));
+    }
+    let bytes = store.get_blob(&manifest.config.digest, LONGEST_MANIFEST).await?;
+    parse(image_key, &blob_name(&manifest.config.digest), &bytes)
+}
+
+/// Decrypts and parses a record's blob.
+pub(crate) fn parse(image_key: &Secret32, name: &str, bytes: &[u8]) -> Result<Record> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let plain = sealed::open(image_key, sealed::RECORD, name, bytes)?;
+    let damaged = |error: serde_json::Error| Error::damaged(name, error);
+    let found = serde_json::from_slice::<Versioned>(&plain).map_err(damaged)?.version;
+    if found > RECORD_VERSION {
+        return Err(Error::Newer { object: name.to_owned(), found, known: RECORD_VERSION });
+    }
+    serde_json::from_slice(&plain).map_err(damaged)
 }

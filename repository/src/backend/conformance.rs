@@ -2,10 +2,10 @@
 #![expect(clippy::panic, reason = "a conformance suite fails by panicking; it runs in tests only")]
 
 use bytes::Bytes;
-use futures::{StreamExt, future::join_all, stream};
+use futures::future::join_all;
 
 use super::{Backend, Put};
-use crate::{crypto::sha256, error::Error};
+use crate::error::Error;
 
 fn require(holds: bool, what: &str) {
     if !holds {
@@ -18,11 +18,12 @@ pub async fn check(backend: &dyn Backend) {
     objects_are_written_read_and_deleted(backend).await;
     one_of_many_creates_wins(backend).await;
     hostile_names_are_refused(backend).await;
-    a_stream_is_taken_whole_and_right_or_not_at_all(backend).await;
+    an_upload_is_there_whole_or_not_at_all(backend).await;
+    every_write_renews_the_time(backend).await;
 }
 
 async fn objects_are_written_read_and_deleted(backend: &dyn Backend) {
-    require(matches!(backend.get("a/b", 10).await, Err(Error::NotFound(_))), "what isn't there is not found");
+    require(matches!(backend.get("a/b", 10).await, Err(Error::Missing { .. })), "what isn't there is not found");
     require(matches!(backend.create("a/b", Bytes::from_static(b"0123456789")).await, Ok(Put::Created)), "create makes");
     require(matches!(backend.create("a/b", Bytes::from_static(b"x")).await, Ok(Put::Existed)), "create never overwrites");
     require(backend.get("a/b", 10).await.is_ok_and(|b| &b[..] == b"0123456789"), "what was written is read");
@@ -54,16 +55,31 @@ async fn hostile_names_are_refused(backend: &dyn Backend) {
     }
 }
 
-async fn a_stream_is_taken_whole_and_right_or_not_at_all(backend: &dyn Backend) {
-    let parts = || stream::iter([Ok(Bytes::from_static(b"he")), Ok(Bytes::from_static(b"llo"))]).boxed();
-    let name = format!("blobs/sha256/{}", sha256(b"hello").hex());
-    let wrong = format!("blobs/sha256/{}", sha256(b"other").hex());
-    require(matches!(backend.create_stream(&wrong, 5, parts()).await, Err(Error::WrongDigest { .. })), "a wrong digest is refused");
-    require(backend.create_stream(&name, 6, parts()).await.is_err(), "a short stream is refused");
-    require(backend.create_stream(&name, 4, parts()).await.is_err(), "a long stream is refused");
-    let cut = stream::iter([Ok(Bytes::from_static(b"he")), Err(std::io::Error::other("cut"))]).boxed();
-    require(backend.create_stream(&name, 5, cut).await.is_err(), "a cut stream is refused");
-    require(backend.list("blobs/").await.is_ok_and(|l| l.is_empty()), "nothing of them is there");
-    require(matches!(backend.create_stream(&name, 5, parts()).await, Ok(Put::Created)), "the right one is taken");
-    require(backend.get(&name, 5).await.is_ok_and(|b| &b[..] == b"hello"), "and read");
+async fn an_upload_is_there_whole_or_not_at_all(backend: &dyn Backend) {
+    let begun = async || match backend.upload().await {
+        Ok(mut upload) => {
+            require(upload.write(Bytes::from_static(b"he")).await.is_ok(), "an upload takes bytes");
+            require(upload.write(Bytes::from_static(b"llo")).await.is_ok(), "an upload takes more bytes");
+            upload
+        }
+        Err(error) => panic!("backend conformance: an upload begins: {error}"),
+    };
+    drop(begun().await);
+    require(backend.list("blobs/").await.is_ok_and(|l| l.is_empty()), "nothing of a dropped upload is there");
+    require(begun().await.finish("blobs/x").await.is_ok(), "an upload gets its name");
+    require(backend.get("blobs/x", 5).await.is_ok_and(|b| &b[..] == b"hello"), "and is read");
+    require(begun().await.finish("blobs/x").await.is_ok(), "an upload replaces what is there");
+    require(backend.list("blobs/").await.is_ok_and(|l| l.len() == 1), "once");
+}
+
+async fn every_write_renews_the_time(backend: &dyn Backend) {
+    let time = async || backend.head("blobs/x").await.ok().flatten().map_or(0, |entry| entry.modified);
+    let first = time().await;
+    let mut tries = 0;
+    while time().await == first {
+        tries += 1;
+        require(tries < 5000, "a write renews the store's time of an object");
+        require(backend.replace("blobs/x", Bytes::from_static(b"again")).await.is_ok(), "replace overwrites");
+    }
+    require(time().await > first, "time goes forward");
 }

@@ -9,11 +9,15 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, stream::BoxStream};
 use ocopea_protocol::seams::Seams;
 
-use super::{Backend, Entry, Put};
-use crate::{crypto::Sha256, error::Error};
+use super::{Backend, Entry, Put, Upload, check_name};
+use crate::error::{Error, Result};
+
+/// Unfinished objects lie here, out of sight of listings. What a dead process left is removed by collections.
+const TEMPORARY: &str = "tmp";
+/// The longest single read that memory is set aside for beforehand.
+const READ_AT_ONCE: u64 = 64 << 20;
 
 /// Objects below a directory.
 #[derive(Clone)]
@@ -23,38 +27,53 @@ pub struct DirectoryBackend {
 }
 
 impl DirectoryBackend {
-    /// Makes the directory (0700) where it is missing.
-    pub fn open(root: &Path, seams: Seams) -> Result<Self, Error> {
-        let io = |source| Error::Io { object: root.display().to_string(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join("tmp")).map_err(io)?;
-        Ok(Self { root: root.to_owned(), seams })
+    /// Opens it; `make` creates it (0700) where it is missing.
+    pub async fn open(root: &Path, seams: Seams, make: bool) -> Result<Self> {
+        let backend = Self { root: root.to_owned(), seams };
+        let (root, object) = (backend.root.clone(), root.display().to_string());
+        backend
+            .blocking("open", object.clone(), move || {
+                if make {
+                    fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
+                }
+                if !fs::metadata(&root)?.is_dir() {
+                    return Err(ErrorKind::NotADirectory.into());
+                }
+                Ok(())
+            })
+            .await
+            .map_err(|error| match error {
+                Error::Missing { .. } => Error::NoRepository { place: object },
+                other => other,
+            })?;
+        Ok(backend)
     }
 
-    fn path(&self, name: &str) -> Result<PathBuf, Error> {
-        let fits = !name.is_empty()
-            && name.len() <= 512
-            && name.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-' | b'_' | b'.'));
-        if fits { Ok(self.root.join(name)) } else { Err(Error::Limit(format!("{name:.80?} is not an object's name"))) }
+    fn path(&self, name: &str) -> Result<PathBuf> {
+        check_name(name)?;
+        Ok(self.root.join(name))
     }
 
-    fn temporary(&self) -> PathBuf {
-        self.root.join("tmp").join(self.seams.uuid().simple().to_string())
+    fn temporary(&self) -> Temporary {
+        Temporary(self.root.join(TEMPORARY).join(self.seams.uuid().simple().to_string()))
     }
 
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        self.seams.compute("repository.directory", work).await.ok_or(Error::Stopped)?
+        action: &'static str,
+        object: String,
+        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let done = self.seams.compute("repository.directory", work).await.ok_or(Error::Stopped)?;
+        done.map_err(|cause| fault(action, object, cause))
     }
 }
 
-fn fault(object: &str, source: std::io::Error) -> Error {
-    match source.kind() {
-        ErrorKind::NotFound => Error::NotFound(object.to_owned()),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::Full(format!("{object}: {source}")),
-        _ => Error::Io { object: object.to_owned(), source },
+fn fault(action: &'static str, object: String, cause: std::io::Error) -> Error {
+    match cause.kind() {
+        ErrorKind::NotFound => Error::Missing { object },
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::Full { object },
+        _ => Error::Store { action, object, cause },
     }
 }
 
@@ -62,21 +81,40 @@ fn sync_directory(path: &Path) -> std::io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Gives a finished temporary file its name, if nothing has it.
-fn link(temporary: &Path, path: &Path) -> std::io::Result<Put> {
+/// Makes the directory of `path`, and its name durable up to the first one that was there.
+fn make_parent(path: &Path) -> std::io::Result<&Path> {
     let parent = path.parent().unwrap_or(path);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    let put = match fs::hard_link(temporary, path) {
-        Ok(()) => Put::Created,
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Put::Existed,
-        Err(error) => return Err(error),
-    };
-    sync_directory(parent)?;
-    Ok(put)
+    if !parent.is_dir() {
+        let above = make_parent(parent)?;
+        match fs::DirBuilder::new().mode(0o700).create(parent) {
+            Ok(()) => sync_directory(above)?,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(parent)
 }
 
 /// Removes the temporary file when a write ends, however it ends.
 struct Temporary(PathBuf);
+
+impl Temporary {
+    fn create(&self) -> std::io::Result<File> {
+        match File::create_new(&self.0) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                make_parent(&self.0)?;
+                File::create_new(&self.0)
+            }
+            other => other,
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let mut file = self.create()?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+}
 
 impl Drop for Temporary {
     fn drop(&mut self) {
@@ -87,139 +125,99 @@ impl Drop for Temporary {
 
 #[async_trait]
 impl Backend for DirectoryBackend {
-    async fn create(&self, name: &str, bytes: Bytes) -> Result<Put, Error> {
-        let (path, temporary, name) = (self.path(name)?, Temporary(self.temporary()), name.to_owned());
-        self.blocking(move || {
-            let write = || {
-                if path.exists() {
-                    return Ok(Put::Existed);
-                }
-                let mut file = File::create_new(&temporary.0)?;
-                file.write_all(&bytes)?;
-                file.sync_all()?;
-                link(&temporary.0, &path)
+    async fn create(&self, name: &str, bytes: Bytes) -> Result<Put> {
+        let (path, temporary) = (self.path(name)?, self.temporary());
+        self.blocking("write", name.to_owned(), move || {
+            if fs::symlink_metadata(&path).is_ok() {
+                return Ok(Put::Existed);
+            }
+            temporary.write(&bytes)?;
+            let parent = make_parent(&path)?;
+            let put = match fs::hard_link(&temporary.0, &path) {
+                Ok(()) => Put::Created,
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Put::Existed,
+                Err(error) => return Err(error),
             };
-            write().map_err(|error| fault(&name, error))
+            sync_directory(parent)?;
+            Ok(put)
         })
         .await
     }
 
-    async fn create_stream(
-        &self,
-        name: &str,
-        size: u64,
-        mut stream: BoxStream<'static, Result<Bytes, std::io::Error>>,
-    ) -> Result<Put, Error> {
+    async fn replace(&self, name: &str, bytes: Bytes) -> Result<()> {
+        let (path, temporary) = (self.path(name)?, self.temporary());
+        self.blocking("write", name.to_owned(), move || {
+            temporary.write(&bytes)?;
+            let parent = make_parent(&path)?;
+            fs::rename(&temporary.0, &path)?;
+            sync_directory(parent)
+        })
+        .await
+    }
+
+    async fn upload(&self) -> Result<Box<dyn Upload>> {
+        let temporary = self.temporary();
+        let (temporary, file) = self
+            .blocking("write", TEMPORARY.to_owned(), move || {
+                let file = temporary.create()?;
+                Ok((temporary, file))
+            })
+            .await?;
+        Ok(Box::new(DirectoryUpload { backend: self.clone(), state: Some((temporary, file)) }))
+    }
+
+    async fn get(&self, name: &str, limit: u64) -> Result<Bytes> {
         let path = self.path(name)?;
-        let expected = name.rsplit('/').next().unwrap_or_default().to_owned();
-        let temporary = Temporary(self.temporary());
-        let file = File::create_new(&temporary.0).map_err(|error| fault(name, error))?;
-        let mut state = (file, Sha256::new(), 0u64);
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|source| Error::Io { object: name.to_owned(), source })?;
-            if state.2 + chunk.len() as u64 > size {
-                return Err(Error::damaged(name, format!("more than the {size} bytes that it claims")));
-            }
-            let object = name.to_owned();
-            state = self
-                .blocking(move || {
-                    let (mut file, mut hash, written) = state;
-                    hash.update(&chunk);
-                    file.write_all(&chunk).map_err(|error| fault(&object, error))?;
-                    Ok((file, hash, written + chunk.len() as u64))
-                })
-                .await?;
+        let bytes = self
+            .blocking("read", name.to_owned(), move || {
+                let file = File::open(&path)?;
+                let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len().min(limit)).unwrap_or(0) + 1);
+                file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+                Ok(bytes)
+            })
+            .await?;
+        if bytes.len() as u64 > limit {
+            return Err(Error::damaged(name, format!("it is longer than {limit} bytes")));
         }
-        let (file, hash, written) = state;
-        if written != size {
-            return Err(Error::damaged(name, format!("{written} bytes instead of {size}")));
-        }
-        let found = hash.finish();
-        if found.hex() != expected {
-            let expected = format!("sha256:{expected}").parse().map_err(|error| Error::damaged(name, error))?;
-            return Err(Error::WrongDigest { expected, found });
-        }
-        let name = name.to_owned();
-        self.blocking(move || {
-            let finish = || {
-                file.sync_all()?;
-                link(&temporary.0, &path)
-            };
-            finish().map_err(|error| fault(&name, error))
+        Ok(bytes.into())
+    }
+
+    async fn range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes> {
+        let path = self.path(name)?;
+        self.blocking("read", name.to_owned(), move || {
+            let mut file = File::open(&path)?;
+            file.seek(SeekFrom::Start(offset))?;
+            let mut bytes = Vec::with_capacity(usize::try_from(length.min(READ_AT_ONCE)).unwrap_or(0));
+            file.take(length).read_to_end(&mut bytes)?;
+            Ok(Bytes::from(bytes))
         })
         .await
     }
 
-    async fn replace(&self, name: &str, bytes: Bytes) -> Result<(), Error> {
-        let (path, temporary, name) = (self.path(name)?, Temporary(self.temporary()), name.to_owned());
-        self.blocking(move || {
-            let write = || {
-                let mut file = File::create_new(&temporary.0)?;
-                file.write_all(&bytes)?;
-                file.sync_all()?;
-                let parent = path.parent().unwrap_or(&path);
-                fs::create_dir_all(parent)?;
-                fs::rename(&temporary.0, &path)?;
-                sync_directory(parent)
-            };
-            write().map_err(|error| fault(&name, error))
-        })
-        .await
-    }
-
-    async fn get(&self, name: &str, limit: u64) -> Result<Bytes, Error> {
-        let (path, name) = (self.path(name)?, name.to_owned());
-        self.blocking(move || {
-            let mut file = File::open(&path).map_err(|error| fault(&name, error))?;
-            let mut bytes = Vec::new();
-            Read::by_ref(&mut file).take(limit + 1).read_to_end(&mut bytes).map_err(|error| fault(&name, error))?;
-            if bytes.len() as u64 > limit {
-                return Err(Error::damaged(name, format!("longer than {limit} bytes")));
-            }
-            Ok(bytes.into())
-        })
-        .await
-    }
-
-    async fn range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, Error> {
-        let (path, name) = (self.path(name)?, name.to_owned());
-        self.blocking(move || {
-            let read = || {
-                let mut file = File::open(&path)?;
-                file.seek(SeekFrom::Start(offset))?;
-                let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0).min(64 << 20));
-                file.take(length).read_to_end(&mut bytes)?;
-                Ok(Bytes::from(bytes))
-            };
-            read().map_err(|error| fault(&name, error))
-        })
-        .await
-    }
-
-    async fn head(&self, name: &str) -> Result<Option<Entry>, Error> {
-        let (path, name) = (self.path(name)?, name.to_owned());
-        self.blocking(move || match fs::symlink_metadata(&path) {
-            Ok(meta) => Ok(Some(entry(name, &meta))),
+    async fn head(&self, name: &str) -> Result<Option<Entry>> {
+        let (path, object) = (self.path(name)?, name.to_owned());
+        self.blocking("look at", name.to_owned(), move || match fs::symlink_metadata(&path) {
+            Ok(meta) => Ok(Some(entry(object, &meta))),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-            Err(error) => Err(fault(&name, error)),
+            Err(error) => Err(error),
         })
         .await
     }
 
-    async fn list(&self, prefix: &str) -> Result<Vec<Entry>, Error> {
-        let root = self.path(prefix.trim_end_matches('/'))?;
+    async fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
         let prefix = prefix.trim_end_matches('/').to_owned();
-        self.blocking(move || {
+        let root = self.path(&prefix)?;
+        self.blocking("list", prefix.clone(), move || {
             let mut found = Vec::new();
             let mut open = vec![(root, prefix)];
             while let Some((path, name)) = open.pop() {
                 let entries = match fs::read_dir(&path) {
                     Ok(entries) => entries,
                     Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                    Err(error) => return Err(fault(&name, error)),
+                    Err(error) => return Err(error),
                 };
                 for item in entries {
-                    let item = item.map_err(|error| fault(&name, error))?;
+                    let item = item?;
                     let Ok(part) = item.file_name().into_string() else { continue };
                     let full = format!("{name}/{part}");
                     match item.metadata() {
@@ -227,7 +225,7 @@ impl Backend for DirectoryBackend {
                         Ok(meta) => found.push(entry(full, &meta)),
                         // Deleted between listing and looking: as if it had never been listed.
                         Err(error) if error.kind() == ErrorKind::NotFound => {}
-                        Err(error) => return Err(fault(&full, error)),
+                        Err(error) => return Err(error),
                     }
                 }
             }
@@ -237,17 +235,99 @@ impl Backend for DirectoryBackend {
         .await
     }
 
-    async fn delete(&self, name: &str) -> Result<(), Error> {
-        let (path, name) = (self.path(name)?, name.to_owned());
-        self.blocking(move || match fs::remove_file(&path) {
+    async fn delete(&self, name: &str) -> Result<()> {
+        let path = self.path(name)?;
+        self.blocking("delete", name.to_owned(), move || match fs::remove_file(&path) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(fault(&name, error)),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    async fn discard_unfinished(&self, before: i64) -> Result<()> {
+        let path = self.root.join(TEMPORARY);
+        self.blocking("tidy", TEMPORARY.to_owned(), move || {
+            let entries = match fs::read_dir(&path) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            for item in entries {
+                let item = item?;
+                // Finished or removed since it was listed: as good.
+                if item.metadata().is_ok_and(|meta| modified(&meta) < before) {
+                    let _ = fs::remove_file(item.path());
+                }
+            }
+            Ok(())
         })
         .await
     }
 }
 
+/// Milliseconds since the epoch.
+fn modified(meta: &fs::Metadata) -> i64 {
+    meta.mtime() * 1000 + meta.mtime_nsec() / 1_000_000
+}
+
+struct DirectoryUpload {
+    backend: DirectoryBackend,
+    /// Absent after a failed write: what came before it is of no use.
+    state: Option<(Temporary, File)>,
+}
+
+#[async_trait]
+impl Upload for DirectoryUpload {
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        let (temporary, mut file) = self.state.take().ok_or(Error::Stopped)?;
+        let state = self
+            .backend
+            .blocking("write", TEMPORARY.to_owned(), move || {
+                file.write_all(&bytes)?;
+                Ok((temporary, file))
+            })
+            .await?;
+        self.state = Some(state);
+        Ok(())
+    }
+
+    async fn finish(mut self: Box<Self>, name: &str) -> Result<()> {
+        let path = self.backend.path(name)?;
+        let (temporary, file) = self.state.take().ok_or(Error::Stopped)?;
+        self.backend
+            .blocking("write", name.to_owned(), move || {
+                file.sync_all()?;
+                let parent = make_parent(&path)?;
+                fs::rename(&temporary.0, &path)?;
+                sync_directory(parent)
+            })
+            .await
+    }
+}
+
 fn entry(name: String, meta: &fs::Metadata) -> Entry {
-    Entry { name, size: meta.len(), modified: meta.mtime() * 1000 + meta.mtime_nsec() / 1_000_000 }
+    Entry { name, size: meta.len(), modified: modified(meta) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::seams;
+
+    #[tokio::test]
+    async fn a_directory_keeps_the_rules_of_backends() {
+        let place = tempfile::tempdir().unwrap();
+        let backend = DirectoryBackend::open(&place.path().join("new"), seams(), true).await.unwrap();
+        super::super::conformance::check(&backend).await;
+        let left = fs::read_dir(place.path().join("new/tmp")).unwrap().count();
+        assert_eq!(left, 0, "no temporary file is left");
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_not_there_is_no_repository() {
+        let place = tempfile::tempdir().unwrap();
+        let opened = DirectoryBackend::open(&place.path().join("absent"), seams(), false).await;
+        assert!(matches!(opened.err(), Some(Error::NoRepository { .. })));
+    }
 }

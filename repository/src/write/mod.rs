@@ -1,17 +1,47 @@
 //! Writing a data component.
+//!
+//! Streams are cut into chunks; chunks are hashed and looked up, new ones compressed, on the compute pool, some
+//! batches at once; one lock per component gives them their places in packs; finished packs are synced and read
+//! back while the next are filled. What is under way is bounded for the whole process.
 
-use std::collections::BTreeMap;
+mod base;
+mod packer;
+mod stream;
+mod table;
 
-use bytes::Bytes;
-use ocopea_protocol::names::Digest;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
-use crate::{Error, ItemHasher, Result};
+use ocopea_protocol::{
+    image::DataKind,
+    names::{ComponentName, Digest},
+};
+
+pub use stream::StreamWriter;
+
+use crate::{
+    Error, ItemHasher, Result,
+    oci::{self, Descriptor},
+    session::Core,
+    toc::{MOST_STREAMS, Section, StreamRow, TocWriter},
+};
+
+/// Longest name of a stream.
+const LONGEST_NAME: usize = 4096;
+/// Longest facts of a driver.
+const LONGEST_FACTS: usize = 16 << 20;
+/// Longest attributes of one stream, all together.
+const LONGEST_ATTRIBUTES: usize = 4 << 20;
 
 /// Writes one data component. Streams are written at once by as many tasks as like to.
-pub struct DataWriter {}
-
-/// Writes one stream.
-pub struct StreamWriter {}
+pub struct DataWriter {
+    shared: Arc<Shared>,
+}
 
 /// What a driver knows of a stream when it ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,45 +91,148 @@ pub struct Written {
     pub bytes: u64,
     /// Raw bytes that were new.
     pub new_bytes: u64,
-    /// Bytes read back and verified.
+    /// Stored bytes that were read back and verified.
     pub verified_bytes: u64,
 }
 
+/// What streams and packs of one component have in common.
+pub(crate) struct Shared {
+    pub(crate) core: Arc<Core>,
+    kind: DataKind,
+    reusable: base::Reusable,
+    table: Mutex<table::Table>,
+    packer: tokio::sync::Mutex<packer::Packer>,
+    toc: tokio::sync::Mutex<Option<TocWriter>>,
+    streams: Mutex<BTreeMap<Vec<u8>, Slot>>,
+    failure: Mutex<Option<Error>>,
+    bytes: AtomicU64,
+    new_bytes: AtomicU64,
+    verified_bytes: AtomicU64,
+}
+
+/// A stream of the component.
+enum Slot {
+    /// Being written, or given up.
+    Open,
+    /// Written; raw bytes that were new, and its row.
+    Finished(u64, StreamRow),
+}
+
+impl Shared {
+    pub(crate) fn table(&self) -> packer::Locked<'_> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers the first failure: every stream of the component then fails with it.
+    pub(crate) fn fail(&self, error: &Error) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.again());
+    }
+
+    fn check(&self) -> Result<()> {
+        match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error.again()),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn count_verified(&self, bytes: u64) {
+        self.verified_bytes.fetch_add(bytes, Relaxed);
+    }
+}
+
 impl DataWriter {
+    pub(crate) async fn begin(core: Arc<Core>, name: &ComponentName, kind: DataKind) -> Result<Self> {
+        let base = core.base.as_ref().and_then(|base| {
+            let component = base.components.iter().find(|(component, _)| component == name);
+            component.map(|(_, manifest)| (&base.image_key, manifest))
+        });
+        let reusable = base::Reusable::open(&core, base).await?;
+        let toc = TocWriter::begin(&core.store, &core.image_key, kind.as_str()).await?;
+        let shared = Shared {
+            kind,
+            reusable,
+            table: Mutex::default(),
+            packer: tokio::sync::Mutex::new(packer::Packer::new()),
+            toc: tokio::sync::Mutex::new(Some(toc)),
+            streams: Mutex::default(),
+            failure: Mutex::default(),
+            bytes: AtomicU64::new(0),
+            new_bytes: AtomicU64::new(0),
+            verified_bytes: AtomicU64::new(0),
+            core,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
     /// Begins a stream. Names are any bytes, at most 4096, and unique within the component.
     pub async fn stream(&self, name: &[u8]) -> Result<StreamWriter> {
-        let _ = name;
-        Err(Error::Stopped)
+        self.shared.check()?;
+        if name.len() > LONGEST_NAME {
+            let limit = LONGEST_NAME as u64;
+            return Err(Error::Limit { what: "the length of a stream's name".to_owned(), found: name.len() as u64, limit });
+        }
+        let mut streams = self.shared.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if streams.len() >= MOST_STREAMS {
+            let limit = MOST_STREAMS as u64;
+            return Err(Error::Limit { what: "number of streams of one component".to_owned(), found: limit + 1, limit });
+        }
+        if streams.contains_key(name) {
+            return Err(Error::Misuse(format!("stream {:?} is written twice", String::from_utf8_lossy(name))));
+        }
+        streams.insert(name.to_vec(), Slot::Open);
+        Ok(StreamWriter::new(self.shared.clone(), name.to_vec()))
     }
 
     /// An empty set for the content hash of a stream.
     pub fn item_hasher(&self) -> ItemHasher {
-        ItemHasher::new(&ocopea_protocol::secret::Secret32([0; 32]))
+        ItemHasher::new(&self.shared.core.hash_key)
     }
 
     /// How far it is.
     pub fn written(&self) -> Written {
-        Written::default()
+        Written {
+            bytes: self.shared.bytes.load(Relaxed),
+            new_bytes: self.shared.new_bytes.load(Relaxed),
+            verified_bytes: self.shared.verified_bytes.load(Relaxed),
+        }
     }
 
     /// Ends the component: every stream must have been finished. `facts` is the driver's own JSON, given back at
     /// the load. Every byte was read back and verified when this returns.
     pub async fn finish(self, facts: &str) -> Result<DataWritten> {
-        let _ = facts;
-        Err(Error::Stopped)
-    }
-}
-
-impl StreamWriter {
-    /// Appends. Waits while too much is under way.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        let _ = bytes;
-        Err(Error::Stopped)
-    }
-
-    /// Ends the stream. A stream that is dropped instead spoils its component: `finish` refuses.
-    pub async fn finish(self, facts: StreamFacts) -> Result<StreamSummary> {
-        let _ = facts;
-        Err(Error::Stopped)
+        let shared = self.shared;
+        shared.check()?;
+        if facts.len() > LONGEST_FACTS {
+            let limit = LONGEST_FACTS as u64;
+            return Err(Error::Limit { what: "the length of a driver's facts".to_owned(), found: facts.len() as u64, limit });
+        }
+        let slots = std::mem::take(&mut *shared.streams.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut rows = Vec::with_capacity(slots.len());
+        let mut streams = Vec::with_capacity(slots.len());
+        for (name, slot) in slots {
+            let Slot::Finished(new_bytes, row) = slot else {
+                return Err(Error::Misuse(format!("stream {:?} was not finished", String::from_utf8_lossy(&name))));
+            };
+            streams.push(StreamSummary { name, bytes: row.bytes, new_bytes, facts: row.facts() });
+            rows.push(row);
+        }
+        let (packs, stored) = shared.packer.lock().await.finish(&shared).await?;
+        shared.check()?;
+        let layers = packs.iter().map(|row| Descriptor::new(oci::PACK, row.digest, row.size)).collect();
+        let bytes = shared.bytes.load(Relaxed);
+        let rest = shared.table().rest();
+        let mut toc = shared.toc.lock().await.take().ok_or(Error::Stopped)?;
+        toc.run(rest).await?;
+        toc.json_rows(Section::Packs, &packs).await?;
+        toc.json_rows(Section::Streams, &rows).await?;
+        let (toc, toc_size) = toc.finish(facts, bytes).await?;
+        let config = Descriptor::new(oci::TOC, toc, toc_size);
+        if packs.is_empty() {
+            shared.core.store.put_blob(oci::EMPTY_BLOB.into()).await?;
+        }
+        let manifest = oci::to_json(&oci::Manifest::artifact(&oci::data_type(shared.kind), config, layers))?;
+        let stored_bytes = stored + toc_size + manifest.len() as u64;
+        let manifest = shared.core.store.put_blob(manifest.into()).await?;
+        Ok(DataWritten { manifest, bytes, new_bytes: shared.new_bytes.load(Relaxed), stored_bytes, streams })
     }
 }

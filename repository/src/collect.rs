@@ -1,0 +1,245 @@
+//! Collection: giving back the space of what nothing uses any more, beside running saves.
+//!
+//! Decided from refs and pins alone, by the store's own clock. Two passes: what no ref reaches is *condemned*
+//! (`condemned/EPOCH`); after the grace time, what is still unreached, still unchanged, and condemned before every
+//! running operation began, is deleted. Who needs a condemned blob stores it again, which renews its time.
+//!
+//! Just before it deletes, a collection says so (`condemned/EPOCH.deleting`) and only then reads pins and refs; a
+//! commit creates its ref and only then looks for such objects. So at least one sees the other: the collection keeps
+//! the blob, or the commit waits, finds out whether it is gone, and takes its ref back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use ocopea_protocol::names::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    CollectOptions, CollectReport, Error, Repository, Result,
+    backend::Entry,
+    repository::{Pin, RESERVE, pin_objects, reachable, reachable_from_record, read_pins},
+    store::{blob_digest, blob_name, small},
+};
+
+/// Behind the name of an epoch whose blobs are being deleted.
+pub(crate) const DELETING: &str = ".deleting";
+const CLOCK: &str = "clock";
+
+/// `condemned/EPOCH`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Condemned {
+    version: u32,
+    pub(crate) blobs: Vec<CondemnedBlob>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct CondemnedBlob {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    /// The store's time of it: another one tells that it was stored again.
+    pub(crate) modified: i64,
+}
+
+/// What is known at one moment.
+struct Moment {
+    /// The store's clock.
+    now: i64,
+    grace: i64,
+    /// Pins that count.
+    pins: Vec<Pin>,
+}
+
+impl Repository {
+    /// Deletes what nothing uses any more.
+    pub async fn collect(&self, options: &CollectOptions) -> Result<CollectReport> {
+        let _one = self.inner.collecting.lock().await;
+        let mut report = CollectReport::default();
+        self.pass(options, &mut report).await?;
+        if options.wait && report.condemned > 0 {
+            // The store's clock may be coarser than ours.
+            self.store().seams.clock.sleep(options.grace + Duration::from_millis(10)).await;
+            let deleted = (report.deleted, report.deleted_bytes);
+            report = CollectReport { deleted: deleted.0, deleted_bytes: deleted.1, ..CollectReport::default() };
+            self.pass(options, &mut report).await?;
+        }
+        self.restore_reserve().await?;
+        Ok(report)
+    }
+
+    async fn pass(&self, options: &CollectOptions, report: &mut CollectReport) -> Result<()> {
+        let store = self.store();
+        let moment = self.moment(options).await?;
+        self.tidy(&moment).await?;
+        let mut waiting: HashMap<Digest, i64> = HashMap::new();
+        for entry in store.backend.list("condemned/").await? {
+            let epoch = entry.name.trim_end_matches(DELETING).to_owned();
+            let begun = entry.name.ends_with(DELETING);
+            let list = match store.get_small::<Condemned>(&entry.name).await {
+                Ok(list) => list,
+                Err(Error::Missing { .. }) => continue,
+                // Nothing is deleted by a list that can't be read; what it named is condemned anew.
+                Err(Error::Damaged { .. }) => {
+                    store.backend.delete(&entry.name).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if begun || entry.modified + moment.grace <= moment.now {
+                if self.sweep(&epoch, &entry, &list, options, report).await? {
+                    continue;
+                }
+            }
+            report.condemned += list.blobs.len() as u64;
+            report.condemned_bytes += list.blobs.iter().map(|blob| blob.size).sum::<u64>();
+            waiting.extend(list.blobs.into_iter().map(|blob| (blob.digest, blob.modified)));
+        }
+        self.mark(&moment, &waiting, report).await
+    }
+
+    async fn moment(&self, options: &CollectOptions) -> Result<Moment> {
+        let store = self.store();
+        self.replace_even_if_full(CLOCK, small(&Condemned { version: 1, blobs: vec![] })?.to_vec()).await?;
+        let clock = store.backend.head(CLOCK).await?.ok_or_else(|| Error::Missing { object: CLOCK.to_owned() })?;
+        let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX / 4);
+        let (now, expiry) = (clock.modified, millis(options.pin_expiry));
+        let mut pins = Vec::new();
+        for pin in read_pins(store).await? {
+            if pin.renewed.saturating_add(expiry) >= now {
+                pins.push(pin);
+                continue;
+            }
+            for object in pin_objects(&pin) {
+                store.backend.delete(&object).await?;
+            }
+        }
+        Ok(Moment { now, grace: millis(options.grace), pins })
+    }
+
+    /// Removes what dead writers left outside of blobs.
+    async fn tidy(&self, moment: &Moment) -> Result<()> {
+        let store = self.store();
+        let oldest = moment.pins.iter().map(|pin| pin.begun).min().unwrap_or(i64::MAX);
+        let before = (moment.now - moment.grace + 1).min(oldest);
+        store.backend.discard_unfinished(before).await?;
+        for entry in store.backend.list("staging/").await? {
+            if entry.modified < before {
+                store.backend.delete(&entry.name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What refs and pins reach.
+    async fn live(&self, pins: &[Pin]) -> Result<BTreeMap<Digest, u64>> {
+        let mut live = BTreeMap::new();
+        for reference in self.images().await? {
+            let blobs = reachable(self.store(), &reference).await.map_err(|error| match error {
+                Error::Missing { object } | Error::Damaged { object, .. } => Error::Damaged {
+                    object: format!("image {} ({object})", reference.image),
+                    why: "what it uses can't be told, so nothing was deleted; delete the image or mend it".to_owned(),
+                },
+                other => other,
+            })?;
+            live.extend(blobs);
+        }
+        let pinned: BTreeSet<Digest> = pins.iter().flat_map(|pin| pin.records.iter().flatten()).copied().collect();
+        for record in pinned {
+            match reachable_from_record(self, &record).await {
+                Ok(blobs) => live.extend(blobs),
+                // Gone already: its ref was deleted before it was pinned.
+                Err(error) if error.is_breakage() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(live)
+    }
+
+    /// Deletes what an epoch condemned and nothing uses; false when it has to wait.
+    async fn sweep(
+        &self,
+        epoch: &str,
+        entry: &Entry,
+        list: &Condemned,
+        options: &CollectOptions,
+        report: &mut CollectReport,
+    ) -> Result<bool> {
+        let store = self.store();
+        let deleting = format!("{epoch}{DELETING}");
+        let condemned_at = store.backend.head(epoch).await?.map_or(entry.modified, |entry| entry.modified);
+        let early = |pins: &[Pin]| {
+            let pin = pins.iter().find(|pin| pin.begun <= condemned_at || pin.records.is_none());
+            pin.map(|pin| format!("operation {} is running since before {epoch}", pin.operation))
+        };
+        if let Some(why) = early(&self.moment(options).await?.pins) {
+            report.kept.push(why);
+            return Ok(false);
+        }
+        self.replace_even_if_full(&deleting, small(list)?.to_vec()).await?;
+        // Pins first: an operation that ended in between has its ref by now.
+        let pins = self.moment(options).await?.pins;
+        if let Some(why) = early(&pins) {
+            store.backend.delete(&deleting).await?;
+            report.kept.push(why);
+            return Ok(false);
+        }
+        let live = match self.live(&pins).await {
+            Ok(live) => live,
+            Err(error) => {
+                store.backend.delete(&deleting).await?;
+                return Err(error);
+            }
+        };
+        for blob in list.blobs.iter().filter(|blob| !live.contains_key(&blob.digest)) {
+            let name = blob_name(&blob.digest);
+            let unchanged = store.backend.head(&name).await?.is_some_and(|entry| entry.modified == blob.modified);
+            // Another collection may have taken this one for dead and ended its epoch.
+            if unchanged && store.backend.head(&deleting).await?.is_some() {
+                store.backend.delete(&name).await?;
+                report.deleted += 1;
+                report.deleted_bytes += blob.size;
+            }
+        }
+        store.backend.delete(epoch).await?;
+        store.backend.delete(&deleting).await?;
+        Ok(true)
+    }
+
+    /// Condemns what nothing reaches.
+    async fn mark(&self, moment: &Moment, waiting: &HashMap<Digest, i64>, report: &mut CollectReport) -> Result<()> {
+        let store = self.store();
+        // Blobs first: what is stored and named after this listing isn't in it.
+        let blobs = store.backend.list("blobs/").await?;
+        let live = self.live(&moment.pins).await?;
+        let mut condemned = Condemned { version: 1, blobs: vec![] };
+        for entry in blobs {
+            let Some(digest) = blob_digest(&entry.name) else { continue };
+            if live.contains_key(&digest) {
+                report.live += 1;
+                report.live_bytes += entry.size;
+            } else if waiting.get(&digest) != Some(&entry.modified) {
+                condemned.blobs.push(CondemnedBlob { digest, size: entry.size, modified: entry.modified });
+            }
+        }
+        if condemned.blobs.is_empty() {
+            return Ok(());
+        }
+        report.condemned += condemned.blobs.len() as u64;
+        report.condemned_bytes += condemned.blobs.iter().map(|blob| blob.size).sum::<u64>();
+        let epoch = format!("condemned/{}", store.seams.uuid().hyphenated());
+        self.replace_even_if_full(&epoch, small(&condemned)?.to_vec()).await
+    }
+
+    async fn restore_reserve(&self) -> Result<()> {
+        let store = self.store();
+        if store.backend.head(RESERVE).await?.is_some() {
+            return Ok(());
+        }
+        match store.backend.replace(RESERVE, vec![0u8; crate::repository::RESERVE_BYTES].into()).await {
+            // Still full: the next collection tries again.
+            Err(Error::Full { .. }) => Ok(()),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Packs: files of some tens of MiB that hold encrypted chunks, and at their end an encrypted index of themselves.
+
+use bytes::Bytes;
+use ocopea_protocol::{names::Digest, seams::Seams, secret::Secret32};
+
+use crate::{
+    backend::Upload,
+    chunk::Chunk,
+    error::{Error, Result},
+    keys::{self, Cipher, TAG},
+    store::{Sha256, Store, blob_name},
+};
+
+pub(crate) const MAGIC: &[u8; 8] = b"OCOPPAK1";
+pub(crate) const END: &[u8; 8] = b"OCOPEND1";
+/// Wrapped key, index offset, index length, number of chunks, magic.
+pub(crate) const FOOTER: usize = 12 + 32 + TAG + 4 + 4 + 4 + 8;
+/// Bytes of one chunk in the index.
+pub(crate) const INDEX_ROW: usize = 48;
+/// A pack is closed when it has reached this …
+pub(crate) const TARGET: u64 = 24 << 20;
+/// … or this, once a component has so many that its manifest would grow too long.
+pub(crate) const LARGE_TARGET: u64 = 192 << 20;
+pub(crate) const LARGE_AFTER: u32 = 2048;
+const CHUNK_AAD: &[u8] = b"ocopea/chunk/v1";
+const INDEX_AAD: &[u8] = b"ocopea/pack-index/v1";
+const KEY_AAD: &[u8] = b"ocopea/pack-key/v1";
+/// The nonce of the index: no chunk has this number.
+const INDEX_COUNTER: u64 = u64::MAX;
+
+/// A pack being written.
+pub(crate) struct OpenPack {
+    upload: Box<dyn Upload>,
+    body: Body,
+    pub(crate) number: u32,
+}
+
+/// What encrypting needs; goes to the compute pool and back.
+struct Body {
+    key: Secret32,
+    cipher: Cipher,
+    sha: Sha256,
+    offset: u64,
+    index: Vec<u8>,
+    chunks: u32,
+}
+
+/// A chunk ready to be packed: `frame` holds it from `start`, followed by room for the tag.
+pub(crate) struct Ready {
+    pub(crate) hash: [u8; 32],
+    pub(crate) raw: u32,
+    pub(crate) flags: u32,
+    pub(crate) frame: Vec<u8>,
+}
+
+/// A pack that lies in the store.
+#[derive(Clone)]
+pub(crate) struct Packed {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    pub(crate) key: Secret32,
+    pub(crate) chunks: u32,
+}
+
+impl OpenPack {
+    pub(crate) async fn begin(store: &Store, number: u32) -> Result<Self> {
+        let key = keys::random_key(&store.seams);
+        let cipher = Cipher::new(&key)?;
+        let mut upload = store.backend.upload().await?;
+        let mut sha = Sha256::new();
+        sha.update(MAGIC);
+        upload.write(Bytes::from_static(MAGIC)).await?;
+        let body = Body { key, cipher, sha, offset: MAGIC.len() as u64, index: Vec::new(), chunks: 0 };
+        Ok(Self { upload, body, number })
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.body.offset
+    }
+
+    /// Encrypts and appends; answers for where each chunk lies.
+    pub(crate) async fn append(mut self, store: &Store, ready: Vec<Ready>) -> Result<(Self, Vec<Chunk>)> {
+        let (number, mut body) = (self.number, self.body);
+        let work = move || {
+            let mut out = Vec::with_capacity(ready.iter().map(|r| r.frame.len() + TAG).sum());
+            let mut chunks = Vec::with_capacity(ready.len());
+            for chunk in ready {
+                chunks.push(body.seal(number, chunk, &mut out)?);
+            }
+            body.sha.update(&out);
+            Ok::<_, Error>((body, chunks, Bytes::from(out)))
+        };
+        let (body, chunks, out) = store.compute(work).await??;
+        self.body = body;
+        self.upload.write(out).await?;
+        Ok((self, chunks))
+    }
+
+    /// Appends index and footer and gives the pack its name; it isn't read back yet.
+    pub(crate) async fn seal(mut self, store: &Store, image_key: &Secret32) -> Result<Packed> {
+        let mut body = self.body;
+        let wrapped = wrap(image_key, &body.key, &store.seams)?;
+        let work = move || {
+            let mut tail = std::mem::take(&mut body.index);
+            body.cipher.seal(INDEX_COUNTER, INDEX_AAD, &mut tail, 0)?;
+            let length = small(tail.len() as u64)?;
+            tail.extend_from_slice(&wrapped);
+            for word in [small(body.offset)?, length, body.chunks] {
+                tail.extend_from_slice(&word.to_le_bytes());
+            }
+            tail.extend_from_slice(END);
+            body.sha.update(&tail);
+            body.offset += tail.len() as u64;
+            Ok::<_, Error>((body, Bytes::from(tail)))
+        };
+        let (body, tail) = store.compute(work).await??;
+        self.upload.write(tail).await?;
+        let digest = body.sha.finish();
+        self.upload.finish(&blob_name(&digest)).await?;
+        Ok(Packed { digest, size: body.offset, key: body.key, chunks: body.chunks })
+    }
+}
+
+impl Body {
+    fn seal(&mut self, pack: u32, mut ready: Ready, out: &mut Vec<u8>) -> Result<Chunk> {
+        self.cipher.seal(u64::from(self.chunks), CHUNK_AAD, &mut ready.frame, 0)?;
+        let chunk = Chunk {
+            hash: ready.hash,
+            pack,
+            ordinal: self.chunks,
+            offset: small(self.offset)?,
+            stored: small(ready.frame.len() as u64)?,
+            raw: ready.raw,
+            flags: ready.flags,
+        };
+        self.index.extend_from_slice(&chunk.hash);
+        for word in [chunk.offset, chunk.stored, chunk.raw, chunk.flags] {
+            self.index.extend_from_slice(&word.to_le_bytes());
+        }
+        self.offset += ready.frame.len() as u64;
+        self.chunks += 1;
+        out.extend_from_slice(&ready.frame);
+        Ok(chunk)
+    }
+}
+
+fn small(value: u64) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::Limit { what: "a pack's size".to_owned(), found: value, limit: u64::from(u32::MAX) })
+}
+
+fn wrap(image_key: &Secret32, key: &Secret32, seams: &Seams) -> Result<Vec<u8>> {
+    keys::wrap_bytes(&keys::derive(keys::PACK_WRAP, &image_key.0), KEY_AAD, &key.0, seams)
+}
+
+/// Decrypts one chunk in place and gives its raw bytes, verified against its hash.
+pub(crate) fn open_chunk(cipher: &Cipher, chunk_key: &Secret32, chunk: &Chunk, stored: &mut [u8]) -> Option<Vec<u8>> {
+    let plain = cipher.open(u64::from(chunk.ordinal), CHUNK_AAD, stored)?;
+    let raw = crate::chunk::decompress(chunk.flags, plain, chunk.raw)?;
+    (*blake3::keyed_hash(&chunk_key.0, &raw).as_bytes() == chunk.hash).then_some(raw)
+}
+
+/// Reads a finished pack's own index: its key, and its chunks (as of pack 0).
+pub(crate) async fn read_index(store: &Store, image_key: &Secret32, digest: &Digest, size: u64) -> Result<(Packed, Vec<Chunk>)> {
+    let name = blob_name(digest);
+    let damaged = |why: &str| Error::damaged(&name, why);
+    let at = size.checked_sub(FOOTER as u64).ok_or_else(|| damaged("it is too short"))?;
+    let footer = store.backend.range(&name, at, FOOTER as u64).await?;
+    let (key, offset, length, count) = parse_footer(image_key, &footer).ok_or_else(|| damaged("its end doesn't open with the image's key"))?;
+    if u64::from(offset) + u64::from(length) != at || length as usize != count as usize * INDEX_ROW + TAG {
+        return Err(damaged("its index isn't where its end says"));
+    }
+    let mut sealed = store.backend.range(&name, u64::from(offset), u64::from(length)).await?.to_vec();
+    let plain = Cipher::new(&key)?.open(INDEX_COUNTER, INDEX_AAD, &mut sealed).ok_or_else(|| damaged("its index doesn't open"))?;
+    let mut chunks = Vec::with_capacity(count as usize);
+    for (ordinal, row) in (0u32..).zip(plain.chunks_exact(INDEX_ROW)) {
+        let chunk = index_row(ordinal, row).filter(|chunk| chunk.offset + chunk.stored <= offset);
+        chunks.push(chunk.ok_or_else(|| damaged("its index holds impossible figures"))?);
+    }
+    Ok((Packed { digest: *digest, size, key, chunks: count }, chunks))
+}
+
+/// The pack's key, index offset, index length and number of chunks.
+pub(crate) fn parse_footer(image_key: &Secret32, footer: &[u8]) -> Option<(Secret32, u32, u32, u32)> {
+    let (wrapped, rest) = footer.split_at_checked(12 + 32 + TAG)?;
+    let words = rest.strip_suffix(END)?;
+    let word = |at: usize| Some(u32::from_le_bytes(words.get(at..at + 4)?.try_into().ok()?));
+    let key = keys::unwrap_bytes(&keys::derive(keys::PACK_WRAP, &image_key.0), KEY_AAD, wrapped)?;
+    Some((keys::key_of(&key)?, word(0)?, word(4)?, word(8)?))
+}
+
+pub(crate) fn index_row(ordinal: u32, row: &[u8]) -> Option<Chunk> {
+    let (hash, rest) = row.split_first_chunk::<32>()?;
+    let word = |at: usize| Some(u32::from_le_bytes(rest.get(at..at + 4)?.try_into().ok()?));
+    let chunk =
+        Chunk { hash: *hash, pack: 0, ordinal, offset: word(0)?, stored: word(4)?, raw: word(8)?, flags: word(12)? };
+    chunk.is_sound().then_some(chunk)
+}

@@ -1,0 +1,267 @@
+//! Team keys in the repository, and the administration of repository keys.
+//!
+//! Each team has one object per generation of its keys, `keys/teams/TEAM/GENERATION`, which holds the keys wrapped
+//! by every repository key. Rotation adds a generation with a new wrapping key; the hash key stays, so that new
+//! images still share chunks with old ones.
+
+use ocopea_protocol::{
+    ids::TeamId,
+    secret::{Secret32},
+};
+use serde::{Deserialize, Serialize};
+
+use super::Repository;
+use crate::{
+    Error, KeyId, Keyring, Result, TeamKeys, Wrap, WrappedKey,
+    backend::Put,
+    keys::{key_of, random_key, unwrap_text, wrap_text},
+};
+
+const CHECK_AAD: &[u8] = b"ocopea/repository-key/v1";
+const CHECK: &[u8] = b"this key opens this repository";
+
+/// `keys/teams/TEAM/GENERATION`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct TeamObject {
+    version: u32,
+    team: TeamId,
+    generation: u32,
+    /// Id of the wrapping key.
+    pub(crate) key: KeyId,
+    /// Wrapping key and hash key, one after the other, by each repository key.
+    pub(crate) wraps: Vec<Wrap>,
+}
+
+/// `keys/repository/ID`: shows that a key is the right one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RepositoryKeyObject {
+    version: u32,
+    pub(crate) key: KeyId,
+    check: String,
+}
+
+fn team_name(team: TeamId, generation: u32) -> String {
+    format!("keys/teams/{team}/{generation:08}")
+}
+
+pub(crate) fn repository_key_name(id: &KeyId) -> String {
+    format!("keys/repository/{id}")
+}
+
+fn team_aad(team: TeamId, key: &KeyId) -> String {
+    format!("ocopea/team-key/v1/{team}/{key}")
+}
+
+fn image_aad(team: TeamId) -> String {
+    format!("ocopea/image-key/v1/{team}")
+}
+
+impl Repository {
+    pub(super) async fn add_repository_keys(&self) -> Result<()> {
+        let store = self.store();
+        for (id, key) in self.keyring().iter() {
+            let check = wrap_text(key, CHECK_AAD, CHECK, &store.seams)?;
+            let object = RepositoryKeyObject { version: 1, key: id.clone(), check };
+            store.create_small(&repository_key_name(id), &object).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a keyring none of whose keys is one of the repository's.
+    pub(super) async fn check_keyring(&self) -> Result<()> {
+        let keyring = self.keyring();
+        let mut known = Vec::new();
+        for entry in self.store().backend.list("keys/repository/").await? {
+            let id = entry.name.rsplit('/').next().and_then(|id| KeyId::try_from(id.to_owned()).ok());
+            known.extend(id);
+        }
+        if known.iter().any(|id| keyring.get(id).is_some()) {
+            return Ok(());
+        }
+        let wanted = known.iter().map(KeyId::as_str).collect::<Vec<_>>().join(" or ");
+        Err(Error::WrongKey { object: "the repository".to_owned(), given: keyring.listed(), wanted })
+    }
+
+    /// A check object read back and opened.
+    pub(crate) async fn verify_repository_key(&self, name: &str) -> Result<KeyId> {
+        let object: RepositoryKeyObject = self.store().get_small(name).await?;
+        if repository_key_name(&object.key) != name {
+            return Err(Error::damaged(name, "it is about another key"));
+        }
+        if let Some(key) = self.keyring().get(&object.key)
+            && unwrap_text(key, CHECK_AAD, &object.check).is_none_or(|check| check.as_slice() != CHECK)
+        {
+            return Err(Error::damaged(name, "its check doesn't open with its key"));
+        }
+        Ok(object.key)
+    }
+
+    /// A team's keys; made on first use.
+    pub async fn team_keys(&self, team: TeamId) -> Result<TeamKeys> {
+        let prefix = format!("keys/teams/{team}/");
+        for _ in 0..8 {
+            if let Some(entry) = self.store().backend.list(&prefix).await?.pop() {
+                let (object, keys) = self.open_team(&entry.name).await?;
+                self.wrap_for_all(&entry.name, object, &keys).await?;
+                return Ok(keys);
+            }
+            let keys = self.new_team_keys(team, None)?;
+            if self.put_team(&team_name(team, 1), 1, &keys).await? == Put::Created {
+                return Ok(keys);
+            }
+        }
+        Err(Error::Conflict { object: prefix })
+    }
+
+    fn new_team_keys(&self, team: TeamId, hash_key: Option<Secret32>) -> Result<TeamKeys> {
+        let seams = &self.store().seams;
+        let wrap_key = random_key(seams);
+        let hash_key = hash_key.unwrap_or_else(|| random_key(seams));
+        Ok(TeamKeys { team, wrap_id: KeyId::of(&wrap_key), wrap_key, hash_key })
+    }
+
+    async fn put_team(&self, name: &str, generation: u32, keys: &TeamKeys) -> Result<Put> {
+        let wraps = self.keyring().iter().map(|(id, key)| self.wrap_team(id, key, keys)).collect::<Result<Vec<_>>>()?;
+        let object = TeamObject { version: 1, team: keys.team, generation, key: keys.wrap_id.clone(), wraps };
+        self.store().create_small(name, &object).await
+    }
+
+    fn wrap_team(&self, id: &KeyId, key: &Secret32, keys: &TeamKeys) -> Result<Wrap> {
+        let mut both = zeroize::Zeroizing::new([0u8; 64]);
+        both[..32].copy_from_slice(&keys.wrap_key.0);
+        both[32..].copy_from_slice(&keys.hash_key.0);
+        let aad = team_aad(keys.team, &keys.wrap_id);
+        Ok(Wrap { by: id.clone(), sealed: wrap_text(key, aad.as_bytes(), both.as_slice(), &self.store().seams)? })
+    }
+
+    pub(crate) async fn open_team(&self, name: &str) -> Result<(TeamObject, TeamKeys)> {
+        let object: TeamObject = self.store().get_small(name).await?;
+        if team_name(object.team, object.generation) != name {
+            return Err(Error::damaged(name, "it is about another team"));
+        }
+        let keyring = self.keyring();
+        let aad = team_aad(object.team, &object.key);
+        let mut tried = false;
+        for wrap in &object.wraps {
+            let Some(key) = keyring.get(&wrap.by) else { continue };
+            tried = true;
+            let Some(both) = unwrap_text(key, aad.as_bytes(), &wrap.sealed) else { continue };
+            let halves = both.split_at_checked(32).and_then(|(wrap, hash)| Some((key_of(wrap)?, key_of(hash)?)));
+            let Some((wrap_key, hash_key)) = halves else { continue };
+            if KeyId::of(&wrap_key) == object.key {
+                let keys = TeamKeys { team: object.team, wrap_id: object.key.clone(), wrap_key, hash_key };
+                return Ok((object, keys));
+            }
+        }
+        if tried {
+            return Err(Error::damaged(name, "its wraps don't open with their keys"));
+        }
+        let wanted = object.wraps.iter().map(|wrap| wrap.by.as_str()).collect::<Vec<_>>().join(" or ");
+        Err(Error::WrongKey { object: name.to_owned(), given: keyring.listed(), wanted })
+    }
+
+    /// Adds wraps by keys of the keyring that were added after this object was written.
+    async fn wrap_for_all(&self, name: &str, mut object: TeamObject, keys: &TeamKeys) -> Result<()> {
+        let mut added = false;
+        for (id, key) in self.keyring().iter() {
+            if object.wraps.iter().all(|wrap| wrap.by != *id) {
+                object.wraps.push(self.wrap_team(id, key, keys)?);
+                added = true;
+            }
+        }
+        if added { self.store().replace_small(name, &object).await } else { Ok(()) }
+    }
+
+    /// A new image's key: wrapped, for the catalog. The key itself travels in [`Self::access_to_write`].
+    pub async fn new_image_key(&self, team: TeamId) -> Result<WrappedKey> {
+        let keys = self.team_keys(team).await?;
+        let key = random_key(&self.store().seams);
+        let sealed = wrap_text(&keys.wrap_key, image_aad(team).as_bytes(), &key.0, &self.store().seams)?;
+        Ok(WrappedKey { team, by: keys.wrap_id, sealed })
+    }
+
+    /// Opens an image's key.
+    pub async fn unwrap(&self, key: &WrappedKey) -> Result<Secret32> {
+        let prefix = format!("keys/teams/{}/", key.team);
+        let mut wanted = None;
+        for entry in self.store().backend.list(&prefix).await?.iter().rev() {
+            let (object, keys) = self.open_team(&entry.name).await?;
+            if object.key != key.by {
+                continue;
+            }
+            wanted = Some(entry.name.clone());
+            let opened = unwrap_text(&keys.wrap_key, image_aad(key.team).as_bytes(), &key.sealed);
+            if let Some(opened) = opened.and_then(|bytes| key_of(&bytes)) {
+                return Ok(opened);
+            }
+        }
+        match wanted {
+            Some(_) => Err(Error::damaged(format!("the wrapped key of an image of team {}", key.team), "it doesn't open")),
+            None => Err(Error::Missing { object: format!("{prefix}* with key {}", key.by) }),
+        }
+    }
+
+    async fn team_objects(&self) -> Result<Vec<String>> {
+        Ok(self.store().backend.list("keys/teams/").await?.into_iter().map(|entry| entry.name).collect())
+    }
+
+    /// Wraps all team keys with every key of `keyring`, which must hold one that opens them. From then on this
+    /// repository is used with it.
+    pub async fn key_add(&self, keyring: &Keyring) -> Result<()> {
+        let old = self.keyring();
+        let mut merged = keyring.clone();
+        merged.absorb(&old);
+        self.set_keyring(&merged);
+        self.add_repository_keys().await?;
+        for name in self.team_objects().await? {
+            let (object, keys) = self.open_team(&name).await?;
+            self.wrap_for_all(&name, object, &keys).await?;
+        }
+        Ok(())
+    }
+
+    /// New team keys for new images, wrapped by every key of `keyring`. Old ids stay readable; no pack is rewritten.
+    pub async fn key_rotate(&self, keyring: &Keyring) -> Result<()> {
+        self.key_add(keyring).await?;
+        let mut teams: Vec<(TeamId, u32, Secret32)> = Vec::new();
+        for name in self.team_objects().await? {
+            let (object, keys) = self.open_team(&name).await?;
+            teams.retain(|(team, ..)| *team != object.team);
+            teams.push((object.team, object.generation, keys.hash_key.clone()));
+        }
+        for (team, generation, hash_key) in teams {
+            let keys = self.new_team_keys(team, Some(hash_key))?;
+            let next = generation + 1;
+            // Somebody else rotating at the same time made it: as good.
+            self.put_team(&team_name(team, next), next, &keys).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a repository key's wraps; refused when something could then be opened by no other key at hand.
+    pub async fn key_remove(&self, id: &KeyId) -> Result<()> {
+        let mut keyring = self.keyring();
+        keyring.remove(id)?;
+        let names = self.team_objects().await?;
+        let mut objects = Vec::with_capacity(names.len());
+        for name in names {
+            let (mut object, _) = self.open_team(&name).await?;
+            object.wraps.retain(|wrap| wrap.by != *id);
+            if !object.wraps.iter().any(|wrap| keyring.get(&wrap.by).is_some()) {
+                let (given, wanted) = (keyring.listed(), id.to_string());
+                return Err(Error::WrongKey { object: name, given, wanted });
+            }
+            objects.push((name, object));
+        }
+        for (name, object) in objects {
+            self.store().replace_small(&name, &object).await?;
+        }
+        self.store().backend.delete(&repository_key_name(id)).await?;
+        self.set_keyring(&keyring);
+        Ok(())
+    }
+
+    fn set_keyring(&self, keyring: &Keyring) {
+        *self.inner.keyring.write().unwrap_or_else(std::sync::PoisonError::into_inner) = keyring.clone();
+    }
+}

@@ -1,0 +1,265 @@
+//! The coordinator's view of a repository: refs, records, notes, keys, pins, collection. Never streams.
+
+mod commit;
+mod keys;
+mod layout;
+mod notes;
+mod pins;
+mod types;
+
+use std::sync::Arc;
+
+use futures::stream::{self, BoxStream, StreamExt};
+use ocopea_protocol::{
+    ids::ImageId,
+    image::{BaseAccess, ImageAccess, Location},
+    names::Digest,
+    seams::Seams,
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub(crate) use commit::{parts, reachable, reachable_from_record};
+pub(crate) use keys::repository_key_name;
+pub(crate) use layout::{INDEX_JSON, OCI_LAYOUT, OCI_LAYOUT_NAME, derive_index_json, index_json_images};
+pub(crate) use notes::read_note;
+pub(crate) use pins::{Pin, pin_objects, read_all as read_pins};
+pub use types::*;
+
+use crate::{
+    Error, Keyring, Record, Result, WrappedKey,
+    backend::{self, Backend, Put},
+    oci,
+    store::{LONGEST_MANIFEST, Store, blob_name},
+};
+
+/// The self-description.
+pub(crate) const DESCRIPTION: &str = "ocopea-repository";
+/// Space that is given up when the store is full, so that a collection can work.
+pub(crate) const RESERVE: &str = "reserve";
+pub(crate) const RESERVE_BYTES: usize = 1 << 20;
+
+/// A repository that was opened with its keys. Cheap to clone.
+#[derive(Clone)]
+pub struct Repository {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) location: Location,
+    pub(crate) store: Store,
+    pub(crate) keyring: std::sync::RwLock<Keyring>,
+    /// One at a time of this process rewrites `index.json`.
+    pub(crate) layout: tokio::sync::Mutex<()>,
+    pub(crate) collecting: tokio::sync::Mutex<()>,
+}
+
+/// What stands in [`DESCRIPTION`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Description {
+    version: u32,
+    format: String,
+    id: Uuid,
+}
+
+/// Refuses a place without a repository, and a repository of a newer format.
+pub(crate) async fn check_format(store: &Store) -> Result<Description> {
+    match store.get_small::<Description>(DESCRIPTION).await {
+        Ok(description) if description.format == DESCRIPTION => Ok(description),
+        Ok(_) => Err(Error::damaged(DESCRIPTION, "it describes something else")),
+        Err(Error::Missing { .. }) => Err(Error::NoRepository { place: "the given place".to_owned() }),
+        Err(error) => Err(error),
+    }
+}
+
+fn place(location: &Location) -> String {
+    match location {
+        Location::Directory { path } => path.clone(),
+    }
+}
+
+impl Repository {
+    /// Makes a repository at an empty place.
+    pub async fn create(location: &Location, keyring: &Keyring, seams: &Seams) -> Result<Self> {
+        let backend = backend::open(location, seams, true).await?;
+        Self::create_over(backend, location, keyring, seams).await
+    }
+
+    /// Makes a repository in `backend`; `location` is what agents get.
+    pub async fn create_over(
+        backend: Arc<dyn Backend>,
+        location: &Location,
+        keyring: &Keyring,
+        seams: &Seams,
+    ) -> Result<Self> {
+        let repository = Self::with(backend, location, keyring, seams);
+        let store = &repository.inner.store;
+        let occupied = || Error::Occupied { place: place(location) };
+        if store.backend.head(OCI_LAYOUT_NAME).await?.is_some() && store.backend.head(DESCRIPTION).await?.is_some() {
+            return Err(occupied());
+        }
+        repository.add_repository_keys().await?;
+        store.backend.replace(RESERVE, vec![0u8; RESERVE_BYTES].into()).await?;
+        store.backend.create(OCI_LAYOUT_NAME, OCI_LAYOUT.into()).await?;
+        repository.refresh_layout(None).await?;
+        // Last: whoever finds it finds everything else too.
+        let description = Description { version: 1, format: DESCRIPTION.to_owned(), id: seams.uuid() };
+        match store.create_small(DESCRIPTION, &description).await? {
+            Put::Created => Ok(repository),
+            Put::Existed => Err(occupied()),
+        }
+    }
+
+    /// Opens a repository.
+    pub async fn open(location: &Location, keyring: &Keyring, seams: &Seams) -> Result<Self> {
+        let backend = backend::open(location, seams, false).await?;
+        Self::open_over(backend, location, keyring, seams).await
+    }
+
+    /// Opens the repository in `backend`; `location` is what agents get.
+    pub async fn open_over(
+        backend: Arc<dyn Backend>,
+        location: &Location,
+        keyring: &Keyring,
+        seams: &Seams,
+    ) -> Result<Self> {
+        let repository = Self::with(backend, location, keyring, seams);
+        check_format(&repository.inner.store).await.map_err(|error| match error {
+            Error::NoRepository { .. } => Error::NoRepository { place: place(location) },
+            other => other,
+        })?;
+        repository.check_keyring().await?;
+        Ok(repository)
+    }
+
+    fn with(backend: Arc<dyn Backend>, location: &Location, keyring: &Keyring, seams: &Seams) -> Self {
+        let inner = Inner {
+            location: location.clone(),
+            store: Store::new(backend, seams.clone()),
+            keyring: std::sync::RwLock::new(keyring.clone()),
+            layout: tokio::sync::Mutex::new(()),
+            collecting: tokio::sync::Mutex::new(()),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    pub(crate) fn keyring(&self) -> Keyring {
+        self.inner.keyring.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// All saved images.
+    pub async fn images(&self) -> Result<Vec<ImageRef>> {
+        let mut images = Vec::new();
+        for entry in self.store().backend.list("refs/").await? {
+            match self.read_ref(&entry.name).await {
+                Ok(reference) => images.push(reference),
+                // Deleted since it was listed.
+                Err(Error::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(images)
+    }
+
+    /// One saved image.
+    pub async fn image(&self, image: ImageId) -> Result<Option<ImageRef>> {
+        match self.read_ref(&ref_name(image)).await {
+            Ok(reference) => Ok(Some(reference)),
+            Err(Error::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn read_ref(&self, name: &str) -> Result<ImageRef> {
+        let reference: RefObject = self.store().get_small(name).await?;
+        if ref_name(reference.image) != name {
+            return Err(Error::damaged(name, format!("it names image {}", reference.image)));
+        }
+        Ok(reference.into())
+    }
+
+    /// Reads and decrypts a record.
+    pub async fn read_record(&self, record: &Digest) -> Result<Record> {
+        let key = self.unwrap(&self.wrapped_key(record).await?).await?;
+        crate::record::read(self.store(), &key, record).await
+    }
+
+    /// The wrapped key of a saved image, from its record's manifest.
+    pub async fn wrapped_key(&self, record: &Digest) -> Result<WrappedKey> {
+        let name = blob_name(record);
+        let manifest: oci::Manifest = oci::parse(&name, &self.store().get_blob(record, LONGEST_MANIFEST).await?)?;
+        let wrapped = manifest.annotations.get(oci::KEY_ANNOTATION);
+        let wrapped = wrapped.ok_or_else(|| Error::damaged(&name, "it is not the manifest of a record"))?;
+        oci::parse(&name, wrapped.as_bytes())
+    }
+
+    /// What agents need to write a new image; `base` is the record whose chunks may be used again (pin it first).
+    pub async fn access_to_write(&self, key: &WrappedKey, base: Option<&Digest>) -> Result<ImageAccess> {
+        let base = match base {
+            Some(record) => {
+                let image_key = self.unwrap(&self.wrapped_key(record).await?).await?;
+                let components = crate::record::read(self.store(), &image_key, record).await?.data_manifests();
+                Some(BaseAccess { image_key, components })
+            }
+            None => None,
+        };
+        let hash_key = self.team_keys(key.team).await?.hash_key;
+        Ok(ImageAccess { location: self.inner.location.clone(), image_key: self.unwrap(key).await?, hash_key, base })
+    }
+
+    /// What agents need to read a saved image.
+    pub async fn access_to_read(&self, record: &Digest) -> Result<ImageAccess> {
+        self.access_to_write(&self.wrapped_key(record).await?, None).await
+    }
+
+    /// Every image with its record and notes, to rebuild a catalog. An error concerns one image; the rest goes on.
+    pub fn reindex(&self) -> BoxStream<'_, Result<Reindexed>> {
+        let listed = stream::once(async { self.store().backend.list("refs/").await });
+        let names = listed.flat_map(|listed| match listed {
+            Ok(entries) => stream::iter(entries).map(Ok).left_stream(),
+            Err(error) => stream::iter([Err(error)]).right_stream(),
+        });
+        names.then(move |entry| async move { self.reindexed(&entry?.name).await }).boxed()
+    }
+
+    async fn reindexed(&self, name: &str) -> Result<Reindexed> {
+        let reference = self.read_ref(name).await?;
+        let key = self.wrapped_key(&reference.record).await?;
+        let record = self.read_record(&reference.record).await?;
+        let notes = self.notes(&reference.record).await?;
+        Ok(Reindexed { reference, record, key, notes })
+    }
+}
+
+/// What stands in a ref.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RefObject {
+    version: u32,
+    image: ImageId,
+    team: ocopea_protocol::ids::TeamId,
+    record: Digest,
+    index: Digest,
+    index_size: u64,
+}
+
+impl From<RefObject> for ImageRef {
+    fn from(object: RefObject) -> Self {
+        let RefObject { version: _, image, team, record, index, index_size } = object;
+        Self { image, team, record, index, index_size }
+    }
+}
+
+impl From<ImageRef> for RefObject {
+    fn from(reference: ImageRef) -> Self {
+        let ImageRef { image, team, record, index, index_size } = reference;
+        Self { version: 1, image, team, record, index, index_size }
+    }
+}
+
+pub(crate) fn ref_name(image: ImageId) -> String {
+    format!("refs/{image}")
+}
