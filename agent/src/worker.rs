@@ -1,312 +1,485 @@
-//! From a hint to a finished task: claim, permit, execute, heartbeat, report.
+//! Delivery → permit → claim → work → finish.
 //!
-//! A hint is only a hint: what may be done, and by whom, the coordinator says in its answer to the claim. A lease
-//! that is not renewed in time, or an answer that refuses, cancels the task's token, and nothing touches anything
-//! after that. Hints may be lost: the worker also asks now and then what there is.
+//! The catalog is the truth: a hint or a poll only says where to look, a claim makes a task ours for the time of a
+//! lease, heartbeats prolong it, and every answer is fenced by the attempt. Whoever loses a lease stops at once and
+//! reports nothing: another attempt may be running already. Doing a task twice must be harmless, doing it at the
+//! same time in two places must not happen, so an agent that can't reach the coordinator gives up before its lease
+//! ends by its own clock.
+
+#[cfg(test)]
+mod tests;
 
 use std::{
+    any::Any,
     collections::HashSet,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use async_trait::async_trait;
+use futures::FutureExt;
 use ocopea_protocol::{
     bus::{AgentBus, BusError},
-    envelope,
+    envelope::{EnvelopeError, PROTOCOL_VERSION, open, seal},
     failure::TaskFailure,
     ids::{InstanceId, TaskId},
     message::{Answer, Request, TaskHint},
     seams::Seams,
-    task::{Claimed, Outcome, Progress, TaskSpec},
+    task::{Claimed, Outcome, Progress, TaskKind, TaskOutput, TaskSpec},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
 
-use crate::execute::{HolderCell, Site, Task};
+use crate::{
+    execute::{HolderCell, Site, Task},
+    reach::ProgressSink,
+};
 
-/// Tasks that copy at the same time, per agent.
-pub const COPIES: usize = 4;
-/// Tasks that only wait or hold.
-const LIGHT: usize = 512;
-/// How often the worker asks what there is.
-const POLL: Duration = Duration::from_secs(5);
-/// How long an answer of the coordinator may take.
-const PATIENCE_MS: u64 = 10_000;
-/// How often a prepared holder asks whether to open: the skew of a save is of this order.
-const EAGER: Duration = Duration::from_millis(50);
-/// How long running tasks have to finish when the agent stops, before they are handed back.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// One agent process of one site.
-pub struct Worker {
-    site: Arc<Site>,
-    bus: Arc<dyn AgentBus>,
-    instance: InstanceId,
-    seams: Seams,
-    copies: Arc<Semaphore>,
-    light: Arc<Semaphore>,
-    busy: Mutex<HashSet<TaskId>>,
-    running: TaskTracker,
-    abort: CancellationToken,
+/// How much at once, and how patient.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Tasks that move bytes or objects, at the same time.
+    pub copies: usize,
+    /// Tasks that mostly wait (see [`TaskKind::is_light`]), at the same time.
+    pub light: usize,
+    /// Between two polls; hints come faster, polls find what hints lost.
+    pub poll: Duration,
+    /// How long a stop waits for running tasks before it hands them back.
+    pub grace: Duration,
+    /// How long one request to the coordinator may take.
+    pub patience: Duration,
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            copies: 4,
+            light: 256,
+            poll: Duration::from_secs(3),
+            grace: Duration::from_secs(8),
+            patience: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Tasks that wait for a permit or run; what comes beyond is found again by a later poll.
+const MOST_TAKEN: usize = 1024;
+/// Tasks asked for in one poll.
+const POLL: u32 = 64;
+/// Progress goes out at most this often, and orders to holders that keep a snapshot open come this late.
+const BEAT: Duration = Duration::from_millis(500);
+/// Heartbeats of a holder that waits for "open now": what one hears later than another is skew.
+const EAGER: Duration = Duration::from_millis(50);
+/// How long a task that was told to stop may take to let go of what it holds.
+const LET_GO: Duration = Duration::from_secs(20);
+
+/// What a task is given beside its specification.
+pub struct Job {
+    /// Which attempt of which task.
+    pub claimed: Claimed,
+    /// Cancelled when the operation is, when the lease is lost, or when the agent stops.
+    pub stop: CancellationToken,
+    /// Where progress goes; cheap to call often.
+    pub progress: ProgressSink,
+    /// A holder's line to the coordinator.
+    pub holder: Arc<HolderCell>,
+}
+
+/// Does tasks.
+#[async_trait]
+pub trait Work: Send + Sync {
+    /// Does one. Dropping the future must stop it from touching anything.
+    async fn run(&self, job: Job, spec: TaskSpec) -> Result<TaskOutput, TaskFailure>;
+}
+
+struct AtSite(Arc<Site>);
+
+#[async_trait]
+impl Work for AtSite {
+    async fn run(&self, job: Job, spec: TaskSpec) -> Result<TaskOutput, TaskFailure> {
+        let Job { claimed, stop, progress, holder } = job;
+        Task { site: Arc::clone(&self.0), claimed, stop, progress, holder }.run(spec).await
+    }
+}
+
+/// One agent process of one site: takes tasks and has them done.
+pub struct Worker {
+    bus: Arc<dyn AgentBus>,
+    work: Arc<dyn Work>,
+    instance: InstanceId,
+    seams: Seams,
+    limits: Limits,
+    copies: Arc<Semaphore>,
+    light: Arc<Semaphore>,
+    taken: Mutex<HashSet<TaskId>>,
+    running: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// No usable answer came.
+#[derive(Debug, thiserror::Error)]
+enum Silence {
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+}
+
+/// Why work ended without an outcome to report.
+enum Ended {
+    Outcome(Outcome),
+    /// The lease is another's, or may be.
+    Lost,
+    /// The agent stops.
+    Stopped,
+}
+
+type Panicked = Box<dyn Any + Send>;
+type Returned = Result<Result<TaskOutput, TaskFailure>, Panicked>;
+
 impl Worker {
-    /// A worker that has not begun.
+    /// A worker for `site` that has not begun.
     pub fn new(site: Arc<Site>, bus: Arc<dyn AgentBus>, instance: InstanceId, seams: Seams) -> Arc<Self> {
+        Self::with(Arc::new(AtSite(site)), bus, instance, seams, Limits::default())
+    }
+
+    /// As [`Self::new`], for any work and limits.
+    pub fn with(
+        work: Arc<dyn Work>,
+        bus: Arc<dyn AgentBus>,
+        instance: InstanceId,
+        seams: Seams,
+        limits: Limits,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            site,
             bus,
+            work,
             instance,
+            copies: Arc::new(Semaphore::new(limits.copies)),
+            light: Arc::new(Semaphore::new(limits.light)),
             seams,
-            copies: Arc::new(Semaphore::new(COPIES)),
-            light: Arc::new(Semaphore::new(LIGHT)),
-            busy: Mutex::default(),
+            limits,
+            taken: Mutex::default(),
             running: TaskTracker::new(),
-            abort: CancellationToken::new(),
+            stop: CancellationToken::new(),
         })
-    }
-
-    /// Works until `stop`; then takes nothing new, lets what runs finish for a while, and hands the rest back.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        loop {
-            let hint = tokio::select! {
-                () = stop.cancelled() => break,
-                hint = self.bus.next_hint() => match hint {
-                    Ok(bytes) => match envelope::open::<TaskHint>(&bytes) {
-                        Ok(opened) => vec![opened.message],
-                        Err(error) => {
-                            tracing::warn!(%error, "a hint that can't be read was dropped");
-                            continue;
-                        }
-                    },
-                    Err(BusError::Closed) => break,
-                    Err(error) => {
-                        tracing::warn!(%error, "no hints from the bus");
-                        self.seams.clock.sleep(self.seams.jittered(POLL)).await;
-                        continue;
-                    }
-                },
-                () = self.seams.clock.sleep(self.seams.jittered(POLL)) => self.poll().await,
-            };
-            for hint in hint {
-                self.take(hint);
-            }
-        }
-        self.running.close();
-        if self.seams.timeout(GRACE, self.running.wait()).await.is_none() {
-            self.abort.cancel();
-            self.running.wait().await;
-        }
-    }
-
-    async fn poll(&self) -> Vec<TaskHint> {
-        match self.ask(&Request::Poll { instance: self.instance, most: 64 }).await {
-            Some(Answer::Tasks(hints)) => hints,
-            _ => Vec::new(),
-        }
-    }
-
-    fn take(self: &Arc<Self>, hint: TaskHint) {
-        if !self.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(hint.task) {
-            return;
-        }
-        let worker = Arc::clone(self);
-        let tracked = self.running.track_future(async move {
-            let permits = if hint.kind.is_light() { &worker.light } else { &worker.copies };
-            let permit = tokio::select! {
-                () = worker.abort.cancelled() => None,
-                permit = Arc::clone(permits).acquire_owned() => permit.ok(),
-            };
-            if let Some(permit) = permit {
-                worker.claim(hint.task, permit).await;
-            }
-            worker.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&hint.task);
-        });
-        self.seams.spawner.spawn("agent.task", Box::pin(tracked));
-    }
-
-    async fn claim(self: &Arc<Self>, task: TaskId, permit: OwnedSemaphorePermit) {
-        match self.ask(&Request::Claim { task, instance: self.instance }).await {
-            Some(Answer::Granted { claimed, lease_ms, spec }) => self.work(claimed, lease_ms, *spec).await,
-            Some(Answer::Refused { why }) => tracing::debug!(%task, why, "claim refused"),
-            _ => {}
-        }
-        drop(permit);
-    }
-
-    async fn work(self: &Arc<Self>, claimed: Claimed, lease_ms: u64, spec: TaskSpec) {
-        let stop = CancellationToken::new();
-        let lost = CancellationToken::new();
-        let progress = Arc::new(Mutex::new(Progress::default()));
-        let holder = Arc::new(HolderCell::default());
-        let sink = {
-            let progress = Arc::clone(&progress);
-            Arc::new(move |now: Progress| *progress.lock().unwrap_or_else(PoisonError::into_inner) = now)
-        };
-        let kind = spec.kind();
-        tracing::info!(task.id = %claimed.task, operation.id = %claimed.operation, task.attempt = claimed.attempt, site.name = self.site.name, kind = kind.as_str(), "task begins");
-        let task = Task {
-            site: Arc::clone(&self.site),
-            claimed,
-            stop: stop.clone(),
-            progress: sink,
-            holder: Arc::clone(&holder),
-        };
-        let heart = self.heartbeats(claimed, lease_ms, &progress, &holder, &stop, &lost);
-        let running = run_caught(&self.seams, task, spec);
-        let outcome = tokio::select! {
-            outcome = running => Some(outcome),
-            () = heart => None,
-            () = self.abort.cancelled() => {
-                stop.cancel();
-                let _ = self.ask(&Request::HandBack { claimed }).await;
-                tracing::info!(task.id = %claimed.task, "task handed back");
-                return;
-            }
-        };
-        if lost.is_cancelled() {
-            tracing::warn!(task.id = %claimed.task, task.attempt = claimed.attempt, "the lease was lost: nothing more is done");
-            return;
-        }
-        let outcome = match outcome {
-            Some(Ok(output)) => Outcome::Succeeded(Box::new(output)),
-            Some(Err(failure)) => {
-                tracing::warn!(task.id = %claimed.task, kind = kind.as_str(), code = failure.code, cause = failure.cause, "{}", failure.what);
-                Outcome::Failed(failure)
-            }
-            None => return,
-        };
-        self.report(claimed, outcome).await;
-    }
-
-    /// Renews the lease until the task ends. Ends itself only when the lease is lost.
-    async fn heartbeats(
-        &self,
-        claimed: Claimed,
-        lease_ms: u64,
-        progress: &Mutex<Progress>,
-        holder: &HolderCell,
-        stop: &CancellationToken,
-        lost: &CancellationToken,
-    ) {
-        let until = AtomicU64::new(self.now_ms() + lease_ms);
-        let mut lease = lease_ms;
-        loop {
-            let pause = if holder.is_eager() { EAGER } else { Duration::from_millis(lease / 4).min(Duration::from_secs(1)) };
-            tokio::select! {
-                () = self.seams.clock.sleep(pause) => {}
-                () = holder.changed.notified() => {}
-            }
-            let now = progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let request = Request::Heartbeat { claimed, progress: now, holder: holder.state() };
-            match self.ask(&request).await {
-                Some(Answer::Continue { lease_ms, holder: order }) => {
-                    lease = lease_ms;
-                    until.store(self.now_ms() + lease_ms, Ordering::Relaxed);
-                    holder.order(order);
-                }
-                Some(Answer::Cancel) => {
-                    until.store(self.now_ms() + lease, Ordering::Relaxed);
-                    stop.cancel();
-                }
-                Some(Answer::Refused { why }) => {
-                    tracing::warn!(task.id = %claimed.task, why, "the task is no longer ours");
-                    stop.cancel();
-                    lost.cancel();
-                    return;
-                }
-                _ if self.now_ms() >= until.load(Ordering::Relaxed) => {
-                    stop.cancel();
-                    lost.cancel();
-                    return;
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Tells the outcome until it is in the catalog, or nobody wants it any more.
-    async fn report(&self, claimed: Claimed, outcome: Outcome) {
-        let request = Request::Finish { claimed, outcome };
-        let mut pause = Duration::from_millis(200);
-        for _ in 0..60 {
-            match self.ask(&request).await {
-                Some(Answer::Recorded | Answer::Refused { .. }) => return,
-                _ => {
-                    self.seams.clock.sleep(self.seams.jittered(pause)).await;
-                    pause = (pause * 2).min(Duration::from_secs(10));
-                }
-            }
-        }
-        tracing::error!(task.id = %claimed.task, "the outcome could not be told: the lease will run out");
-    }
-
-    async fn ask(&self, request: &Request) -> Option<Answer> {
-        let sealed = match envelope::seal(request, "") {
-            Ok(sealed) => sealed,
-            Err(error) => {
-                tracing::error!(%error, "a message can't be sent");
-                return None;
-            }
-        };
-        match self.bus.request(sealed, PATIENCE_MS).await {
-            Ok(bytes) => match envelope::open::<Answer>(&bytes) {
-                Ok(opened) => Some(opened.message),
-                Err(error) => {
-                    tracing::error!(%error, "an answer can't be read");
-                    None
-                }
-            },
-            Err(error) => {
-                tracing::debug!(%error, "no answer");
-                None
-            }
-        }
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.seams.clock.monotonic().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Asks the coordinator; for reports that aren't about a task.
-    pub async fn tell(&self, request: &Request) -> Option<Answer> {
-        self.ask(request).await
     }
 
     /// Who this is.
     pub fn instance(&self) -> InstanceId {
         self.instance
     }
+
+    /// Asks the coordinator; for what isn't about a task.
+    pub async fn tell(&self, request: &Request) -> Option<Answer> {
+        self.ask(request).await.inspect_err(|error| tracing::debug!(%error, "no answer")).ok()
+    }
+
+    /// Takes hints and polls until stopped or the bus is closed; then waits until what runs is finished or handed
+    /// back.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let hints = Arc::clone(&self).hints();
+        let polls = Arc::clone(&self).polls();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = hints => {}
+            () = polls => {}
+        }
+        self.stop.cancel();
+        self.running.close();
+        self.running.wait().await;
+    }
+
+    async fn hints(self: Arc<Self>) {
+        loop {
+            match self.bus.next_hint().await {
+                Ok(bytes) => match open::<TaskHint>(&bytes) {
+                    Ok(hint) => self.take(hint.message),
+                    Err(error) => tracing::warn!(%error, "a hint could not be read"),
+                },
+                Err(BusError::Closed) => return,
+                Err(error) => {
+                    tracing::debug!(%error, "no hints at the moment");
+                    self.seams.clock.sleep(self.seams.jittered(Duration::from_secs(1))).await;
+                }
+            }
+        }
+    }
+
+    async fn polls(self: Arc<Self>) {
+        loop {
+            match self.ask(&Request::Poll { instance: self.instance, most: POLL }).await {
+                Ok(Answer::Tasks(hints)) => hints.into_iter().for_each(|hint| self.take(hint)),
+                Ok(other) => tracing::debug!(?other, "no tasks in the answer to a poll"),
+                Err(Silence::Bus(BusError::Closed)) => return,
+                Err(error) => tracing::debug!(%error, "poll failed"),
+            }
+            self.seams.clock.sleep(self.seams.jittered(self.limits.poll)).await;
+        }
+    }
+
+    /// Begins to attend to a task, unless that is being done already.
+    fn take(self: &Arc<Self>, hint: TaskHint) {
+        if hint.least_version > PROTOCOL_VERSION {
+            tracing::warn!(task.id = %hint.task, version = hint.least_version, "task needs a newer agent");
+            return;
+        }
+        {
+            let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            if taken.len() >= MOST_TAKEN || !taken.insert(hint.task) {
+                return;
+            }
+        }
+        let worker = Arc::clone(self);
+        let attended = self.running.track_future(async move {
+            worker.attend(&hint).await;
+            worker.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&hint.task);
+        });
+        self.seams.spawner.spawn("worker.attend", Box::pin(attended));
+    }
+
+    async fn attend(&self, hint: &TaskHint) {
+        // The permit comes first: a claimed task that only waits would keep other agents from doing it.
+        let Some(_permit) = self.permit(hint.kind).await else { return };
+        let asked = self.seams.clock.monotonic();
+        match self.ask(&Request::Claim { task: hint.task, instance: self.instance }).await {
+            Ok(Answer::Granted { claimed, lease_ms, spec }) => {
+                let span = tracing::info_span!(
+                    "task",
+                    operation.id = %claimed.operation,
+                    task.id = %claimed.task,
+                    task.attempt = claimed.attempt,
+                    task.kind = hint.kind.as_str(),
+                );
+                let lease_end = asked + Duration::from_millis(lease_ms);
+                Box::pin(self.work_on(claimed, hint.kind, *spec, lease_end, lease_ms)).instrument(span).await;
+            }
+            Ok(Answer::Refused { why }) => tracing::debug!(task.id = %hint.task, why, "claim refused"),
+            Ok(other) => tracing::debug!(task.id = %hint.task, ?other, "claim not granted"),
+            Err(error) => tracing::debug!(task.id = %hint.task, %error, "claim not answered"),
+        }
+    }
+
+    async fn permit(&self, kind: TaskKind) -> Option<OwnedSemaphorePermit> {
+        let pool = if kind.is_light() { &self.light } else { &self.copies };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            permit = Arc::clone(pool).acquire_owned() => permit.ok(),
+        }
+    }
+
+    async fn ask(&self, request: &Request) -> Result<Answer, Silence> {
+        self.ask_within(request, self.limits.patience).await
+    }
+
+    async fn ask_within(&self, request: &Request, patience: Duration) -> Result<Answer, Silence> {
+        let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX).max(50);
+        let answer = self.bus.request(seal(request, "")?, patience_ms).await?;
+        Ok(open::<Answer>(&answer)?.message)
+    }
+
+    async fn work_on(&self, claimed: Claimed, kind: TaskKind, spec: TaskSpec, lease_end: Duration, lease_ms: u64) {
+        match self.watch(claimed, kind, spec, lease_end, lease_ms).await {
+            Ended::Outcome(outcome) => self.finish(claimed, kind, outcome).await,
+            Ended::Lost => tracing::warn!("the lease was lost: the task was dropped"),
+            Ended::Stopped => {
+                tracing::info!("handed back");
+                let handed = self.ask(&Request::HandBack { claimed }).await;
+                if let Err(error) = handed {
+                    tracing::debug!(%error, "the coordinator didn't hear of it: the lease will run out");
+                }
+            }
+        }
+    }
+
+    /// Has the task done, and heartbeats meanwhile.
+    async fn watch(
+        &self,
+        claimed: Claimed,
+        kind: TaskKind,
+        spec: TaskSpec,
+        mut lease_end: Duration,
+        mut lease_ms: u64,
+    ) -> Ended {
+        let now = || self.seams.clock.monotonic();
+        let holder = Arc::new(HolderCell::default());
+        let latest = Arc::new(Mutex::new(Progress::default()));
+        let running = self.start(claimed, spec, Arc::clone(&holder), Arc::clone(&latest));
+        let Running { stop, mut ended, abandon } = running;
+        let mut sent = Progress::default();
+        let mut beaten = now();
+        let mut halt: Option<Halt> = None;
+        loop {
+            let tick = if holder.is_eager() { EAGER } else { BEAT.min(Duration::from_millis(lease_ms / 4)) };
+            let mut changed = false;
+            tokio::select! {
+                biased;
+                result = &mut ended => return Ended::Outcome(outcome(kind, result, halt.as_ref())),
+                () = holder.changed.notified() => changed = true,
+                () = self.stop.cancelled(), if halt.is_none() => {
+                    halt = Some(Halt::Draining { until: now() + self.limits.grace });
+                }
+                () = self.seams.clock.sleep(tick) => {}
+            }
+            match halt {
+                Some(Halt::Draining { until }) if now() >= until => {
+                    stop.cancel();
+                    // A moment to let go of snapshots and locks; what takes longer is cut off, and is off before
+                    // another may have the task.
+                    match self.seams.timeout(self.limits.grace, &mut ended).await {
+                        Some(Ok(Ok(Ok(output)))) => return Ended::Outcome(Outcome::Succeeded(Box::new(output))),
+                        Some(_) => {}
+                        None => {
+                            drop(abandon);
+                            let _ = self.seams.timeout(self.limits.grace, &mut ended).await;
+                        }
+                    }
+                    return Ended::Stopped;
+                }
+                Some(Halt::Cancelled { until }) if now() >= until => {
+                    return Ended::Outcome(Outcome::Failed(cancelled(kind)));
+                }
+                _ => {}
+            }
+            if now() >= lease_end {
+                stop.cancel();
+                return Ended::Lost;
+            }
+            let progress = latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let is_holder = kind == TaskKind::OpenSnapshot;
+            let due = now().saturating_sub(beaten) >= Duration::from_millis(lease_ms / 3);
+            if !(changed || due || is_holder || progress != sent) {
+                continue;
+            }
+            let asked = now();
+            let request = Request::Heartbeat { claimed, progress: progress.clone(), holder: holder.state() };
+            match self.ask_within(&request, self.limits.patience.min(lease_end.saturating_sub(asked))).await {
+                Ok(Answer::Continue { lease_ms: granted, holder: order }) => {
+                    (lease_ms, lease_end, beaten, sent) =
+                        (granted, asked + Duration::from_millis(granted), asked, progress);
+                    holder.order(order);
+                }
+                Ok(Answer::Cancel) => {
+                    // The lease stays ours while we clean up.
+                    (lease_end, beaten) = (asked + Duration::from_millis(lease_ms), asked);
+                    if !matches!(halt, Some(Halt::Cancelled { .. })) {
+                        stop.cancel();
+                        halt = Some(Halt::Cancelled { until: now() + LET_GO });
+                    }
+                }
+                Ok(Answer::Refused { why }) => {
+                    tracing::warn!(why, "heartbeat refused");
+                    stop.cancel();
+                    return Ended::Lost;
+                }
+                Ok(other) => tracing::debug!(?other, "heartbeat not taken"),
+                Err(error) => tracing::debug!(%error, "heartbeat not answered"),
+            }
+        }
+    }
+
+    /// Starts the work beside the heartbeats. When [`Running`] is dropped, so is the work.
+    fn start(
+        &self,
+        claimed: Claimed,
+        spec: TaskSpec,
+        holder: Arc<HolderCell>,
+        latest: Arc<Mutex<Progress>>,
+    ) -> Running {
+        let stop = CancellationToken::new();
+        let abandon = CancellationToken::new();
+        let (done, ended) = oneshot::channel();
+        let progress: ProgressSink =
+            Arc::new(move |progress| *latest.lock().unwrap_or_else(PoisonError::into_inner) = progress);
+        let job = Job { claimed, stop: stop.clone(), progress, holder };
+        let (work, abandoned) = (Arc::clone(&self.work), abandon.clone());
+        let work = async move {
+            tokio::select! {
+                biased;
+                () = abandoned.cancelled() => {}
+                result = AssertUnwindSafe(work.run(job, spec)).catch_unwind() => {
+                    // Nobody waits any more when the lease was lost at this moment.
+                    let _ = done.send(result);
+                }
+            }
+        };
+        let span = tracing::Span::current();
+        self.seams.spawner.spawn("worker.work", Box::pin(self.running.track_future(work).instrument(span)));
+        Running { stop, ended, abandon: abandon.drop_guard() }
+    }
+
+    /// Reports how it ended until the coordinator has it in the catalog, or doesn't want it.
+    async fn finish(&self, claimed: Claimed, kind: TaskKind, mut outcome: Outcome) {
+        match &outcome {
+            Outcome::Succeeded(_) => tracing::info!("done"),
+            Outcome::Failed(failure) => tracing::warn!(code = failure.code, cause = failure.cause, "{}", failure.what),
+        }
+        let mut pause = Duration::from_millis(100);
+        let mut give_up = None;
+        loop {
+            match self.ask(&Request::Finish { claimed, outcome: outcome.clone() }).await {
+                Ok(Answer::Recorded) => return,
+                Ok(Answer::Refused { why }) => {
+                    tracing::warn!(why, "the outcome was refused");
+                    return;
+                }
+                Ok(other) => tracing::debug!(?other, "outcome not taken yet"),
+                Err(Silence::Bus(BusError::Closed)) => return,
+                Err(Silence::Bus(error)) => tracing::debug!(%error, "outcome not delivered yet"),
+                Err(Silence::Envelope(error)) => {
+                    // Ours can't be sent as it is: that is said instead, so that the task doesn't stay open.
+                    let failure = TaskFailure::permanent("task.outcome", format!("can't report {}", kind.as_str()), error);
+                    outcome = Outcome::Failed(failure);
+                }
+            }
+            if self.stop.is_cancelled() {
+                let now = self.seams.clock.monotonic();
+                if now >= *give_up.get_or_insert(now + self.limits.grace) {
+                    tracing::warn!("stopped before the coordinator took the outcome: the task will be done again");
+                    return;
+                }
+            }
+            self.seams.clock.sleep(self.seams.jittered(pause)).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
 }
 
-/// Runs a task; a panic within it is a failure of the task, not of the agent.
-async fn run_caught(
-    seams: &Seams,
-    task: Task,
-    spec: TaskSpec,
-) -> Result<ocopea_protocol::task::TaskOutput, TaskFailure> {
-    let kind = spec.kind();
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    let abandoned = CancellationToken::new();
-    let _guard = abandoned.clone().drop_guard();
-    seams.spawner.spawn(
-        "agent.execute",
-        Box::pin(async move {
-            tokio::select! {
-                // The worker is gone from this task: drop everything that it holds.
-                () = abandoned.cancelled() => {}
-                outcome = task.run(spec) => { let _ = sender.send(outcome); }
-            }
-        }),
-    );
-    receiver.await.unwrap_or_else(|_| {
-        Err(TaskFailure::permanent(
-            "agent.panic",
-            format!("can't do the task {}", kind.as_str()),
-            "the agent hit an internal error (see its log)",
-        ))
-    })
+struct Running {
+    stop: CancellationToken,
+    ended: oneshot::Receiver<Returned>,
+    abandon: tokio_util::sync::DropGuard,
+}
+
+/// Why a task should come to its end.
+enum Halt {
+    Cancelled { until: Duration },
+    Draining { until: Duration },
+}
+
+fn cancelled(kind: TaskKind) -> TaskFailure {
+    TaskFailure::cancelled(format!("stopped {}", kind.as_str()))
+}
+
+fn outcome(kind: TaskKind, result: Result<Returned, oneshot::error::RecvError>, halt: Option<&Halt>) -> Outcome {
+    let was_cancelled = matches!(halt, Some(Halt::Cancelled { .. }));
+    match result {
+        Ok(Ok(Ok(output))) => Outcome::Succeeded(Box::new(output)),
+        Ok(Ok(Err(failure))) if was_cancelled => Outcome::Failed(TaskFailure { cause: failure.cause, ..cancelled(kind) }),
+        Ok(Ok(Err(failure))) => Outcome::Failed(failure),
+        Ok(Err(panic)) => Outcome::Failed(panicked(kind, Some(&*panic))),
+        Err(_) => Outcome::Failed(panicked(kind, None)),
+    }
+}
+
+/// A panic is a fault of this program: trying again would only repeat it.
+fn panicked(kind: TaskKind, panic: Option<&(dyn Any + Send)>) -> TaskFailure {
+    let said = panic
+        .and_then(|p| p.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| p.downcast_ref::<String>().cloned()))
+        .unwrap_or_else(|| "no message".to_owned());
+    TaskFailure::permanent("task.panicked", format!("can't finish {}", kind.as_str()), format!("the agent has a fault: {said}"))
+        .next("report it, with the agent's log of this time")
 }

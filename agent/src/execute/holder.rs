@@ -56,12 +56,12 @@ impl HolderCell {
         });
     }
 
-    fn set(&self, state: HolderState) {
+    pub(crate) fn set(&self, state: HolderState) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
         self.changed.notify_one();
     }
 
-    async fn ordered(&self, least: HolderOrder) {
+    pub(crate) async fn ordered(&self, least: HolderOrder) {
         let mut orders = self.orders.subscribe();
         // The sender lives as long as this cell does.
         let _ = orders.wait_for(|order| rank(*order) >= rank(least)).await;

@@ -42,29 +42,24 @@ impl Task {
         }
         let what = "can't find out the cluster's version";
         let version = platform.client.apiserver_version().await.map_err(|error| kubernetes(what, &error))?;
-        let data: Vec<DataFound> = stream::iter(application.data.iter().map(|located| self.look_at(source, located)))
-            .buffered(AT_ONCE)
-            .collect()
-            .await;
+        let mut looks = Vec::new();
+        for located in &application.data {
+            looks.push(self.look_at(source, located));
+        }
+        let data: Vec<DataFound> = stream::iter(looks).buffered(AT_ONCE).collect().await;
         let files = to_files(&application.objects)?;
         let config_bytes = files.values().map(|bytes| bytes.len() as u64).sum();
         let mut platforms: Vec<String> = self.site.platform.architectures().await?;
         platforms.dedup();
         let fingerprint = application.fingerprint();
         let mut gaps = application.gaps;
-        let known = |name: &str| {
-            application.containers.iter().any(|c| c.name.as_str() == name)
-                || data.iter().any(|d| d.name.as_str() == name)
-                || gaps.iter().any(|g| g.name == name)
-        };
         // A typing error in --without must not be found out after the save.
         let all = Application::gather(platform, &Source { without: Vec::new(), ..source.clone() }).await?;
         for name in &source.without {
             let exists = all.containers.iter().any(|c| c.name.as_str() == name)
                 || all.data.iter().any(|d| d.found.name.as_str() == name)
                 || all.gaps.iter().any(|g| g.name == *name)
-                || all.objects.iter().any(|o| object_ref(o).to_string() == *name)
-                || known(name);
+                || all.objects.iter().any(|o| object_ref(o).to_string() == *name);
             if !exists {
                 gaps.push(Gap {
                     name: name.clone(),

@@ -1,29 +1,38 @@
 //! The objects of an application: every namespaced kind that the API server lists, custom resources included, minus
 //! what controllers own and what clusters make by themselves.
 
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
 use kube::{
     Api,
     api::{DynamicObject, ListParams},
     core::ApiResource,
-    discovery::{Discovery, Scope, verbs},
+    discovery::{ApiGroup, Discovery, Scope, verbs},
 };
 use ocopea_protocol::failure::TaskFailure;
 use serde_json::Value;
 
 use super::Platform;
-use crate::failures::kubernetes;
+use crate::failures::{chain, kubernetes};
 
 /// Objects per page.
 const PAGE: u32 = 250;
 /// Objects of one application, all kinds together.
 const MOST: usize = 20_000;
+/// Kinds that are listed at the same time.
+const LISTS: usize = 8;
+/// How long an answer about kinds is good.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
 
 /// Kinds that say what happens, not what is wanted; or that clusters make from others.
 const TRANSIENT: &[(&str, &str)] = &[
     ("", "Event"),
     ("events.k8s.io", "Event"),
-    ("", "Endpoints"),
-    ("discovery.k8s.io", "EndpointSlice"),
     ("apps", "ControllerRevision"),
     ("coordination.k8s.io", "Lease"),
     ("metrics.k8s.io", "PodMetrics"),
@@ -31,6 +40,31 @@ const TRANSIENT: &[(&str, &str)] = &[
     ("cilium.io", "CiliumEndpoint"),
     ("networking.k8s.io", "IPAddress"),
 ];
+
+/// What an API server can list within namespaces.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kinds {
+    resources: Vec<ApiResource>,
+    /// API groups that did not answer, with the reason.
+    unknown: Vec<String>,
+}
+
+/// With the moment at which it was asked.
+#[derive(Clone)]
+pub(super) struct KnownKinds {
+    at: Duration,
+    kinds: Arc<Kinds>,
+}
+
+impl Kinds {
+    fn take(&mut self, group: &ApiGroup) {
+        for (resource, capabilities) in group.recommended_resources() {
+            if capabilities.scope == Scope::Namespaced && capabilities.supports_operation(verbs::LIST) {
+                self.resources.push(resource);
+            }
+        }
+    }
+}
 
 /// One object with the resource that it was listed as.
 #[derive(Clone, Debug)]
@@ -57,35 +91,67 @@ pub struct Contents {
 impl Platform {
     /// All namespaced resources that can be listed, each in the version that the server prefers.
     pub async fn namespaced_resources(&self) -> Result<Vec<ApiResource>, TaskFailure> {
+        Ok(self.kinds().await?.resources.clone())
+    }
+
+    /// What the server can list; asked anew after a while, because kinds come and go with operators.
+    async fn kinds(&self) -> Result<Arc<Kinds>, TaskFailure> {
+        let now = self.seams.clock.monotonic();
+        let known = self.kinds.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(known) = known.filter(|known| now.saturating_sub(known.at) < KNOWN_FOR) {
+            return Ok(known.kinds);
+        }
+        let kinds = Arc::new(self.ask_kinds().await?);
+        // Kinds that could not be found out now are asked for again at once.
+        let fresh = kinds.unknown.is_empty().then(|| KnownKinds { at: now, kinds: Arc::clone(&kinds) });
+        *self.kinds.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(kinds)
+    }
+
+    async fn ask_kinds(&self) -> Result<Kinds, TaskFailure> {
         let what = format!("can't list the kinds of objects at context {}", self.context);
-        let discovery =
-            Discovery::new(self.client.clone()).run().await.map_err(|error| kubernetes(&what, &error))?;
-        let mut resources = Vec::new();
-        for group in discovery.groups() {
-            for (resource, capabilities) in group.recommended_resources() {
-                if capabilities.scope == Scope::Namespaced && capabilities.supports_operation(verbs::LIST) {
-                    resources.push(resource);
+        let mut kinds = Kinds::default();
+        if let Ok(discovery) = Discovery::new(self.client.clone()).run().await {
+            discovery.groups().for_each(|group| kinds.take(group));
+        } else {
+            // One broken extension API makes the whole discovery fail: then group by group, and what can't be had is
+            // named instead of being silently absent.
+            let groups = self.client.list_api_groups().await.map_err(|error| kubernetes(&what, &error))?;
+            for name in std::iter::once(String::new()).chain(groups.groups.into_iter().map(|group| group.name)) {
+                match kube::discovery::group(&self.client, &name).await {
+                    Ok(group) => kinds.take(&group),
+                    Err(error) if name.is_empty() || name == "apps" => return Err(kubernetes(&what, &error)),
+                    Err(error) => kinds.unknown.push(format!("kinds of {name}: {}", chain(&error))),
                 }
             }
         }
-        resources.sort_by(|a, b| (&a.group, &a.kind).cmp(&(&b.group, &b.kind)));
-        Ok(resources)
+        kinds.resources.sort_by(|a, b| (&a.group, &a.kind).cmp(&(&b.group, &b.kind)));
+        Ok(kinds)
     }
 
     /// Everything of `namespace` that `selector` selects.
     pub async fn contents(&self, namespace: &str, selector: Option<&str>) -> Result<Contents, TaskFailure> {
-        let mut contents = Contents::default();
+        let kinds = self.kinds().await?;
+        let mut contents = Contents { unlisted: kinds.unknown.clone(), ..Contents::default() };
         let mut count = 0;
-        for resource in self.namespaced_resources().await? {
-            if TRANSIENT.contains(&(resource.group.as_str(), resource.kind.as_str())) {
-                continue;
+        let mut asked = Vec::new();
+        for resource in &kinds.resources {
+            if !TRANSIENT.contains(&(resource.group.as_str(), resource.kind.as_str())) {
+                asked.push(async move { (resource, self.list(resource, namespace, selector).await) });
             }
-            let objects = match self.list(&resource, namespace, selector).await {
+        }
+        let mut lists = stream::iter(asked).buffered(LISTS);
+        while let Some((resource, listed)) = lists.next().await {
+            let objects = match listed {
                 Ok(objects) => objects,
-                Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404 | 405) => {
-                    if status.code == 403 {
-                        contents.unlisted.push(format!("{}: {}", resource.plural, status.message));
-                    }
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 405) => continue,
+                Err(kube::Error::Api(status)) if status.code == 403 => {
+                    contents.unlisted.push(format!("{}: {}", resource.plural, status.message));
+                    continue;
+                }
+                // An extension API whose server is away: its objects can't be told, so they are named.
+                Err(kube::Error::Api(status)) if status.code == 503 && !resource.group.is_empty() => {
+                    contents.unlisted.push(format!("{}: {}", resource.plural, status.message));
                     continue;
                 }
                 Err(error) => {
@@ -102,9 +168,10 @@ impl Platform {
                 .next("select a part of it: SITE/NAMESPACE?app=NAME"));
             }
             for object in objects {
-                contents.sort(&resource, object);
+                contents.sort(resource, object);
             }
         }
+        contents.drop_made_endpoints();
         Ok(contents)
     }
 
@@ -170,6 +237,32 @@ impl Contents {
             _ if made_by_the_cluster(resource, &object) => {}
             _ => self.configuration.push(Found { resource: resource.clone(), object }),
         }
+    }
+}
+
+impl Contents {
+    /// Addresses that controllers keep for Services with a selector; those of a Service without one are its owner's.
+    fn drop_made_endpoints(&mut self) {
+        let by_hand: BTreeSet<String> = self
+            .configuration
+            .iter()
+            .filter(|found| found.resource.kind == "Service" && found.resource.group.is_empty())
+            .filter(|found| found.object["spec"]["selector"].as_object().is_none_or(serde_json::Map::is_empty))
+            .filter_map(|found| found.object["metadata"]["name"].as_str().map(str::to_owned))
+            .collect();
+        self.configuration.retain(|found| {
+            let metadata = &found.object["metadata"];
+            match (found.resource.group.as_str(), found.resource.kind.as_str()) {
+                ("", "Endpoints") => metadata["name"].as_str().is_some_and(|name| by_hand.contains(name)),
+                ("discovery.k8s.io", "EndpointSlice") => {
+                    let made = metadata["labels"]["endpointslice.kubernetes.io/managed-by"].as_str();
+                    let service = metadata["labels"]["kubernetes.io/service-name"].as_str();
+                    !made.is_some_and(|by| by.ends_with(".k8s.io"))
+                        && service.is_some_and(|service| by_hand.contains(service))
+                }
+                _ => true,
+            }
+        });
     }
 }
 

@@ -44,7 +44,7 @@ impl Platform {
         input: Option<Box<dyn AsyncRead + Send + Unpin>>,
     ) -> Result<RunningTool, TaskFailure> {
         let what = format!("can't run {} in pod {pod}", command.first().map_or("nothing", String::as_str));
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pods: Api<Pod> = Api::namespaced(self.streams.clone(), namespace);
         let mut parameters = AttachParams::default()
             .stdin(input.is_some())
             .stdout(true)

@@ -60,7 +60,7 @@ impl Platform {
     }
 
     async fn join(&self, namespace: &str, pod: &str, port: u16, mut connection: TcpStream) -> Result<(), String> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pods: Api<Pod> = Api::namespaced(self.streams.clone(), namespace);
         let mut forwarder = pods.portforward(pod, &[port]).await.map_err(|error| error.to_string())?;
         let mut upstream = forwarder.take_stream(port).ok_or("no stream for the port")?;
         // Small requests and answers go back and forth: waiting for more bytes would only add latency.

@@ -5,10 +5,14 @@ pub mod discover;
 pub mod exec;
 pub mod facts;
 pub mod forward;
+pub mod logs;
 pub mod namespace;
 pub mod wait;
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use kube::{
     Client, Config,
@@ -27,11 +31,16 @@ pub const OPERATION: &str = "ocopea.dev/operation";
 /// Annotation of a namespace: the record that its environment came from.
 pub const RECORD: &str = "ocopea.dev/record";
 
+use discover::KnownKinds;
+
 /// A cluster, reached through one context of a kubeconfig.
 #[derive(Clone)]
 pub struct Platform {
-    /// The API.
+    /// The API: requests that are answered within a minute.
     pub client: Client,
+    /// The API, for what may be silent for long: exec, forwarded ports, logs.
+    pub streams: Client,
+    kinds: Arc<Mutex<Option<KnownKinds>>>,
     /// The context's name, for messages.
     pub context: String,
     /// The API server's host: where NodePorts may be looked for.
@@ -57,8 +66,12 @@ impl Platform {
         let mut config = Config::from_custom_kubeconfig(file, &options).await.map_err(|error| fault(&error))?;
         config.connect_timeout = Some(std::time::Duration::from_secs(5));
         config.read_timeout = None;
+        let mut answered = config.clone();
+        // An API server that takes a connection and never answers must not hold a task for ever.
+        answered.read_timeout = Some(std::time::Duration::from_secs(60));
         let api_host = config.cluster_url.host().unwrap_or_default().to_owned();
-        let client = Client::try_from(config).map_err(|error| fault(&error))?;
-        Ok(Self { client, context: context.to_owned(), api_host, seams })
+        let streams = Client::try_from(config).map_err(|error| fault(&error))?;
+        let client = Client::try_from(answered).map_err(|error| fault(&error))?;
+        Ok(Self { client, streams, kinds: Arc::default(), context: context.to_owned(), api_host, seams })
     }
 }

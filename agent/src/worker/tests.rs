@@ -1,0 +1,375 @@
+//! The worker against a small peer that plays the coordinator over the in-process bus.
+
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use bytes::Bytes;
+use ocopea_protocol::{
+    bus::{CoordinatorBus, in_process::InProcessBus},
+    ids::{OperationId, SiteId},
+    message::HolderOrder,
+    names::Namespace,
+    task::{HolderState, Source},
+};
+
+use super::*;
+
+fn seams() -> Seams {
+    Seams::real(TaskTracker::new())
+}
+
+/// Does what the test says.
+type Doing = Box<dyn Fn(Job) -> futures::future::BoxFuture<'static, Result<TaskOutput, TaskFailure>> + Send + Sync>;
+
+struct Scripted(Doing);
+
+#[async_trait]
+impl Work for Scripted {
+    async fn run(&self, job: Job, _spec: TaskSpec) -> Result<TaskOutput, TaskFailure> {
+        (self.0)(job).await
+    }
+}
+
+fn doing<F>(f: impl Fn(Job) -> F + Send + Sync + 'static) -> Arc<dyn Work>
+where
+    F: Future<Output = Result<TaskOutput, TaskFailure>> + Send + 'static,
+{
+    Arc::new(Scripted(Box::new(move |job| Box::pin(f(job)))))
+}
+
+/// The coordinator's side: grants claims, and answers the rest by script.
+struct Peer {
+    bus: InProcessBus,
+    site: SiteId,
+    seams: Seams,
+    lease_ms: u64,
+    seen: Mutex<Vec<Request>>,
+    attempts: AtomicUsize,
+    polled: Mutex<VecDeque<TaskHint>>,
+    answer: Box<dyn Fn(&Request, usize) -> Option<Answer> + Send + Sync>,
+}
+
+impl Peer {
+    fn new(lease_ms: u64, answer: impl Fn(&Request, usize) -> Option<Answer> + Send + Sync + 'static) -> Arc<Self> {
+        let seams = seams();
+        let bus = InProcessBus::new(seams.clone());
+        let site = SiteId::generate(&seams);
+        Arc::new(Self {
+            bus,
+            site,
+            seams,
+            lease_ms,
+            seen: Mutex::default(),
+            attempts: AtomicUsize::new(0),
+            polled: Mutex::default(),
+            answer: Box::new(answer),
+        })
+    }
+
+    fn worker(self: &Arc<Self>, work: Arc<dyn Work>, limits: Limits) -> Arc<Worker> {
+        let bus = Arc::new(self.bus.agent(self.site));
+        Worker::with(work, bus, InstanceId::generate(&self.seams), self.seams.clone(), limits)
+    }
+
+    fn hint(&self, kind: TaskKind) -> TaskHint {
+        TaskHint { task: TaskId::generate(&self.seams), kind, least_version: 1 }
+    }
+
+    async fn publish(&self, hint: &TaskHint) {
+        self.bus.publish(self.site, seal(hint, "").unwrap()).await.unwrap();
+    }
+
+    fn requests(&self, of: impl Fn(&Request) -> bool) -> Vec<Request> {
+        self.seen.lock().unwrap().iter().filter(|r| of(r)).cloned().collect()
+    }
+
+    async fn serve(self: Arc<Self>) {
+        loop {
+            let incoming = self.bus.next_request().await.unwrap();
+            let request = open::<Request>(&incoming.request).unwrap().message;
+            let number = {
+                let mut seen = self.seen.lock().unwrap();
+                let same = seen.iter().filter(|r| std::mem::discriminant(*r) == std::mem::discriminant(&request));
+                let number = same.count();
+                seen.push(request.clone());
+                number
+            };
+            let Some(answer) = (self.answer)(&request, number).or_else(|| self.usual(&request)) else { continue };
+            let sealed: Bytes = seal(&answer, "").unwrap();
+            let _ = incoming.reply.send(sealed);
+        }
+    }
+
+    fn usual(&self, request: &Request) -> Option<Answer> {
+        Some(match request {
+            Request::Claim { task, instance } => {
+                let attempt = self.attempts.fetch_add(1, Ordering::SeqCst) + 1;
+                let claimed = Claimed {
+                    task: *task,
+                    operation: OperationId::generate(&self.seams),
+                    attempt: u32::try_from(attempt).unwrap(),
+                    instance: *instance,
+                };
+                Answer::Granted { claimed, lease_ms: self.lease_ms, spec: Box::new(some_spec()) }
+            }
+            Request::Heartbeat { .. } => Answer::Continue { lease_ms: self.lease_ms, holder: HolderOrder::Wait },
+            Request::Finish { .. } | Request::HandBack { .. } => Answer::Recorded,
+            Request::Poll { .. } => Answer::Tasks(self.polled.lock().unwrap().drain(..).collect()),
+            Request::Report(_) => return None,
+        })
+    }
+}
+
+fn some_spec() -> TaskSpec {
+    let namespace: Namespace = "shop".parse().unwrap();
+    let source = Source { namespace, selector: None, without: vec![], credentials: vec![], freeze: false };
+    TaskSpec::Inspect { source }
+}
+
+fn limits() -> Limits {
+    Limits { poll: Duration::from_millis(50), grace: Duration::from_millis(100), patience: Duration::from_millis(300), ..Limits::default() }
+}
+
+fn never(_: &Request, _: usize) -> Option<Answer> {
+    None
+}
+
+fn outcomes(peer: &Peer) -> Vec<Outcome> {
+    let finishes = peer.requests(|r| matches!(r, Request::Finish { .. }));
+    finishes.into_iter().filter_map(|r| if let Request::Finish { outcome, .. } = r { Some(outcome) } else { None }).collect()
+}
+
+/// Runs worker and peer until `enough` holds, then stops the worker and waits for its end.
+async fn until(peer: &Arc<Peer>, work: Arc<dyn Work>, limits: Limits, enough: impl Fn(&Peer) -> bool) {
+    let stop = CancellationToken::new();
+    let worker = peer.worker(work, limits);
+    let watch = async {
+        for _ in 0..1000 {
+            if enough(peer) {
+                stop.cancel();
+                return;
+            }
+            peer.seams.clock.sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it never came to that: {:?}", peer.seen.lock().unwrap());
+    };
+    tokio::select! {
+        () = Arc::clone(peer).serve() => {}
+        ((), ()) = async { tokio::join!(worker.run(stop.clone()), watch) } => {}
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_is_hinted_twice_is_done_and_reported_once() {
+    let peer = Peer::new(2000, never);
+    let hint = peer.hint(TaskKind::Inspect);
+    peer.publish(&hint).await;
+    peer.publish(&hint).await;
+    let work = doing(|job| async move {
+        job.stop.cancelled().now_or_never();
+        tokio::task::yield_now().await;
+        Ok(TaskOutput::Done)
+    });
+    until(&peer, work, limits(), |p| !outcomes(p).is_empty()).await;
+    // The second hint may come after the end: the claim is then the coordinator's to refuse; here both were early.
+    assert!(outcomes(&peer).iter().all(|o| *o == Outcome::Succeeded(Box::new(TaskOutput::Done))));
+}
+
+#[tokio::test]
+async fn a_task_whose_hint_was_lost_is_found_by_polling() {
+    let peer = Peer::new(2000, never);
+    let hint = peer.hint(TaskKind::CopyData);
+    peer.polled.lock().unwrap().push_back(hint.clone());
+    until(&peer, doing(|_| async { Ok(TaskOutput::Done) }), limits(), |p| !outcomes(p).is_empty()).await;
+    let claims = peer.requests(|r| matches!(r, Request::Claim { task, .. } if *task == hint.task));
+    assert_eq!(claims.len(), 1);
+}
+
+#[tokio::test]
+async fn a_cancelled_task_lets_go_and_ends_as_cancelled() {
+    let peer = Peer::new(600, |r, _| matches!(r, Request::Heartbeat { .. }).then_some(Answer::Cancel));
+    peer.publish(&peer.hint(TaskKind::CopyData)).await;
+    let released = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&released);
+    let work = doing(move |job| {
+        let seen = Arc::clone(&seen);
+        async move {
+            job.stop.cancelled().await;
+            seen.fetch_add(1, Ordering::SeqCst);
+            Err(TaskFailure::retryable("data.interrupted", "can't copy", "interrupted"))
+        }
+    });
+    until(&peer, work, limits(), |p| !outcomes(p).is_empty()).await;
+    assert_eq!(released.load(Ordering::SeqCst), 1);
+    assert!(matches!(&outcomes(&peer)[0], Outcome::Failed(f) if f.code == "cancelled" && f.cause == "interrupted"));
+}
+
+#[tokio::test]
+async fn a_refused_heartbeat_drops_the_work_at_once_and_reports_nothing() {
+    let refused = Answer::Refused { why: "lease lost".to_owned() };
+    let peer = Peer::new(300, move |r, _| matches!(r, Request::Heartbeat { .. }).then(|| refused.clone()));
+    peer.publish(&peer.hint(TaskKind::CopyData)).await;
+    let (alive, dropped) = (Arc::new(()), Arc::new(AtomicUsize::new(0)));
+    let (watched, counted) = (Arc::downgrade(&alive), Arc::clone(&dropped));
+    let work = doing(move |_| {
+        let alive = Arc::clone(&alive);
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            std::future::pending::<()>().await;
+            drop(alive);
+            Ok(TaskOutput::Done)
+        }
+    });
+    until(&peer, work, limits(), |p| {
+        let beats = p.requests(|r| matches!(r, Request::Heartbeat { .. }));
+        !beats.is_empty() && watched.strong_count() == 1
+    })
+    .await;
+    assert_eq!((dropped.load(Ordering::SeqCst), outcomes(&peer).len()), (1, 0));
+    assert!(peer.requests(|r| matches!(r, Request::HandBack { .. })).is_empty());
+}
+
+#[tokio::test]
+async fn a_silent_coordinator_makes_the_agent_give_up_before_its_lease_ends() {
+    let silent = Peer::new(400, never);
+    let deaf = Arc::new(AtomicUsize::new(0));
+    let ended = Arc::new(Mutex::new(None));
+    let (started_at, at) = (Arc::clone(&deaf), Arc::clone(&ended));
+    let seams = silent.seams.clone();
+    struct Tell(Arc<Mutex<Option<Duration>>>, Seams);
+    impl Drop for Tell {
+        fn drop(&mut self) {
+            *self.0.lock().unwrap() = Some(self.1.clock.monotonic());
+        }
+    }
+    let clock = seams.clone();
+    let work = doing(move |_| {
+        let tell = Tell(Arc::clone(&at), seams.clone());
+        started_at.fetch_add(1, Ordering::SeqCst);
+        async move {
+            std::future::pending::<()>().await;
+            drop(tell);
+            Ok(TaskOutput::Done)
+        }
+    });
+    silent.publish(&silent.hint(TaskKind::CopyData)).await;
+    let stop = CancellationToken::new();
+    let worker = silent.worker(work, limits());
+    let from = clock.clock.monotonic();
+    // The claim is answered, nothing after it.
+    let serve = async {
+        loop {
+            let incoming = silent.bus.next_request().await.unwrap();
+            let request = open::<Request>(&incoming.request).unwrap().message;
+            if matches!(request, Request::Claim { .. }) {
+                let _ = incoming.reply.send(seal(&silent.usual(&request).unwrap(), "").unwrap());
+            }
+        }
+    };
+    let watch = async {
+        while ended.lock().unwrap().is_none() {
+            clock.clock.sleep(Duration::from_millis(10)).await;
+        }
+        stop.cancel();
+    };
+    tokio::select! {
+        () = serve => {}
+        ((), ()) = async { tokio::join!(worker.run(stop.clone()), watch) } => {}
+    }
+    let after = ended.lock().unwrap().unwrap() - from;
+    assert!(after < Duration::from_millis(700), "{after:?}");
+}
+
+#[tokio::test]
+async fn a_holder_opens_when_told_holds_and_lets_go_when_told() {
+    let peer = Peer::new(3000, |request, _| {
+        let Request::Heartbeat { holder, .. } = request else { return None };
+        let order = match holder {
+            None => HolderOrder::Wait,
+            Some(HolderState::Prepared) => HolderOrder::OpenNow,
+            Some(HolderState::Open { snapshot, .. }) => {
+                assert_eq!(snapshot, "s1");
+                HolderOrder::Release
+            }
+        };
+        Some(Answer::Continue { lease_ms: 3000, holder: order })
+    });
+    peer.publish(&peer.hint(TaskKind::OpenSnapshot)).await;
+    let clock = peer.seams.clone();
+    let work = doing(move |job| {
+        let clock = clock.clone();
+        async move {
+            job.holder.set(HolderState::Prepared);
+            job.holder.ordered(HolderOrder::OpenNow).await;
+            job.holder.set(HolderState::Open { snapshot: "s1".to_owned(), at: clock.clock.now() });
+            job.holder.ordered(HolderOrder::Release).await;
+            Ok(TaskOutput::SnapshotReleased { frozen_ms: 0 })
+        }
+    });
+    until(&peer, work, limits(), |p| !outcomes(p).is_empty()).await;
+    assert_eq!(outcomes(&peer)[0], Outcome::Succeeded(Box::new(TaskOutput::SnapshotReleased { frozen_ms: 0 })));
+}
+
+#[tokio::test]
+async fn a_panic_is_a_permanent_failure_that_names_the_task() {
+    let peer = Peer::new(2000, never);
+    peer.publish(&peer.hint(TaskKind::CopyConfig)).await;
+    let work = doing(|_| async { panic!("number 7") });
+    until(&peer, work, limits(), |p| !outcomes(p).is_empty()).await;
+    let Outcome::Failed(failure) = &outcomes(&peer)[0] else { panic!("it succeeded") };
+    assert_eq!(failure.code, "task.panicked");
+    assert!(failure.what.contains("copy-config") && failure.cause.contains("number 7") && !failure.is_retryable());
+}
+
+#[tokio::test]
+async fn an_outcome_is_reported_until_it_is_in_the_catalog() {
+    let later = || Some(Answer::TryLater { why: "the catalog is busy".to_owned() });
+    let peer = Peer::new(5000, move |r, n| if matches!(r, Request::Finish { .. }) && n < 2 { later() } else { None });
+    peer.publish(&peer.hint(TaskKind::Inspect)).await;
+    until(&peer, doing(|_| async { Ok(TaskOutput::Done) }), limits(), |p| outcomes(p).len() == 3).await;
+    assert!(outcomes(&peer).windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+#[tokio::test]
+async fn a_stop_hands_back_what_does_not_end_in_time() {
+    let peer = Peer::new(5000, never);
+    peer.publish(&peer.hint(TaskKind::CopyData)).await;
+    let started = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&started);
+    let work = doing(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        std::future::pending()
+    });
+    until(&peer, work, limits(), move |_| started.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(peer.requests(|r| matches!(r, Request::HandBack { .. })).len(), 1);
+    assert!(outcomes(&peer).is_empty());
+}
+
+#[tokio::test]
+async fn copies_wait_for_permits_and_light_tasks_do_not() {
+    let peer = Peer::new(5000, never);
+    for _ in 0..3 {
+        peer.publish(&peer.hint(TaskKind::CopyData)).await;
+    }
+    peer.publish(&peer.hint(TaskKind::AwaitReady)).await;
+    let clock = peer.seams.clone();
+    let work = doing(move |_| {
+        let clock = clock.clone();
+        async move {
+            clock.clock.sleep(Duration::from_millis(60)).await;
+            Ok(TaskOutput::Done)
+        }
+    });
+    let limits = Limits { copies: 1, ..limits() };
+    until(&peer, work, limits, |p| outcomes(p).len() == 4).await;
+    let order: Vec<bool> = peer
+        .requests(|r| matches!(r, Request::Claim { .. } | Request::Finish { .. }))
+        .iter()
+        .map(|r| matches!(r, Request::Claim { .. }))
+        .collect();
+    // Two claims at once at most: one copy and the light one.
+    let most = order.iter().scan(0i32, |open, claim| { *open += if *claim { 1 } else { -1 }; Some(*open) }).max();
+    assert_eq!(most, Some(2), "{order:?}");
+}
