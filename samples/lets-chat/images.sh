@@ -1,0 +1,37 @@
+#!/bin/bash
+# images.sh [http://]HOST/PATH: builds Lets-chat as a static program and pushes its three versions as PATH/lets-chat:VERSION.
+# What is built or pushed already is neither built nor pushed again.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd); top=$(cd "$here/../.." && pwd)
+versions=(1.4.1 1.4.2 1.5.0)
+[ $# = 1 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
+registry=${1#http://}; registry=${registry%/}
+target=$(realpath -m "${CARGO_TARGET_DIR:-$top/target}")
+triple=x86_64-unknown-linux-gnu
+
+# Beside the other artifacts, in the folder of the triple: what runs at build time is shared with ordinary builds.
+RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --locked --manifest-path "$top/Cargo.toml" \
+  --target-dir "$target" --target "$triple" -p lets-chat
+binary=$target/$triple/debug/lets-chat
+
+layout=$target/lets-chat-images
+key=$(sha256sum "$binary" "$here/image.py" | cut -d' ' -f1 | sha256sum | cut -c1-16)
+if [ "$(cat "$layout/key" 2>/dev/null)" != "$key" ]; then
+  rm -rf "$layout"; mkdir -p "$layout"
+  objcopy --strip-debug "$binary" "$layout/program"
+  "$here/image.py" "$layout/program" "$layout/oci" "${versions[@]}" >/dev/null
+  echo "$key" > "$layout/key"
+fi
+
+# Without TLS: when asked for, or when the registry itself says so.
+plain=false
+case $1 in http://*) plain=true ;; *) curl -s -o /dev/null -m 3 "http://${registry%%/*}/v2/" && plain=true ;; esac
+tls=$([ $plain = true ] && echo false || echo true)
+for version in "${versions[@]}"; do
+  wanted=$(jq -r --arg v "$version" '.manifests[] | select(.annotations["org.opencontainers.image.ref.name"] == $v) | .digest' "$layout/oci/index.json")
+  there=$(skopeo inspect --tls-verify=$tls --format '{{.Digest}}' "docker://$registry/lets-chat:$version" 2>/dev/null || true)
+  if [ "$wanted" != "$there" ]; then
+    skopeo copy --quiet --dest-tls-verify=$tls "oci:$layout/oci:$version" "docker://$registry/lets-chat:$version"
+  fi
+  echo "$registry/lets-chat:$version $wanted"
+done
