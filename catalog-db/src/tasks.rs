@@ -421,6 +421,24 @@ impl Transaction {
         Ok(())
     }
 
+    /// Calls a task off, whoever works on it: its heartbeat will be refused. What is over stays as it is.
+    pub async fn cancel_task(&self, id: TaskId) -> Result<(), CatalogError> {
+        let open = [TaskState::Waiting.as_str(), TaskState::Ready.as_str(), TaskState::Claimed.as_str()];
+        let row = tasks::ActiveModel {
+            state: Set(TaskState::Cancelled.as_str().to_owned()),
+            lease_until: Set(None),
+            ended: Set(Some(self.seams.clock.now().0)),
+            ..Default::default()
+        };
+        tasks::Entity::update_many()
+            .set(row)
+            .filter(tasks::Column::Id.eq(id.0))
+            .filter(tasks::Column::State.is_in(open))
+            .exec(&self.inner)
+            .await?;
+        Ok(())
+    }
+
     async fn end_attempt(&self, id: TaskId, attempt: u32, failure: Option<&TaskFailure>) -> Result<(), CatalogError> {
         let row = attempts::ActiveModel {
             ended: Set(Some(self.seams.clock.now().0)),

@@ -1,1 +1,77 @@
-//! Plans, API, background jobs
+//! The coordinator: plans, the durable engine that carries them out through agents, the REST API.
+//!
+//! `plan` is pure: what an operation needs next. `engine` runs it inside the transaction of each outcome.
+//! `serve` answers agents' requests; `background` relays hints, reaps leases and does the coordinator's own tasks;
+//! `api` is what people and programs speak with.
+
+pub mod api;
+pub mod background;
+pub mod engine;
+pub mod plan;
+mod serve;
+pub mod tokens;
+pub mod vault;
+
+use std::sync::Arc;
+
+use ocopea_catalog_db::Catalog;
+use ocopea_protocol::{bus::CoordinatorBus, ids::InstanceId, seams::Seams};
+use ocopea_repository::Repository;
+use tokio::sync::{Notify, RwLock};
+use tokio_util::sync::CancellationToken;
+
+use vault::Vault;
+
+/// What the coordinator runs on.
+pub struct Coordinator {
+    /// The catalog.
+    pub catalog: Catalog,
+    /// The copy repository, with its keys.
+    pub repository: RwLock<Repository>,
+    /// Seals what must be kept but not seen.
+    pub vault: Vault,
+    /// The way to the agents.
+    pub bus: Arc<dyn CoordinatorBus>,
+    /// Clock, chance, spawning.
+    pub seams: Seams,
+    /// This process, as a doer of the coordinator's own tasks.
+    pub instance: InstanceId,
+    /// Rung when something was committed: relay, runner and watchers look at once instead of at their next poll.
+    pub changed: Notify,
+    /// For watchers of operations.
+    pub version: tokio::sync::watch::Sender<u64>,
+}
+
+impl Coordinator {
+    /// A coordinator that does nothing yet.
+    pub fn new(
+        catalog: Catalog,
+        repository: Repository,
+        vault: Vault,
+        bus: Arc<dyn CoordinatorBus>,
+        seams: Seams,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            instance: InstanceId::generate(&seams),
+            catalog,
+            repository: RwLock::new(repository),
+            vault,
+            bus,
+            seams,
+            changed: Notify::new(),
+            version: tokio::sync::watch::Sender::new(0),
+        })
+    }
+
+    /// Starts all loops; they end with `stop`.
+    pub fn start(self: &Arc<Self>, stop: &CancellationToken) {
+        background::start(self, stop);
+        serve::start(self, stop);
+    }
+
+    /// Something was committed.
+    pub fn ring(&self) {
+        self.changed.notify_waiters();
+        self.version.send_modify(|version| *version += 1);
+    }
+}

@@ -1,0 +1,212 @@
+//! Save: inspect → pin → open all snapshots at one instant → copy → release → commit.
+
+use std::collections::BTreeMap;
+
+use ocopea_catalog_db::{operations::Operation, tasks::{NewTask, Task}};
+use ocopea_protocol::{
+    failure::TaskFailure,
+    inventory::{Gap, Inventory},
+    message::HolderOrder,
+    secret::Secret32,
+    image::{ImageAccess, Location},
+    task::{HolderState, Source, TaskOutput, TaskSpec},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Context, Next, OwnTask, Tasks, as_undo, own_task, site_of, site_task};
+
+/// How often all snapshots may be opened again because a holder was lost.
+const MOST_EPOCHS: u32 = 5;
+
+/// What to save. Credentials stand in it sealed, by `credentials`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaveRequest {
+    /// Which application; its credentials' passwords are empty here.
+    pub source: Source,
+    /// The given credentials, sealed by the installation.
+    pub sealed_credentials: Option<String>,
+    /// The image's name.
+    pub name: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Comment.
+    pub comment: String,
+}
+
+/// Stands where the keys will be when the task is claimed.
+pub fn no_access() -> ImageAccess {
+    ImageAccess {
+        location: Location::Directory { path: String::new() },
+        image_key: Secret32([0; 32]),
+        hash_key: Secret32([0; 32]),
+        base: None,
+    }
+}
+
+/// Looks only.
+pub fn inspect(operation: &Operation, request: &SaveRequest, tasks: &Tasks<'_>) -> Result<Next, TaskFailure> {
+    tasks.check(|_| true)?;
+    let spec = TaskSpec::Inspect { source: request.source.clone() };
+    let task = site_task("inspect", site_of(operation)?, &[], &spec)?;
+    let done = tasks.get("inspect").and_then(|t| t.output.clone()).filter(|_| tasks.succeeded("inspect"));
+    Ok(Next { add: vec![task], epoch: None, done })
+}
+
+/// The inventory, once it was taken.
+pub fn inventory(tasks: &Tasks<'_>) -> Result<Option<Inventory>, TaskFailure> {
+    match tasks.output("inspect")? {
+        Some(TaskOutput::Inspected(inventory)) => Ok(Some(*inventory)),
+        _ => Ok(None),
+    }
+}
+
+/// What happens next.
+pub fn next(operation: &Operation, request: &SaveRequest, context: &Context, tasks: &Tasks<'_>) -> Result<Next, TaskFailure> {
+    let epoch = context.epoch;
+    let current = |task: &Task| epoch_of(task).is_none_or(|of| of == epoch);
+    let site = site_of(operation)?;
+    let source = &request.source;
+    let mut next = Next::default();
+    if let Some(lost) = tasks.0.iter().find(|t| is_holder(t) && current(t) && t.attempt > 1) {
+        if epoch + 1 >= MOST_EPOCHS {
+            return Err(lost.failure.clone().unwrap_or_else(|| {
+                TaskFailure::permanent("save.holder-lost", format!("can't save {}", source.namespace), format!("the snapshots were lost {MOST_EPOCHS} times"))
+            }));
+        }
+        next.epoch = Some(epoch + 1);
+        return Ok(next);
+    }
+    tasks.check(current)?;
+    next.add.push(site_task("inspect", site, &[], &TaskSpec::Inspect { source: source.clone() })?);
+    let Some(inventory) = inventory(tasks)? else { return Ok(next) };
+    refuse_gaps(source, &inventory)?;
+    let records = context.base.into_iter().collect();
+    next.add.push(own_task("pin", &[], &OwnTask::Pin { records })?);
+    for container in &inventory.containers {
+        let spec = TaskSpec::CopyContainer { source: source.clone(), container: container.clone(), access: no_access() };
+        next.add.push(site_task(format!("container:{}", container.name), site, &["pin"], &spec)?);
+    }
+    let mut open = Vec::new();
+    for data in &inventory.data {
+        let spec = TaskSpec::OpenSnapshot { source: source.clone(), data: data.clone(), epoch };
+        let label = holder_label(data.name.as_str(), epoch);
+        next.add.push(site_task(label.clone(), site, &["pin"], &spec)?);
+        if let Some(task) = tasks.get(&label)
+            && let Some(HolderState::Open { snapshot, .. }) = &task.holder
+        {
+            open.push((data, task, snapshot));
+        }
+    }
+    if open.len() < inventory.data.len() && !all_copied(&inventory, epoch, tasks) {
+        return Ok(next);
+    }
+    let config = TaskSpec::CopyConfig { source: source.clone(), access: no_access(), fingerprint: inventory.fingerprint.clone() };
+    next.add.push(site_task(format!("config:{epoch}"), site, &["pin"], &config)?);
+    for (data, task, snapshot) in open {
+        let spec = TaskSpec::CopyData {
+            source: source.clone(),
+            data: data.clone(),
+            holder: task.id,
+            holder_attempt: task.attempt,
+            snapshot: snapshot.clone(),
+            access: no_access(),
+        };
+        next.add.push(site_task(copy_label(data.name.as_str(), epoch), site, &["pin"], &spec)?);
+    }
+    let mut needs: Vec<String> = vec![format!("config:{epoch}")];
+    needs.extend(inventory.containers.iter().map(|c| format!("container:{}", c.name)));
+    needs.extend(inventory.data.iter().flat_map(|d| [copy_label(d.name.as_str(), epoch), holder_label(d.name.as_str(), epoch)]));
+    if needs.iter().all(|need| tasks.succeeded(need)) {
+        next.add.push(own_task("commit", &[], &OwnTask::Commit)?);
+    }
+    if tasks.succeeded("commit") {
+        next.add.push(own_task("unpin", &["commit"], &OwnTask::Unpin)?);
+    }
+    if tasks.succeeded("unpin") {
+        next.done = tasks.get("commit").and_then(|task| task.output.clone());
+    }
+    Ok(next)
+}
+
+/// Takes back: what was frozen is released, pins go. What was stored is collected, since no ref names it.
+pub fn undo(operation: &Operation, request: &SaveRequest, tasks: &Tasks<'_>) -> Result<Vec<NewTask>, TaskFailure> {
+    let mut undo = Vec::new();
+    if request.source.freeze
+        && let Some(inventory) = inventory(tasks)?
+    {
+        let spec = TaskSpec::CleanUp {
+            namespace: request.source.namespace.clone(),
+            operation: operation.id,
+            frozen: inventory.data,
+            source: Some(request.source.clone()),
+        };
+        undo.push(as_undo(site_task("undo:release", site_of(operation)?, &[], &spec)?));
+    }
+    if tasks.begun("pin") {
+        undo.push(as_undo(own_task("undo:unpin", &[], &OwnTask::Unpin)?));
+    }
+    Ok(undo)
+}
+
+/// What a holder is told with its heartbeat; `None`: it is of an epoch that is over.
+pub fn order(holder: &Task, context: &Context, tasks: &Tasks<'_>) -> Option<HolderOrder> {
+    let epoch = epoch_of(holder)?;
+    if epoch != context.epoch {
+        return None;
+    }
+    let all: Vec<&Task> = tasks.0.iter().filter(|t| is_holder(t) && epoch_of(t) == Some(epoch)).collect();
+    Some(match &holder.holder {
+        None => HolderOrder::Wait,
+        Some(HolderState::Prepared) => {
+            if all.iter().all(|t| t.holder.is_some()) { HolderOrder::OpenNow } else { HolderOrder::Wait }
+        }
+        Some(HolderState::Open { .. }) => {
+            let copied = all.iter().all(|t| {
+                let name = t.label.split(':').nth(1).unwrap_or_default();
+                tasks.succeeded(&copy_label(name, epoch))
+            });
+            if copied { HolderOrder::Release } else { HolderOrder::Hold }
+        }
+    })
+}
+
+/// Whether a task belongs to a round of opening that is over.
+pub fn is_stale(task: &Task, context: &Context) -> bool {
+    epoch_of(task).is_some_and(|epoch| epoch != context.epoch)
+}
+
+/// A holder's label.
+pub fn holder_label(name: &str, epoch: u32) -> String {
+    format!("open:{name}:{epoch}")
+}
+
+/// A copy's label.
+pub fn copy_label(name: &str, epoch: u32) -> String {
+    format!("data:{name}:{epoch}")
+}
+
+/// Whether it holds a snapshot.
+pub fn is_holder(task: &Task) -> bool {
+    task.label.starts_with("open:")
+}
+
+fn epoch_of(task: &Task) -> Option<u32> {
+    let (kind, rest) = task.label.split_once(':')?;
+    matches!(kind, "open" | "data" | "config").then(|| rest.rsplit(':').next().and_then(|e| e.parse().ok()))?
+}
+
+fn all_copied(inventory: &Inventory, epoch: u32, tasks: &Tasks<'_>) -> bool {
+    inventory.data.iter().all(|d| tasks.succeeded(&copy_label(d.name.as_str(), epoch)))
+}
+
+/// Nothing is silently absent: what can't be saved and wasn't left out by name refuses the save, all of it at once.
+fn refuse_gaps(source: &Source, inventory: &Inventory) -> Result<(), TaskFailure> {
+    let rights = inventory.data.iter().flat_map(|data| &data.rights);
+    let blocking: Vec<&Gap> = inventory.gaps.iter().chain(rights).filter(|gap| gap.blocking).collect();
+    let Some(first) = blocking.first() else { return Ok(()) };
+    let cause: Vec<String> = blocking.iter().map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
+    let mut next: Vec<String> = blocking.iter().filter(|gap| !gap.next.is_empty()).map(|gap| gap.next.clone()).collect();
+    next.push(format!("or leave it out by name: --without {}", first.name));
+    next.dedup();
+    Err(TaskFailure::permanent("save.refused", format!("can't save \"{}\"", source.namespace), cause.join("; ")).next(next.join("; ")))
+}

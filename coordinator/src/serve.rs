@@ -1,0 +1,328 @@
+//! Answers agents: claims, heartbeats, outcomes, polls, reports. Every answer is fenced by attempt and instance.
+
+use std::{sync::Arc, time::Duration};
+
+use ocopea_catalog_db::{
+    CatalogError,
+    model::{OperationState, TaskState},
+    operations::Operation,
+    tasks::Task,
+};
+use ocopea_protocol::{
+    bus::{BusError, Incoming},
+    envelope,
+    failure::TaskFailure,
+    ids::SiteId,
+    image::ImageAccess,
+    message::{Answer, HolderOrder, Request, TaskHint},
+    task::{Claimed, GivenCredentials, HolderState, Outcome, Progress, RestoreTarget, TaskKind, TaskSpec},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Coordinator, engine,
+    plan::{self, Context, Request as PlanRequest, Tasks, save},
+};
+
+/// How long a task is its claimer's without a heartbeat.
+pub const LEASE: Duration = Duration::from_secs(20);
+/// Requests that are worked on at the same time.
+const AT_ONCE: usize = 64;
+
+pub(crate) fn start(coordinator: &Arc<Coordinator>, stop: &CancellationToken) {
+    let (coordinator, stop) = (Arc::clone(coordinator), stop.clone());
+    let permits = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let spawner = coordinator.seams.spawner.clone();
+    spawner.clone().spawn(
+        "serve",
+        Box::pin(async move {
+            loop {
+                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+                let incoming = tokio::select! {
+                    () = stop.cancelled() => return,
+                    incoming = coordinator.bus.next_request() => incoming,
+                };
+                match incoming {
+                    Ok(incoming) => {
+                        let coordinator = Arc::clone(&coordinator);
+                        spawner.spawn(
+                            "serve.request",
+                            Box::pin(async move {
+                                coordinator.answer(incoming).await;
+                                drop(permit);
+                            }),
+                        );
+                    }
+                    Err(BusError::Closed) => return,
+                    Err(error) => {
+                        tracing::warn!(%error, "no requests from the bus");
+                        coordinator.seams.clock.sleep(Duration::from_secs(1)).await;
+                    }
+                }
+            }
+        }),
+    );
+}
+
+impl Coordinator {
+    async fn answer(&self, incoming: Incoming) {
+        let answer = match envelope::open::<Request>(&incoming.request) {
+            Ok(opened) => match self.handle(incoming.site, opened.message).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tracing::error!(%error, "an agent's request could not be handled");
+                    Answer::TryLater { why: error.to_string() }
+                }
+            },
+            Err(error) => {
+                tracing::warn!(%error, site.id = %incoming.site, "a request that can't be read was dropped");
+                Answer::Refused { why: error.to_string() }
+            }
+        };
+        match envelope::seal(&answer, "") {
+            // The asker may have given up waiting: it will ask again.
+            Ok(sealed) => drop(incoming.reply.send(sealed)),
+            Err(error) => tracing::error!(%error, "an answer can't be sent"),
+        }
+    }
+
+    async fn handle(&self, site: SiteId, request: Request) -> Result<Answer, CatalogError> {
+        match request {
+            Request::Claim { task, instance } => self.claim(site, task, instance).await,
+            Request::Heartbeat { claimed, progress, holder } => self.heartbeat(&claimed, &progress, holder.as_ref()).await,
+            Request::Finish { claimed, outcome } => self.finish(&claimed, &outcome).await,
+            Request::HandBack { claimed } => self.hand_back(&claimed).await,
+            Request::Poll { most, .. } => {
+                let ready = self.catalog.ready_tasks(Some(site), u64::from(most)).await?;
+                Ok(Answer::Tasks(ready.iter().filter_map(hint_of).collect()))
+            }
+            Request::Report(report) => {
+                self.catalog.report_site(site, &report).await?;
+                Ok(Answer::Recorded)
+            }
+        }
+    }
+
+    async fn claim(
+        &self,
+        site: SiteId,
+        task: ocopea_protocol::ids::TaskId,
+        instance: ocopea_protocol::ids::InstanceId,
+    ) -> Result<Answer, CatalogError> {
+        let transaction = self.catalog.begin().await?;
+        let Some(task) = transaction.claim(task, Some(site), instance, LEASE).await? else {
+            return Ok(Answer::Refused { why: "taken, over, or not for this site".to_owned() });
+        };
+        let operation = transaction.operation(task.operation).await?;
+        let claimed = Claimed { task: task.id, operation: operation.id, attempt: task.attempt, instance };
+        match self.complete(&operation, &task).await {
+            Ok(spec) => {
+                transaction.touch_operation(operation.id).await?;
+                transaction.commit().await?;
+                self.ring();
+                Ok(Answer::Granted { claimed, lease_ms: u64::try_from(LEASE.as_millis()).unwrap_or(0), spec: Box::new(spec) })
+            }
+            Err(failure) => {
+                transaction.fail(&claimed, &failure).await?;
+                engine::settle(&transaction, operation.id).await?;
+                transaction.commit().await?;
+                self.ring();
+                Ok(Answer::Refused { why: failure.to_string() })
+            }
+        }
+    }
+
+    /// The task as it is sent: with keys and credentials, which the catalog never holds in the clear.
+    async fn complete(&self, operation: &Operation, task: &Task) -> Result<TaskSpec, TaskFailure> {
+        let mut spec: TaskSpec = plan::parse("task", &task.spec)?;
+        let context: Context = plan::parse("context", &operation.context)?;
+        let request: PlanRequest = plan::parse("request", &operation.request)?;
+        if let PlanRequest::Save(request) | PlanRequest::Inspect(request) = &request
+            && let Some(sealed) = &request.sealed_credentials
+        {
+            let fault = |error: String| TaskFailure::permanent("save.credentials", "can't open the given credentials", error);
+            let plain = self.vault.open(sealed).map_err(|error| fault(error.to_string()))?;
+            let given: Vec<GivenCredentials> = serde_json::from_slice(&plain).map_err(|error| fault(error.to_string()))?;
+            match &mut spec {
+                TaskSpec::Inspect { source }
+                | TaskSpec::CopyConfig { source, .. }
+                | TaskSpec::CopyContainer { source, .. }
+                | TaskSpec::OpenSnapshot { source, .. }
+                | TaskSpec::CopyData { source, .. } => source.credentials = given,
+                TaskSpec::CleanUp { source: Some(source), .. } => source.credentials = given,
+                _ => {}
+            }
+        }
+        match &mut spec {
+            TaskSpec::CopyConfig { access, .. } | TaskSpec::CopyContainer { access, .. } | TaskSpec::CopyData { access, .. } => {
+                *access = self.access_to_write(&context).await?;
+            }
+            TaskSpec::PlanRestore(target)
+            | TaskSpec::ApplyObjects { target, .. }
+            | TaskSpec::LoadData { target, .. }
+            | TaskSpec::AwaitReady { target, .. } => self.complete_target(target).await?,
+            TaskSpec::PushContainer { access, .. } => {
+                if let PlanRequest::Restore(request) = &request {
+                    *access = self.access_to_read(&request.record).await?;
+                }
+            }
+            _ => {}
+        }
+        Ok(spec)
+    }
+
+    async fn complete_target(&self, target: &mut RestoreTarget) -> Result<(), TaskFailure> {
+        target.access = self.access_to_read(&target.record).await?;
+        Ok(())
+    }
+
+    async fn access_to_read(&self, record: &ocopea_protocol::names::Digest) -> Result<ImageAccess, TaskFailure> {
+        self.repository
+            .read()
+            .await
+            .access_to_read(record)
+            .await
+            .map_err(|error| repository_failure("can't open the image", &error))
+    }
+
+    async fn access_to_write(&self, context: &Context) -> Result<ImageAccess, TaskFailure> {
+        let key = context
+            .key
+            .as_ref()
+            .ok_or_else(|| TaskFailure::permanent("plan.key", "can't write the image", "the operation has no key"))?;
+        self.repository
+            .read()
+            .await
+            .access_to_write(key, context.base.as_ref())
+            .await
+            .map_err(|error| repository_failure("can't open the copy repository", &error))
+    }
+
+    async fn heartbeat(
+        &self,
+        claimed: &Claimed,
+        progress: &Progress,
+        holder: Option<&HolderState>,
+    ) -> Result<Answer, CatalogError> {
+        let transaction = self.catalog.begin().await?;
+        let Some(task) = transaction.heartbeat(claimed, progress, holder, LEASE).await? else {
+            return Ok(Answer::Refused { why: "the lease is over".to_owned() });
+        };
+        let mut operation = transaction.operation(claimed.operation).await?;
+        let mut context: Context = serde_json::from_str(&operation.context)?;
+        let unwanted = !task.undo && (operation.state != OperationState::Running || save::is_stale(&task, &context));
+        if unwanted {
+            transaction.commit().await?;
+            return Ok(Answer::Cancel);
+        }
+        let mut order = HolderOrder::Wait;
+        if save::is_holder(&task) {
+            let tasks = transaction.tasks(operation.id).await?;
+            order = save::order(&task, &context, &Tasks(&tasks)).unwrap_or(HolderOrder::Wait);
+            let name = task.label.split(':').nth(1).unwrap_or_default().to_owned();
+            let now = u64::try_from(self.seams.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
+            let changed = match (order, &task.holder) {
+                (HolderOrder::OpenNow, _) if !context.instants.contains_key(&name) => {
+                    context.instants.insert(name, (now, 0));
+                    true
+                }
+                (_, Some(HolderState::Open { .. })) => match context.instants.get_mut(&name) {
+                    Some(instant) if instant.1 == 0 => {
+                        instant.1 = now;
+                        true
+                    }
+                    _ => false,
+                },
+                _ => false,
+            };
+            if changed {
+                operation.context = serde_json::to_string(&context)?;
+                transaction.save_operation(&operation).await?;
+                engine::settle(&transaction, operation.id).await?;
+            }
+        }
+        transaction.touch_operation(claimed.operation).await?;
+        transaction.commit().await?;
+        self.ring();
+        Ok(Answer::Continue { lease_ms: u64::try_from(LEASE.as_millis()).unwrap_or(0), holder: order })
+    }
+
+    pub(crate) async fn finish(&self, claimed: &Claimed, outcome: &Outcome) -> Result<Answer, CatalogError> {
+        let transaction = self.catalog.begin().await?;
+        let counted = match outcome {
+            Outcome::Succeeded(output) => transaction.succeed(claimed, &serde_json::to_string(output)?).await?,
+            Outcome::Failed(failure) => self.record_failure(&transaction, claimed, failure).await?,
+        };
+        if !counted {
+            return Ok(Answer::Refused { why: "another attempt holds the task, or it is over".to_owned() });
+        }
+        engine::settle(&transaction, claimed.operation).await?;
+        transaction.commit().await?;
+        self.ring();
+        Ok(Answer::Recorded)
+    }
+
+    async fn record_failure(
+        &self,
+        transaction: &ocopea_catalog_db::Transaction,
+        claimed: &Claimed,
+        failure: &TaskFailure,
+    ) -> Result<bool, CatalogError> {
+        let operation = transaction.operation(claimed.operation).await?;
+        // What is being called off isn't tried again.
+        let mut failure = failure.clone();
+        if operation.state != OperationState::Running
+            && transaction.task(claimed.task).await?.is_some_and(|task| !task.undo)
+        {
+            failure.class = ocopea_protocol::failure::FailureClass::Cancelled;
+        }
+        Ok(transaction.fail(claimed, &failure).await?.is_some())
+    }
+
+    async fn hand_back(&self, claimed: &Claimed) -> Result<Answer, CatalogError> {
+        let transaction = self.catalog.begin().await?;
+        let held = transaction.task(claimed.task).await?.filter(|task| {
+            task.state == TaskState::Claimed
+                && task.attempt == claimed.attempt
+                && task.instance == Some(claimed.instance)
+        });
+        if let Some(task) = held {
+            self.give_back(&transaction, &task, "its agent stopped").await?;
+            transaction.commit().await?;
+            self.ring();
+        }
+        Ok(Answer::Recorded)
+    }
+
+    /// Gives a task to others, or calls it off when its operation no longer wants it.
+    pub(crate) async fn give_back(
+        &self,
+        transaction: &ocopea_catalog_db::Transaction,
+        task: &Task,
+        why: &str,
+    ) -> Result<(), CatalogError> {
+        let operation = transaction.operation(task.operation).await?;
+        if operation.state != OperationState::Running && !task.undo {
+            transaction.cancel_task(task.id).await?;
+        } else {
+            let failure = TaskFailure::retryable("task.lost", format!("{} was not finished", task.label), why);
+            transaction.hand_back(task, &failure).await?;
+        }
+        engine::settle(transaction, task.operation).await
+    }
+}
+
+/// What a ready task's hint says.
+pub(crate) fn hint_of(task: &Task) -> Option<TaskHint> {
+    let kind: TaskKind = serde_json::from_value(serde_json::Value::from(task.kind.clone())).ok()?;
+    Some(TaskHint { task: task.id, kind, least_version: envelope::PROTOCOL_VERSION })
+}
+
+/// An error of the repository, as people read it.
+pub(crate) fn repository_failure(what: &str, error: &ocopea_repository::Error) -> TaskFailure {
+    if error.is_permanent() {
+        TaskFailure::permanent(error.code(), what, error)
+    } else {
+        TaskFailure::retryable(error.code(), what, error)
+    }
+}
