@@ -54,7 +54,8 @@ impl Coordinator {
         transaction.commit().await?;
         let claimed =
             Claimed { task: task.id, operation: operation.id, attempt: task.attempt, instance: self.instance };
-        let mut work = self.do_own(&operation, &task, &tasks);
+        let work = self.do_own(&operation, &task, &tasks);
+        tokio::pin!(work);
         let outcome = loop {
             tokio::select! {
                 outcome = &mut work => break outcome,
@@ -83,17 +84,7 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Boxed here: the compiler can't see through the whole of it that it may move between threads.
-    fn do_own<'a>(
-        &'a self,
-        operation: &'a Operation,
-        task: &'a Task,
-        tasks: &'a [Task],
-    ) -> futures::future::BoxFuture<'a, Result<String, TaskFailure>> {
-        Box::pin(self.do_own_task(operation, task, tasks))
-    }
-
-    async fn do_own_task(&self, operation: &Operation, task: &Task, tasks: &[Task]) -> Result<String, TaskFailure> {
+    async fn do_own(&self, operation: &Operation, task: &Task, tasks: &[Task]) -> Result<String, TaskFailure> {
         let spec: OwnTask = plan::parse("task", &task.spec)?;
         let repository = self.repository.read().await;
         let failed = |what: &str| {

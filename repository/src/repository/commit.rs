@@ -329,9 +329,11 @@ pub(crate) async fn reachable_from_record(repository: &Repository, digest: &Dige
 
 /// Refuses when a blob is missing or has another size.
 async fn present(store: &Store, blobs: &BTreeMap<Digest, u64>) -> Result<()> {
-    let looked = stream::iter(blobs).map(|(digest, size)| async move {
-        let entry = store.backend.head(&blob_name(digest)).await?;
-        Ok::<_, Error>((*digest, entry.is_some_and(|entry| entry.size == *size)))
+    // Owned items: with borrowed ones the compiler can't see that the future may move between threads.
+    let wanted: Vec<(Digest, u64)> = blobs.iter().map(|(digest, size)| (*digest, *size)).collect();
+    let looked = stream::iter(wanted).map(|(digest, size)| async move {
+        let entry = store.backend.head(&blob_name(&digest)).await?;
+        Ok::<_, Error>((digest, entry.is_some_and(|entry| entry.size == size)))
     });
     let all: Vec<(Digest, bool)> = looked.buffer_unordered(AT_ONCE).try_collect().await?;
     let missing: Vec<Digest> = all.into_iter().filter(|(_, there)| !there).map(|(digest, _)| digest).collect();
