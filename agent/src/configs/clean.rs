@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::{at, each, kinds::group_of, workload::template_mut};
+
 /// Fields of `metadata` that describe one object in one cluster.
 const METADATA: &[&str] = &[
     "uid",
@@ -28,17 +30,34 @@ fn made_annotation(key: &str) -> bool {
         "endpoints.kubernetes.io/last-change-trigger-time",
         "control-plane.alpha.kubernetes.io/leader",
         "batch.kubernetes.io/job-tracking",
+        "autoscaling.alpha.kubernetes.io/conditions",
+        "autoscaling.alpha.kubernetes.io/current-metrics",
+        "kubernetes.io/limit-ranger",
+        "k8s.v1.cni.cncf.io/network-status",
+        "k8s.v1.cni.cncf.io/networks-status",
     ];
-    EXACT.contains(&key) || key.starts_with("pv.kubernetes.io/")
+    const PREFIXES: &[&str] = &["pv.kubernetes.io/", "cni.projectcalico.org/", "ocopea.dev/"];
+    EXACT.contains(&key) || PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+}
+
+/// Finalizers that controllers of every cluster put on what they look after.
+fn made_finalizer(name: &str) -> bool {
+    matches!(
+        name,
+        "kubernetes.io/pvc-protection"
+            | "service.kubernetes.io/load-balancer-cleanup"
+            | "batch.kubernetes.io/job-tracking"
+            | "foregroundDeletion"
+            | "orphan"
+    )
 }
 
 /// Labels that Ocopea and controllers write.
 fn made_label(key: &str) -> bool {
-    matches!(
+    key.starts_with("ocopea.dev/")
+        || matches!(
         key,
-        "ocopea.dev/environment"
-            | "ocopea.dev/operation"
-            | "controller-uid"
+        "controller-uid"
             | "batch.kubernetes.io/controller-uid"
             | "batch.kubernetes.io/job-name"
             | "job-name"
@@ -48,34 +67,41 @@ fn made_label(key: &str) -> bool {
 /// The object as its owner wants it.
 pub fn clean(object: &Value) -> Value {
     let mut object = object.clone();
-    if let Some(map) = object.as_object_mut() {
-        map.remove("status");
-    }
-    metadata(&mut object["metadata"]);
-    let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-    match kind.as_str() {
-        "Service" => service(&mut object["spec"]),
-        "PersistentVolumeClaim" => remove(&mut object["spec"], &["volumeName"]),
-        "Pod" => pod_spec(&mut object["spec"]),
-        "Job" => job(&mut object),
-        "ServiceAccount" => service_account(&mut object),
-        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" => template(&mut object["spec"]["template"]),
-        "CronJob" => {
-            metadata(&mut object["spec"]["jobTemplate"]["metadata"]);
-            template(&mut object["spec"]["jobTemplate"]["spec"]["template"]);
+    remove(&mut object, &["status"]);
+    with(&mut object, &["metadata"], metadata);
+    let (group, kind) = group_of(&object);
+    match (group, kind) {
+        ("", "Service") => with(&mut object, &["spec"], service),
+        ("", "PersistentVolumeClaim") => with(&mut object, &["spec"], |spec| remove(spec, &["volumeName"])),
+        ("", "ServiceAccount") => service_account(&mut object),
+        ("", "Pod") => {
+            with(&mut object, &["spec"], pod_spec);
+            // Left by somebody's debugging; no pod can be made with them.
+            with(&mut object, &["spec"], |spec| remove(spec, &["ephemeralContainers"]));
+        }
+        ("batch", "Job") => job(&mut object),
+        ("batch", "CronJob") => with(&mut object, &["spec", "jobTemplate", "metadata"], metadata),
+        ("apps", "StatefulSet") => {
+            for claim in each(&mut object, &["spec", "volumeClaimTemplates"]) {
+                remove(claim, &["status"]);
+                with(claim, &["metadata"], metadata);
+            }
         }
         _ => {}
     }
-    if kind == "StatefulSet"
-        && let Some(claims) = object["spec"]["volumeClaimTemplates"].as_array_mut()
+    if (group_of(&object)) != ("", "Pod")
+        && let Some(within) = template_mut(&mut object)
     {
-        for claim in claims {
-            remove(claim, &["status"]);
-            metadata(&mut claim["metadata"]);
-        }
+        template(within);
     }
     prune(&mut object);
     object
+}
+
+fn with(value: &mut Value, path: &[&str], act: impl FnOnce(&mut Value)) {
+    if let Some(value) = at(value, path) {
+        act(value);
+    }
 }
 
 fn remove(value: &mut Value, keys: &[&str]) {
@@ -87,7 +113,7 @@ fn remove(value: &mut Value, keys: &[&str]) {
 }
 
 fn retain(value: &mut Value, key: &str, keep: impl Fn(&str) -> bool) {
-    if let Some(entries) = value[key].as_object_mut() {
+    if let Some(entries) = value.get_mut(key).and_then(Value::as_object_mut) {
         entries.retain(|name, _| keep(name));
         if entries.is_empty() {
             remove(value, &[key]);
@@ -102,6 +128,12 @@ fn metadata(metadata: &mut Value) {
     remove(metadata, METADATA);
     retain(metadata, "annotations", |key| !made_annotation(key));
     retain(metadata, "labels", |key| !made_label(key));
+    if let Some(finalizers) = metadata.get_mut("finalizers").and_then(Value::as_array_mut) {
+        finalizers.retain(|finalizer| !finalizer.as_str().is_some_and(made_finalizer));
+        if finalizers.is_empty() {
+            remove(metadata, &["finalizers"]);
+        }
+    }
 }
 
 fn service(spec: &mut Value) {
@@ -109,47 +141,44 @@ fn service(spec: &mut Value) {
     if spec["clusterIP"].as_str() != Some("None") {
         remove(spec, &["clusterIP"]);
     }
-    remove(spec, &["clusterIPs", "ipFamilies", "ipFamilyPolicy", "healthCheckNodePort", "internalTrafficPolicy"]);
-    if let Some(ports) = spec["ports"].as_array_mut() {
-        for port in ports {
-            remove(port, &["nodePort"]);
-        }
+    remove(spec, &["clusterIPs", "healthCheckNodePort"]);
+    // What the API server fills in by itself is taken out; what differs from that, somebody wanted.
+    if spec["ipFamilyPolicy"].as_str().is_none_or(|policy| policy == "SingleStack") {
+        remove(spec, &["ipFamilies", "ipFamilyPolicy"]);
+    }
+    if spec["internalTrafficPolicy"].as_str() == Some("Cluster") {
+        remove(spec, &["internalTrafficPolicy"]);
+    }
+    for port in each(spec, &["ports"]) {
+        remove(port, &["nodePort"]);
     }
 }
 
 fn template(template: &mut Value) {
-    metadata(&mut template["metadata"]);
-    if let Some(annotations) = template["metadata"]["annotations"].as_object_mut() {
-        annotations.remove("kubectl.kubernetes.io/restartedAt");
-    }
-    retain(&mut template["metadata"], "annotations", |_| true);
-    pod_spec(&mut template["spec"]);
+    with(template, &["metadata"], |within| {
+        metadata(within);
+        retain(within, "annotations", |key| key != "kubectl.kubernetes.io/restartedAt");
+    });
+    with(template, &["spec"], pod_spec);
 }
 
 /// What admission adds to pods: the node, and the token volume of the service account.
 fn pod_spec(spec: &mut Value) {
-    if !spec.is_object() {
-        return;
-    }
     remove(spec, &["nodeName"]);
-    if let Some(volumes) = spec["volumes"].as_array_mut() {
-        volumes.retain(|volume| !token_volume(volume));
-        if volumes.is_empty() {
-            remove(spec, &["volumes"]);
+    without(spec, "volumes", token_volume);
+    for list in ["containers", "initContainers"] {
+        for container in each(spec, &[list]) {
+            without(container, "volumeMounts", token_volume);
         }
     }
-    for list in ["containers", "initContainers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
-            if let Some(mounts) = container["volumeMounts"].as_array_mut() {
-                mounts.retain(|mount| !mount["name"].as_str().is_some_and(|name| name.starts_with("kube-api-access-")));
-                if mounts.is_empty() {
-                    remove(container, &["volumeMounts"]);
-                }
-            }
-        }
-        if spec[list].is_null() {
-            remove(spec, &[list]);
-        }
+}
+
+/// Takes entries out of a list, and the list itself when none is left.
+fn without(value: &mut Value, list: &str, out: impl Fn(&Value) -> bool) {
+    let Some(entries) = value.get_mut(list).and_then(Value::as_array_mut) else { return };
+    entries.retain(|entry| !out(entry));
+    if entries.is_empty() {
+        remove(value, &[list]);
     }
 }
 
@@ -160,22 +189,16 @@ fn token_volume(volume: &Value) -> bool {
 fn job(object: &mut Value) {
     // The selector is the cluster's own unless the owner asked for it by hand.
     if object["spec"]["manualSelector"].as_bool() != Some(true) {
-        remove(&mut object["spec"], &["selector", "manualSelector"]);
+        with(object, &["spec"], |spec| remove(spec, &["selector", "manualSelector"]));
     }
-    template(&mut object["spec"]["template"]);
 }
 
 /// Token secrets that clusters make for service accounts are not the owner's wish.
 fn service_account(object: &mut Value) {
-    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let (tokens, pulls) = (format!("{name}-token-"), format!("{name}-dockercfg-"));
     let made = |secret: &Value| secret["name"].as_str().is_some_and(|s| s.starts_with(&tokens) || s.starts_with(&pulls));
-    let kept: Vec<Value> = object["secrets"].as_array().into_iter().flatten().filter(|s| !made(s)).cloned().collect();
-    if kept.is_empty() {
-        remove(object, &["secrets"]);
-    } else {
-        object["secrets"] = Value::Array(kept);
-    }
+    without(object, "secrets", made);
 }
 
 /// Nulls mean nothing in Kubernetes, and come and go with versions.
@@ -216,6 +239,18 @@ mod tests {
         );
         let headless = json!({"kind": "Service", "metadata": {"name": "x"}, "spec": {"clusterIP": "None"}});
         assert_eq!(clean(&headless)["spec"]["clusterIP"], "None");
+    }
+
+    #[test]
+    fn wishes_that_differ_from_defaults_stay() {
+        let dual = json!({"kind": "Service", "metadata": {"name": "x", "finalizers": ["service.kubernetes.io/load-balancer-cleanup", "a.example/b"]},
+            "spec": {"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6", "IPv4"], "internalTrafficPolicy": "Local"}});
+        let cleaned = clean(&dual);
+        assert_eq!(cleaned["spec"], dual["spec"]);
+        assert_eq!(cleaned["metadata"]["finalizers"], json!(["a.example/b"]));
+        let claim = json!({"kind": "PersistentVolumeClaim", "metadata": {"name": "c", "finalizers": ["kubernetes.io/pvc-protection"],
+            "annotations": {"pv.kubernetes.io/bind-completed": "yes", "ocopea.dev/finished": "true"}}, "spec": {"volumeName": "pvc-1", "storageClassName": "fast"}});
+        assert_eq!(clean(&claim), json!({"kind": "PersistentVolumeClaim", "metadata": {"name": "c"}, "spec": {"storageClassName": "fast"}}));
     }
 
     #[test]

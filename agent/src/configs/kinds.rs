@@ -18,6 +18,8 @@ const ORDER: &[(&str, &str)] = &[
     ("", "PersistentVolumeClaim"),
     ("policy", "PodDisruptionBudget"),
     ("", "Service"),
+    ("", "Endpoints"),
+    ("discovery.k8s.io", "EndpointSlice"),
     ("networking.k8s.io", "Ingress"),
     ("apps", "StatefulSet"),
     ("apps", "DaemonSet"),
@@ -30,7 +32,7 @@ const ORDER: &[(&str, &str)] = &[
     ("batch", "CronJob"),
 ];
 
-fn group_of(object: &Value) -> (&str, &str) {
+pub(super) fn group_of(object: &Value) -> (&str, &str) {
     let version = object["apiVersion"].as_str().unwrap_or_default();
     let group = version.split_once('/').map_or("", |(group, _)| group);
     (group, object["kind"].as_str().unwrap_or_default())
@@ -71,8 +73,8 @@ pub fn is_finished(object: &Value) -> bool {
 /// Annotation on saved objects that had finished: cleaning takes the status away that said so.
 pub const FINISHED: &str = "ocopea.dev/finished";
 
-/// What a restored object must not ask for, each with what to do.
-pub fn refusals(object: &Value) -> Vec<Refusal> {
+/// What a restored object must not ask for, each with what to do. `namespace` is the one that it was saved in.
+pub fn refusals(object: &Value, namespace: &str) -> Vec<Refusal> {
     let reference = object_ref(object).to_string();
     let refuse = |needed: &str, next: &str| Refusal {
         what: reference.clone(),
@@ -91,8 +93,17 @@ pub fn refusals(object: &Value) -> Vec<Refusal> {
             next: format!("leave it out at the next save: --without {}", without_name(object)),
         });
     }
-    if object["metadata"]["finalizers"].as_array().is_some_and(|f| f.iter().any(|f| f != "kubernetes.io/pvc-protection")) {
+    if finalizers(object) {
         found.push(refuse("finalizers of its own", "remove its finalizers and save again"));
+    }
+    if let Some(others) = foreign_subjects(object, namespace) {
+        found.push(refuse(
+            &format!("rights for service accounts of other namespaces ({others})"),
+            &format!("leave it out at the next save: --without {}", without_name(object)),
+        ));
+    }
+    if object["kind"] == "Service" && object["spec"]["externalIPs"].as_array().is_some_and(|ips| !ips.is_empty()) {
+        found.push(refuse("addresses of the cluster's own network (externalIPs)", "remove them and save again"));
     }
     let Some(spec) = super::workload::pod_spec(object) else { return found };
     for field in ["hostNetwork", "hostPID", "hostIPC"] {
@@ -111,6 +122,10 @@ pub fn refusals(object: &Value) -> Vec<Refusal> {
             if container["securityContext"]["privileged"].as_bool() == Some(true) {
                 found.push(refuse("a privileged container", "remove it from the workload and save again"));
             }
+            let added = container["securityContext"]["capabilities"]["add"].as_array().into_iter().flatten();
+            for capability in added.filter_map(Value::as_str).filter(|c| OWNS_THE_NODE.contains(&c.trim_start_matches("CAP_"))) {
+                found.push(refuse(&format!("the capability {capability}"), "remove it from the workload and save again"));
+            }
             let host_port = |p: &Value| p["hostPort"].as_i64().is_some_and(|port| port != 0);
             if container["ports"].as_array().is_some_and(|ports| ports.iter().any(host_port)) {
                 found.push(refuse("a port of the node (hostPort)", "use a Service instead"));
@@ -118,6 +133,34 @@ pub fn refusals(object: &Value) -> Vec<Refusal> {
         }
     }
     found
+}
+
+/// Capabilities with which a container reaches out of itself.
+const OWNS_THE_NODE: &[&str] = &["ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "BPF"];
+
+fn finalizers(object: &Value) -> bool {
+    let has = |metadata: &Value| metadata["finalizers"].as_array().is_some_and(|f| !f.is_empty());
+    let claims = object["spec"]["volumeClaimTemplates"].as_array();
+    has(&object["metadata"])
+        || has(&object["spec"]["template"]["metadata"])
+        || claims.is_some_and(|claims| claims.iter().any(|claim| has(&claim["metadata"])))
+}
+
+/// Service accounts of other namespaces that a role binding names.
+fn foreign_subjects(object: &Value, namespace: &str) -> Option<String> {
+    if object["kind"] != "RoleBinding" {
+        return None;
+    }
+    let foreign: Vec<String> = object["subjects"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|s| s["kind"] == "ServiceAccount" && s["namespace"].as_str().is_some_and(|n| n != namespace))
+        .map(|s| {
+            format!("{}/{}", s["namespace"].as_str().unwrap_or_default(), s["name"].as_str().unwrap_or_default())
+        })
+        .collect();
+    (!foreign.is_empty()).then(|| foreign.join(", "))
 }
 
 /// The name by which an object is left out: `kind/name`.
@@ -136,12 +179,27 @@ mod tests {
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "finalizers": ["x.example/y"]},
             "spec": {"hostNetwork": true, "volumes": [{"hostPath": {"path": "/etc"}}],
                 "initContainers": [{"securityContext": {"privileged": true}, "ports": [{"hostPort": 80}]}]}});
-        let needed: Vec<String> = refusals(&pod).into_iter().map(|r| r.needed).collect();
+        let needed: Vec<String> = refusals(&pod, "shop").into_iter().map(|r| r.needed).collect();
         assert_eq!(needed.len(), 5, "{needed:?}");
         assert!(needed.iter().any(|n| n.contains("/etc")));
         let custom = json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}});
-        assert!(refusals(&custom)[0].needed.contains("Widget.example.com"));
-        assert!(refusals(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}})).is_empty());
+        assert!(refusals(&custom, "shop")[0].needed.contains("Widget.example.com"));
+        assert!(refusals(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}}), "shop").is_empty());
+    }
+
+    #[test]
+    fn rights_for_others_and_other_peoples_addresses_are_refused() {
+        let binding = |namespace: &str| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "b"},
+            "subjects": [{"kind": "ServiceAccount", "name": "web", "namespace": namespace}]});
+        assert!(refusals(&binding("shop"), "shop").is_empty());
+        assert!(refusals(&binding("monitoring"), "shop")[0].needed.contains("monitoring/web"));
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"externalIPs": ["10.0.0.1"]}});
+        assert_eq!(refusals(&service, "shop").len(), 1);
+        let capable = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "d"}, "spec": {
+            "volumeClaimTemplates": [{"metadata": {"finalizers": ["a/b"]}}],
+            "template": {"spec": {"containers": [{"securityContext": {"capabilities": {"add": ["NET_BIND_SERVICE", "CAP_SYS_ADMIN"]}}}]}}}});
+        let needed: Vec<String> = refusals(&capable, "shop").into_iter().map(|r| r.needed).collect();
+        assert_eq!(needed, ["finalizers of its own", "the capability CAP_SYS_ADMIN"]);
     }
 
     #[test]

@@ -25,6 +25,16 @@ pub fn object_ref(object: &Value) -> ObjectRef {
     }
 }
 
+/// What lies at `path`, to change it. Unlike indexing it makes nothing that wasn't there, and takes any shape.
+pub(crate) fn at<'a>(value: &'a mut Value, path: &[&str]) -> Option<&'a mut Value> {
+    path.iter().try_fold(value, |value, key| value.get_mut(*key))
+}
+
+/// The entries of the list at `path`, to change them; none where there is no list.
+pub(crate) fn each<'a>(value: &'a mut Value, path: &[&str]) -> impl Iterator<Item = &'a mut Value> + use<'a> {
+    at(value, path).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
 /// Sorts the keys of all maps, so that equal objects have equal bytes.
 pub fn canonical(value: &Value) -> Value {
     match value {
@@ -67,4 +77,73 @@ pub fn from_files(files: &BTreeMap<String, Bytes>) -> Result<Vec<Value>, TaskFai
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[\\PC\"\\\\\u{0}\r\n]{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 48, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                prop::collection::vec(("[a-c./]{0,3}", inner), 0..5)
+                    .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// The same value with every map's keys in the opposite order.
+    fn turned(value: &Value) -> Value {
+        match value {
+            Value::Object(map) => Value::Object(map.iter().rev().map(|(key, value)| (key.clone(), turned(value))).collect()),
+            Value::Array(items) => Value::Array(items.iter().map(turned).collect()),
+            other => other.clone(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn equal_objects_have_equal_bytes_and_come_back_the_same(data in json()) {
+            let object = |data: Value| serde_json::json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}, "data": data});
+            let (one, other) = (object(data.clone()), turned(&object(data)));
+            let files = to_files(std::slice::from_ref(&one)).unwrap();
+            prop_assert_eq!(&files, &to_files(&[other]).unwrap());
+            prop_assert_eq!(files.keys().next().unwrap(), "apps_v1_Deployment/x.json");
+            let back = from_files(&files).unwrap();
+            prop_assert_eq!(&back[0], &one);
+            prop_assert_eq!(to_files(&back).unwrap(), files);
+        }
+
+        #[test]
+        fn nothing_that_a_cluster_may_hold_makes_cleaning_or_reading_it_panic(
+            (version, kind) in prop::sample::select(vec![("v1", "Service"), ("v1", "Pod"), ("batch/v1", "Job"), ("batch/v1", "CronJob"),
+                ("apps/v1", "StatefulSet"), ("apps/v1", "Deployment"), ("v1", "ServiceAccount"), ("v1", "PersistentVolumeClaim"), ("v1", "Secret"),
+                ("v1", "ConfigMap"), ("rbac.authorization.k8s.io/v1", "RoleBinding"), ("networking.k8s.io/v1", "NetworkPolicy"), ("x.example/v1", "Pod")]),
+            part in json(), data in json(), metadata in json(), depth in 0..7usize,
+        ) {
+            // The odd part lies somewhere on the way to a container.
+            let way = ["jobTemplate", "spec", "template", "spec", "containers", "env"];
+            let spec = way[..depth.min(way.len())].iter().rev().fold(part, |inner, key| match *key {
+                "containers" | "env" => serde_json::json!({*key: [inner]}),
+                key => serde_json::json!({key: inner}),
+            });
+            let object = serde_json::json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec, "data": data,
+                "subjects": data, "secrets": spec});
+            let once = clean::clean(&object);
+            prop_assert_eq!(clean::clean(&once), once.clone());
+            let _ = kinds::refusals(&once, "shop");
+            let _ = workload::containers(&once, &workload::Sources::of(&[once.clone()]));
+            let rewrite = rewrite::Rewrite { from: "a", to: "b", containers: &[], placements: &[], environment: "e".into(), operation: "o".into() };
+            let _ = rewrite.apply(&[once]);
+        }
+    }
 }

@@ -11,11 +11,15 @@ use ocopea_protocol::{
 use serde_json::{Value, json};
 
 use super::{
+    at, each,
     network::{Service, rename_hosts, services},
     object_ref,
     workload::{pod_spec, pod_spec_mut},
 };
 use crate::platform::{ENVIRONMENT, OPERATION};
+
+/// The label that every namespace carries with its own name.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// What a restore changes.
 pub struct Rewrite<'a> {
@@ -91,19 +95,34 @@ impl Rewrite<'_> {
         let mut object = object.clone();
         let reference = object_ref(&object);
         let mut note = |detail: String| changes.push(Change { object: reference.clone(), detail });
-        object["metadata"]["namespace"] = Value::from(self.to);
-        mark(&mut object["metadata"], &self.environment, &self.operation);
+        self.mark(&mut object);
         self.images(&mut object, &reference, placements, &mut note);
         match reference.kind.as_str() {
-            "ConfigMap" => self.texts(&mut object["data"], known, &mut note, false),
+            "ConfigMap" => self.texts(at(&mut object, &["data"]), known, &mut note, false),
             "Secret" => {
-                self.texts(&mut object["data"], known, &mut note, true);
-                self.texts(&mut object["stringData"], known, &mut note, false);
+                self.texts(at(&mut object, &["data"]), known, &mut note, true);
+                self.texts(at(&mut object, &["stringData"]), known, &mut note, false);
+            }
+            "Service" => {
+                if let Some(name) = at(&mut object, &["spec", "externalName"])
+                    && let Some(renamed) = name.as_str().and_then(|name| self.renamed(name, known))
+                {
+                    note(format!("external name {} → {renamed}", name.as_str().unwrap_or_default()));
+                    *name = Value::from(renamed);
+                }
+            }
+            "NetworkPolicy" => self.peers(&mut object, &mut note),
+            "PersistentVolumeClaim" => {
+                if let Some(spec) = at(&mut object, &["spec"]).and_then(Value::as_object_mut)
+                    && (spec.remove("dataSource").is_some() | spec.remove("dataSourceRef").is_some())
+                {
+                    note("made empty: its contents come from the image, not from what it was once made of".to_owned());
+                }
             }
             "RoleBinding" => {
-                for subject in object["subjects"].as_array_mut().into_iter().flatten() {
-                    if subject["namespace"].as_str() == Some(self.from) {
-                        subject["namespace"] = Value::from(self.to);
+                for subject in each(&mut object, &["subjects"]) {
+                    if let Some(namespace) = subject.get_mut("namespace").filter(|namespace| **namespace == self.from) {
+                        *namespace = Value::from(self.to);
                         note(format!("subject's namespace {} → {}", self.from, self.to));
                     }
                 }
@@ -112,12 +131,22 @@ impl Rewrite<'_> {
         }
         if let Some(spec) = pod_spec_mut(&mut object) {
             for list in ["containers", "initContainers"] {
-                for container in spec[list].as_array_mut().into_iter().flatten() {
+                for container in each(spec, &[list]) {
                     self.container(container, known, &mut note);
                 }
             }
         }
         object
+    }
+
+    fn mark(&self, object: &mut Value) {
+        let Some(metadata) = at(object, &["metadata"]).and_then(Value::as_object_mut) else { return };
+        metadata.insert("namespace".to_owned(), Value::from(self.to));
+        let labels = metadata.entry("labels").or_insert_with(|| json!({}));
+        if let Some(labels) = labels.as_object_mut() {
+            labels.insert(ENVIRONMENT.to_owned(), Value::from(self.environment.as_str()));
+            labels.insert(OPERATION.to_owned(), Value::from(self.operation.as_str()));
+        }
     }
 
     fn images(
@@ -129,7 +158,7 @@ impl Rewrite<'_> {
     ) {
         let Some(spec) = pod_spec_mut(object) else { return };
         for list in ["containers", "initContainers"] {
-            for container in spec[list].as_array_mut().into_iter().flatten() {
+            for container in each(spec, &[list]) {
                 let Some(image) = container["image"].as_str() else { continue };
                 let Some(component) = component_of(image, reference, self.containers) else { continue };
                 let Some(placement) = placements.get(&component.name) else { continue };
@@ -139,22 +168,40 @@ impl Rewrite<'_> {
                 } else {
                     note(format!("image {image} → {new}"));
                 }
-                container["image"] = Value::from(new);
-                // A tag may have wanted "Always"; a digest never changes.
-                container["imagePullPolicy"] = Value::from("IfNotPresent");
+                if let Some(policy) = container["imagePullPolicy"].as_str().filter(|policy| *policy != "IfNotPresent") {
+                    note(format!("imagePullPolicy {policy} → IfNotPresent: a digest never changes"));
+                }
+                let Some(container) = container.as_object_mut() else { continue };
+                container.insert("image".to_owned(), Value::from(new));
+                container.insert("imagePullPolicy".to_owned(), Value::from("IfNotPresent"));
+            }
+        }
+    }
+
+    /// Peers of network policies that mean the application's own namespace mean the copy's.
+    fn peers(&self, object: &mut Value, note: &mut impl FnMut(String)) {
+        for (rules, side) in [("ingress", "from"), ("egress", "to")] {
+            for peer in each(object, &["spec", rules]).flat_map(|rule| each(rule, &[side])) {
+                let label = at(peer, &["namespaceSelector", "matchLabels", NAMESPACE_NAME]);
+                if let Some(name) = label.filter(|name| **name == self.from) {
+                    *name = Value::from(self.to);
+                    note(format!("{rules} {side} namespace {} → {}", self.from, self.to));
+                }
             }
         }
     }
 
     fn container(&self, container: &mut Value, known: &[Service], note: &mut impl FnMut(String)) {
-        for env in container["env"].as_array_mut().into_iter().flatten() {
+        for env in each(container, &["env"]) {
             if let Some(renamed) = env["value"].as_str().and_then(|value| self.renamed(value, known)) {
                 note(format!("variable {}: host names of {} → {}", env["name"].as_str().unwrap_or_default(), self.from, self.to));
-                env["value"] = Value::from(renamed);
+                if let Some(value) = env.get_mut("value") {
+                    *value = Value::from(renamed);
+                }
             }
         }
         for list in ["command", "args"] {
-            for argument in container[list].as_array_mut().into_iter().flatten() {
+            for argument in each(container, &[list]) {
                 if let Some(renamed) = argument.as_str().and_then(|value| self.renamed(value, known)) {
                     note(format!("{list}: host names of {} → {}", self.from, self.to));
                     *argument = Value::from(renamed);
@@ -163,8 +210,8 @@ impl Rewrite<'_> {
         }
     }
 
-    fn texts(&self, data: &mut Value, known: &[Service], note: &mut impl FnMut(String), encoded: bool) {
-        for (key, value) in data.as_object_mut().into_iter().flatten() {
+    fn texts(&self, data: Option<&mut Value>, known: &[Service], note: &mut impl FnMut(String), encoded: bool) {
+        for (key, value) in data.and_then(Value::as_object_mut).into_iter().flatten() {
             let Some(text) = value.as_str() else { continue };
             let plain = if encoded {
                 let Some(plain) = STANDARD.decode(text.trim()).ok().and_then(|b| String::from_utf8(b).ok()) else { continue };
@@ -186,14 +233,6 @@ impl Rewrite<'_> {
         let renamed = rename_hosts(text, known, self.from, self.to);
         (renamed != text).then_some(renamed)
     }
-}
-
-fn mark(metadata: &mut Value, environment: &str, operation: &str) {
-    if !metadata["labels"].is_object() {
-        metadata["labels"] = json!({});
-    }
-    metadata["labels"][ENVIRONMENT] = Value::from(environment);
-    metadata["labels"][OPERATION] = Value::from(operation);
 }
 
 /// Image references of an object that no component stands for.
@@ -219,6 +258,29 @@ mod tests {
         assert_eq!(split_image("bitnami/redis:7"), ("docker.io/bitnami/redis".into(), Some("7".into()), None));
         assert_eq!(split_image("h:5000/a/b"), ("h:5000/a/b".into(), None, None));
         assert_eq!(split_image("h:5000/a/b:1@sha256:x"), ("h:5000/a/b".into(), Some("1".into()), Some("sha256:x".into())));
+    }
+
+    #[test]
+    fn what_means_the_old_namespace_means_the_new_one() {
+        let rewrite = Rewrite { from: "shop", to: "copy", containers: &[], placements: &[], environment: "e".into(), operation: "o".into() };
+        let objects = [
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "db"}, "spec": {"ports": [{"port": 1}]}}),
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "alias"}, "spec": {"type": "ExternalName", "externalName": "db.shop.svc.cluster.local"}}),
+            json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "n"}, "spec": {"podSelector": {}, "ingress": [
+                {"from": [{"namespaceSelector": {"matchLabels": {NAMESPACE_NAME: "shop"}}}, {"namespaceSelector": {"matchLabels": {NAMESPACE_NAME: "shopping"}}}]}]}}),
+            json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c"}, "spec": {"dataSource": {"kind": "VolumeSnapshot", "name": "s"}}}),
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"shop": "shop", "f": "a=db.shop\nb=/srv/shop/db.shop.txt\n"}}),
+        ];
+        let (out, changes) = rewrite.apply(&objects);
+        assert_eq!(out[0]["spec"], objects[0]["spec"]);
+        assert_eq!(out[1]["spec"]["externalName"], "db.copy.svc.cluster.local");
+        let from = &out[2]["spec"]["ingress"][0]["from"];
+        assert_eq!(from[0]["namespaceSelector"]["matchLabels"][NAMESPACE_NAME], "copy");
+        assert_eq!(from[1], objects[2]["spec"]["ingress"][0]["from"][1]);
+        assert!(out[2]["spec"].get("egress").is_none());
+        assert_eq!(out[3]["spec"], json!({}));
+        assert_eq!(out[4]["data"], json!({"shop": "shop", "f": "a=db.copy\nb=/srv/shop/db.shop.txt\n"}));
+        assert_eq!(changes.len(), 4, "{changes:?}");
     }
 
     #[test]

@@ -6,38 +6,44 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use ocopea_protocol::{inventory::ObjectRef, secret::Secret};
 use serde_json::Value;
 
-use super::object_ref;
+use super::{at, kinds::group_of, object_ref};
 use crate::data::ContainerView;
+
+/// The way to the pod template (for a bare Pod: to itself) of the kinds that run something.
+fn template_path(object: &Value) -> Option<&'static [&'static str]> {
+    Some(match group_of(object) {
+        ("", "Pod") => &[],
+        ("batch", "CronJob") => &["spec", "jobTemplate", "spec", "template"],
+        ("apps", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet")
+        | ("", "ReplicationController")
+        | ("batch", "Job") => &["spec", "template"],
+        _ => return None,
+    })
+}
 
 /// The pod spec within a workload, if it has one.
 pub fn pod_spec(object: &Value) -> Option<&Value> {
-    let spec = match object["kind"].as_str()? {
-        "Pod" => &object["spec"],
-        "CronJob" => &object["spec"]["jobTemplate"]["spec"]["template"]["spec"],
-        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => {
-            &object["spec"]["template"]["spec"]
-        }
-        _ => return None,
-    };
-    spec.is_object().then_some(spec)
+    let template = template_path(object)?.iter().try_fold(object, |value, key| value.get(*key))?;
+    template.get("spec").filter(|spec| spec.is_object())
 }
 
 /// As [`pod_spec`], to change it.
 pub fn pod_spec_mut(object: &mut Value) -> Option<&mut Value> {
-    pod_spec(object)?;
-    Some(match object["kind"].as_str()? {
-        "Pod" => &mut object["spec"],
-        "CronJob" => &mut object["spec"]["jobTemplate"]["spec"]["template"]["spec"],
-        _ => &mut object["spec"]["template"]["spec"],
-    })
+    let path = template_path(object)?;
+    at(object, path)?.get_mut("spec").filter(|spec| spec.is_object())
+}
+
+/// As [`pod_spec_mut`], with the metadata beside it.
+pub(super) fn template_mut(object: &mut Value) -> Option<&mut Value> {
+    let path = template_path(object)?;
+    at(object, path)
 }
 
 /// Labels of the pods that a workload makes.
 pub fn pod_labels(object: &Value) -> BTreeMap<String, String> {
-    let labels = match object["kind"].as_str() {
-        Some("Pod") => &object["metadata"]["labels"],
-        Some("CronJob") => &object["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"],
-        _ => &object["spec"]["template"]["metadata"]["labels"],
+    let template = template_path(object).and_then(|path| path.iter().try_fold(object, |value, key| value.get(*key)));
+    let Some(labels) = template.and_then(|template| template.get("metadata")?.get("labels")) else {
+        return BTreeMap::new();
     };
     string_map(labels)
 }

@@ -20,7 +20,7 @@ use super::Task;
 use crate::{
     application::Application,
     configs::{
-        canonical, from_files,
+        at, canonical, each, from_files,
         kinds::{self, FINISHED},
         object_ref,
         rewrite::{Rewrite, unplaced},
@@ -105,7 +105,7 @@ impl Task {
         }
         let (objects, changes) = self.rewrite(target, &saved, &containers);
         for object in &saved.objects {
-            refusals.extend(kinds::refusals(object));
+            refusals.extend(kinds::refusals(object, &saved.record.namespace));
             for image in unplaced(object, &saved.containers) {
                 notices.push(format!("{} uses {image}, which is not part of the image: its nodes pull it themselves", object_ref(object)));
             }
@@ -460,7 +460,7 @@ fn objects_digest(objects: &[Value]) -> String {
 /// Ids of this very operation are no part of what is approved: a dry run and the run itself have different ones.
 fn without_marks(object: &Value) -> Value {
     let mut object = object.clone();
-    if let Some(labels) = object["metadata"]["labels"].as_object_mut() {
+    if let Some(labels) = at(&mut object, &["metadata", "labels"]).and_then(Value::as_object_mut) {
         labels.remove(crate::platform::ENVIRONMENT);
         labels.remove(crate::platform::OPERATION);
     }
@@ -472,10 +472,10 @@ fn without_marks(object: &Value) -> Value {
 fn strip_targets(object: &mut Value) {
     let Some(spec) = crate::configs::workload::pod_spec_mut(object) else { return };
     for list in ["containers", "initContainers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
-            let digest = container["image"].as_str().and_then(|i| i.split_once('@')).map(|(_, digest)| digest.to_owned());
+        for image in each(spec, &[list]).filter_map(|container| container.get_mut("image")) {
+            let digest = image.as_str().and_then(|i| i.split_once('@')).map(|(_, digest)| digest.to_owned());
             if let Some(digest) = digest {
-                container["image"] = Value::from(digest);
+                *image = Value::from(digest);
             }
         }
     }
