@@ -1,1 +1,140 @@
-//! REST
+//! REST under `/api/v1`. One file per resource; every endpoint says which role it wants.
+//!
+//! Errors are `application/problem+json`; lists are paged by cursor (newest first, `next` is the cursor of the next
+//! page); creation takes `Idempotency-Key`; an operation is followed by server-sent events. A token always, except
+//! for signing in and the health checks.
+
+mod environments;
+mod images;
+mod operations;
+mod problem;
+mod repository;
+mod session;
+mod sites;
+mod types;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use axum::{Router, extract::DefaultBodyLimit, routing::get};
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use ocopea_protocol::failure::TaskFailure;
+use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub use problem::Problem;
+pub use types::*;
+
+use crate::Coordinator;
+
+/// The largest request body.
+const BODY: usize = 1024 * 1024;
+
+/// What environments offer while they run; given by the program that has agents in its own process.
+#[async_trait]
+pub trait SiteAccess: Send + Sync {
+    /// Lines of an environment's logs.
+    async fn logs(
+        &self,
+        site: &str,
+        namespace: &str,
+        component: Option<&str>,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, TaskFailure>;
+
+    /// A loopback port that leads to a service, for as long as the answer is kept.
+    async fn connect(&self, site: &str, namespace: &str, service: &str, port: u16) -> Result<OpenConnection, TaskFailure>;
+}
+
+/// An open way to a service.
+pub struct OpenConnection {
+    /// What to tell the user.
+    pub connection: Connection,
+    /// Closes it when dropped.
+    pub guard: Box<dyn Send + Sync>,
+}
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct State {
+    /// The coordinator.
+    pub coordinator: Arc<Coordinator>,
+    /// Logs and connections.
+    pub access: Arc<dyn SiteAccess>,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Ocopea",
+        description = "Copies whole running applications: container images, Kubernetes configuration and all data services.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    modifiers(&Bearer),
+    security(("token" = []))
+)]
+struct Description;
+
+struct Bearer;
+
+impl utoipa::Modify for Bearer {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+        let components = openapi.components.get_or_insert_with(Default::default);
+        components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+    }
+}
+
+fn routes() -> OpenApiRouter<State> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(session::sign_in))
+        .routes(routes!(session::me))
+        .routes(routes!(session::list_tokens, session::create_token))
+        .routes(routes!(session::revoke_token))
+        .routes(routes!(sites::list))
+        .routes(routes!(sites::applications))
+        .routes(routes!(operations::inspect))
+        .routes(routes!(operations::save))
+        .routes(routes!(operations::restore))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::get))
+        .routes(routes!(operations::events))
+        .routes(routes!(operations::cancel))
+        .routes(routes!(images::list))
+        .routes(routes!(images::get, images::delete))
+        .routes(routes!(images::label))
+        .routes(routes!(images::comment))
+        .routes(routes!(environments::list))
+        .routes(routes!(environments::get, environments::remove))
+        .routes(routes!(environments::logs))
+        .routes(routes!(environments::connect))
+        .routes(routes!(repository::verify))
+        .routes(routes!(repository::collect))
+        .routes(routes!(repository::reindex))
+}
+
+/// The OpenAPI 3.1 document, as it is checked in.
+pub fn openapi() -> String {
+    let (_, document) = routes().split_for_parts();
+    let mut text = document.to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Everything that is served.
+pub fn router(state: State) -> Router {
+    let (router, _) = routes().split_for_parts();
+    router
+        .with_state(state)
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/api/v1/openapi.json", get(|| async { ([("content-type", "application/json")], openapi()) }))
+        .fallback(|| async { Problem::not_found("this address", "see /api/v1/openapi.json for what there is") })
+        .layer(DefaultBodyLimit::disable())
+        .layer(RequestBodyLimitLayer::new(BODY))
+        .layer(CatchPanicLayer::new())
+}
+
+/// How often a silent stream of events says that it lives.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);

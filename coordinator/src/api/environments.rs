@@ -1,0 +1,146 @@
+//! Environments: what Ocopea deployed, and working in it.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    body::Body as HttpBody,
+    extract::{Path, Query, State as Extract},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures::StreamExt;
+use ocopea_catalog_db::{environments::Environment, model::Role};
+use ocopea_protocol::{ids::OperationId, names::EnvironmentName, task::EnvironmentMark};
+
+use super::{
+    Accepted, ConnectQuery, EnvironmentView, LogQuery, State,
+    problem::{Caller, IdempotencyKey, Problem},
+};
+use crate::{
+    engine::{Order, accept},
+    plan::{Context, Request, remove::RemoveRequest},
+};
+
+async fn site_names(state: &State) -> Result<BTreeMap<String, String>, Problem> {
+    let sites = state.coordinator.catalog.sites().await?;
+    Ok(sites.into_iter().map(|site| (site.id.to_string(), site.name)).collect())
+}
+
+fn view(environment: Environment, sites: &BTreeMap<String, String>) -> EnvironmentView {
+    EnvironmentView {
+        id: environment.id.to_string(),
+        name: environment.name,
+        site: sites.get(&environment.site.to_string()).cloned().unwrap_or_default(),
+        state: environment.state.as_str().to_owned(),
+        image: environment.image.to_string(),
+        url: environment.url,
+        owner: environment.owner,
+        created: environment.created.rfc3339(),
+    }
+}
+
+/// The team's environments.
+#[utoipa::path(get, path = "/api/v1/environments", responses((status = 200, body = Vec<EnvironmentView>)))]
+pub(super) async fn list(
+    Extract(state): Extract<State>,
+    caller: Caller,
+) -> Result<Json<Vec<EnvironmentView>>, Problem> {
+    let actor = caller.at_least(Role::Viewer)?;
+    let sites = site_names(&state).await?;
+    let environments = state.coordinator.catalog.environments(actor.team).await?;
+    Ok(Json(environments.into_iter().map(|environment| view(environment, &sites)).collect()))
+}
+
+/// One environment.
+#[utoipa::path(get, path = "/api/v1/environments/{environment}", params(("environment" = String, Path, description = "name or id")),
+    responses((status = 200, body = EnvironmentView), (status = 404, body = Problem)))]
+pub(super) async fn get(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(environment): Path<String>,
+) -> Result<Json<EnvironmentView>, Problem> {
+    let actor = caller.at_least(Role::Viewer)?;
+    let found = state.coordinator.catalog.environment(actor.team, &environment).await?;
+    Ok(Json(view(found, &site_names(&state).await?)))
+}
+
+/// Removes an environment: exactly what was made for it.
+#[utoipa::path(delete, path = "/api/v1/environments/{environment}", params(("environment" = String, Path)), responses((status = 202, body = Accepted)))]
+pub(super) async fn remove(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    IdempotencyKey(key): IdempotencyKey,
+    Path(environment): Path<String>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let actor = caller.at_least(Role::Operator)?;
+    let coordinator = &state.coordinator;
+    let found = coordinator.catalog.environment(actor.team, &environment).await?;
+    let name: EnvironmentName = found.name.parse().map_err(|error| Problem::invalid("environment", error))?;
+    let order = Order {
+        title: format!("remove {name}"),
+        request: Request::Remove(RemoveRequest {
+            mark: EnvironmentMark {
+                environment: found.id,
+                name,
+                operation: OperationId::generate(&coordinator.seams),
+                record: found.record,
+            },
+            placements: found.placements.clone(),
+        }),
+        site: Some(found.site),
+        context: Context::default(),
+        image: Some(found.image),
+        environment: None,
+        removing: Some(found.id),
+    };
+    let fingerprint = format!("remove {}", found.id);
+    let key = key.as_deref().map(|key| (key, fingerprint.as_str()));
+    let operation = accept(&coordinator.catalog, &actor, order, key).await?;
+    coordinator.ring();
+    Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
+}
+
+/// Log lines as plain text, one stream.
+#[utoipa::path(get, path = "/api/v1/environments/{environment}/logs", params(("environment" = String, Path), LogQuery),
+    responses((status = 200, content_type = "text/plain", body = String)))]
+pub(super) async fn logs(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(environment): Path<String>,
+    Query(query): Query<LogQuery>,
+) -> Result<Response, Problem> {
+    let actor = caller.at_least(Role::Viewer)?;
+    let found = state.coordinator.catalog.environment(actor.team, &environment).await?;
+    let site = state.coordinator.catalog.site(&found.site.to_string()).await?;
+    let lines = state.access.logs(&site.name, &found.name, query.component.as_deref(), query.follow).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], HttpBody::from_stream(lines)).into_response())
+}
+
+/// Opens a loopback port to a service on the coordinator's machine; it stays open as long as this response does.
+/// The response is one line of JSON (a `Connection`), and then nothing until the client goes away.
+#[utoipa::path(get, path = "/api/v1/environments/{environment}/connections/{service}",
+    params(("environment" = String, Path), ("service" = String, Path), ConnectQuery),
+    responses((status = 200, content_type = "application/x-ndjson", body = super::Connection)))]
+pub(super) async fn connect(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path((environment, service)): Path<(String, String)>,
+    Query(query): Query<ConnectQuery>,
+) -> Result<Response, Problem> {
+    let actor = caller.at_least(Role::Operator)?;
+    let found = state.coordinator.catalog.environment(actor.team, &environment).await?;
+    let site = state.coordinator.catalog.site(&found.site.to_string()).await?;
+    let open = state.access.connect(&site.name, &found.name, &service, query.port).await?;
+    let mut line = serde_json::to_string(&open.connection).map_err(|error| Problem::invalid("service", error))?;
+    line.push('\n');
+    let guard = open.guard;
+    let first = futures::stream::once(async move { Ok::<_, std::convert::Infallible>(line) });
+    let forever = futures::stream::pending().map(move |never: Result<String, std::convert::Infallible>| {
+        // Held by the response: dropped, and with it the port, when the client is gone.
+        let _held = &guard;
+        never
+    });
+    let body = HttpBody::from_stream(first.chain(forever));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}

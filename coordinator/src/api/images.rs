@@ -1,0 +1,186 @@
+//! Saved images.
+
+use axum::{
+    Json,
+    extract::{Path, Query, State as Extract},
+    http::StatusCode,
+};
+use ocopea_catalog_db::{
+    images::{Image, ImageSearch},
+    model::Role,
+};
+use ocopea_protocol::{names::check_text, time::Timestamp};
+use ocopea_repository::Note;
+
+use super::{
+    Accepted, CommentView, ImageQuery, ImageView, LabelChanges, NewComment, Page, State,
+    problem::{Body, Caller, IdempotencyKey, Problem},
+};
+use crate::{
+    engine::{Order, accept},
+    plan::{Context, Request, repository::DeleteRequest},
+};
+
+fn view(image: Image) -> ImageView {
+    ImageView {
+        id: image.id.to_string(),
+        name: image.name,
+        application: image.application,
+        site: image.site,
+        creator: image.creator,
+        comment: image.comment,
+        labels: image.labels,
+        bytes: image.bytes,
+        new_bytes: image.new_bytes,
+        created: image.created.rfc3339(),
+        record: image.record.to_string(),
+        body: None,
+        comments: Vec::new(),
+    }
+}
+
+/// Images of the caller's team, newest first.
+#[utoipa::path(get, path = "/api/v1/images", params(ImageQuery), responses((status = 200, body = Page<ImageView>)))]
+pub(super) async fn list(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Query(query): Query<ImageQuery>,
+) -> Result<Json<Page<ImageView>>, Problem> {
+    let actor = caller.at_least(Role::Viewer)?;
+    let limit = query.limit.unwrap_or(100).clamp(1, 1000);
+    let labels = query
+        .label
+        .iter()
+        .map(|label| match label.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (label.clone(), None),
+        })
+        .collect();
+    let search = ImageSearch {
+        text: query.q.iter().flat_map(|q| q.split_whitespace().map(str::to_owned)).collect(),
+        labels,
+        application: query.application,
+        creator: query.by,
+        since: query.since_ms.map(Timestamp),
+        until: query.until_ms.map(Timestamp),
+        before: query.cursor.map(|c| c.parse()).transpose().map_err(|error| Problem::invalid("cursor", error))?,
+        limit,
+    };
+    let images = state.coordinator.catalog.images(actor.team, &search).await?;
+    let full = images.len() as u64 == limit;
+    let next = images.last().filter(|_| full).map(|image| image.id.to_string());
+    Ok(Json(Page { items: images.into_iter().map(view).collect(), next }))
+}
+
+/// One image with its record and comments.
+#[utoipa::path(get, path = "/api/v1/images/{image}", params(("image" = String, Path, description = "id, or name (the newest of that name)")),
+    responses((status = 200, body = ImageView), (status = 404, body = Problem)))]
+pub(super) async fn get(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(image): Path<String>,
+) -> Result<Json<ImageView>, Problem> {
+    let actor = caller.at_least(Role::Viewer)?;
+    let found = state.coordinator.catalog.image(actor.team, &image).await?;
+    let comments = state.coordinator.catalog.comments(found.id).await?;
+    let body = serde_json::from_str(&found.body).ok();
+    let mut view = view(found);
+    view.body = body;
+    view.comments = comments
+        .into_iter()
+        .map(|c| CommentView { author: c.author, at: c.at.rfc3339(), body: c.body })
+        .collect();
+    Ok(Json(view))
+}
+
+/// Sets and takes away labels. Written to the repository as a note too, so that a reindex brings them back.
+#[utoipa::path(patch, path = "/api/v1/images/{image}/labels", params(("image" = String, Path)), request_body = LabelChanges,
+    responses((status = 200, body = ImageView)))]
+pub(super) async fn label(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(image): Path<String>,
+    Body(input): Body<LabelChanges>,
+) -> Result<Json<ImageView>, Problem> {
+    let actor = caller.at_least(Role::Operator)?;
+    check_labels(input.labels.iter().map(|(label, value)| (label.as_str(), value.as_deref().unwrap_or_default())))?;
+    let coordinator = &state.coordinator;
+    let mut found = coordinator.catalog.image(actor.team, &image).await?;
+    let body = serde_json::to_string(&input.labels).map_err(|error| Problem::invalid("labels", error))?;
+    let note = Note { kind: "labels".to_owned(), body, by: actor.user_name.clone(), at: coordinator.seams.clock.now() };
+    coordinator.repository.read().await.note(&found.record, &note).await?;
+    let transaction = coordinator.catalog.begin().await?;
+    transaction.change_labels(&mut found, &input.labels).await?;
+    transaction.audit(Some(actor.team), Some(actor.user), "image.label", &found.id.to_string(), &note.body).await?;
+    transaction.commit().await?;
+    Ok(Json(view(found)))
+}
+
+/// Checks labels as people give them.
+pub(super) fn check_labels<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), Problem> {
+    for (count, (label, value)) in labels.enumerate() {
+        if count >= 64 {
+            return Err(Problem::invalid("labels", "64 labels at most"));
+        }
+        if label.is_empty() {
+            return Err(Problem::invalid("labels", "a label needs a name"));
+        }
+        check_text("label", label, 100, false).map_err(|error| Problem::invalid("labels", error))?;
+        check_text("label's value", value, 500, false).map_err(|error| Problem::invalid("labels", error))?;
+    }
+    Ok(())
+}
+
+/// Adds a comment, also as a note in the repository.
+#[utoipa::path(post, path = "/api/v1/images/{image}/comments", params(("image" = String, Path)), request_body = NewComment,
+    responses((status = 204)))]
+pub(super) async fn comment(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(image): Path<String>,
+    Body(input): Body<NewComment>,
+) -> Result<StatusCode, Problem> {
+    let actor = caller.at_least(Role::Operator)?;
+    check_text("comment", &input.body, 10_000, true).map_err(|error| Problem::invalid("body", error))?;
+    let coordinator = &state.coordinator;
+    let found = coordinator.catalog.image(actor.team, &image).await?;
+    let note = Note {
+        kind: "comment".to_owned(),
+        body: input.body.clone(),
+        by: actor.user_name.clone(),
+        at: coordinator.seams.clock.now(),
+    };
+    coordinator.repository.read().await.note(&found.record, &note).await?;
+    let transaction = coordinator.catalog.begin().await?;
+    transaction.add_comment(found.id, &actor.user_name, &input.body).await?;
+    transaction.audit(Some(actor.team), Some(actor.user), "image.comment", &found.id.to_string(), "").await?;
+    transaction.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Deletes an image: it is gone from the catalog at once; its bytes go with the next collection.
+#[utoipa::path(delete, path = "/api/v1/images/{image}", params(("image" = String, Path)), responses((status = 202, body = Accepted)))]
+pub(super) async fn delete(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    IdempotencyKey(key): IdempotencyKey,
+    Path(image): Path<String>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let actor = caller.at_least(Role::Operator)?;
+    let coordinator = &state.coordinator;
+    let found = coordinator.catalog.image(actor.team, &image).await?;
+    let order = Order {
+        request: Request::DeleteImage(DeleteRequest { image: found.id }),
+        title: format!("delete image {}", found.name),
+        site: None,
+        context: Context::default(),
+        image: Some(found.id),
+        environment: None,
+        removing: None,
+    };
+    let fingerprint = format!("delete {}", found.id);
+    let key = key.as_deref().map(|key| (key, fingerprint.as_str()));
+    let operation = accept(&coordinator.catalog, &actor, order, key).await?;
+    coordinator.ring();
+    Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
+}

@@ -1,0 +1,356 @@
+//! Operations: asking for them, following them, stopping them.
+
+use std::convert::Infallible;
+
+use axum::{
+    Json,
+    extract::{Path, Query, State as Extract},
+    http::StatusCode,
+    response::sse::{Event, KeepAlive, Sse},
+};
+use futures::{Stream, StreamExt};
+use ocopea_catalog_db::{
+    access::Actor,
+    environments::Environment,
+    model::{EnvironmentState, Role},
+    operations::Operation,
+    tasks::Task,
+};
+use ocopea_protocol::{
+    ids::{EnvironmentId, ImageId, OperationId},
+    names::{ComponentName, EnvironmentName, Namespace, check_text},
+    plan::VersionChoice,
+    secret::Secret,
+    task::{GivenCredentials, Source},
+};
+use ocopea_repository::{Body as RecordBody, Record};
+
+use super::{
+    Accepted, KEEP_ALIVE, OperationView, Page, Paging, RestoreInput, SaveInput, State, TaskView,
+    images::check_labels,
+    problem::{Body, Caller, IdempotencyKey, Problem},
+};
+use crate::{
+    Coordinator,
+    engine::{self, Order, accept},
+    plan::{Context, Request, restore::RestoreRequest, save::SaveRequest},
+};
+
+fn view(operation: Operation, tasks: Vec<Task>) -> OperationView {
+    let json = |text: Option<String>| text.and_then(|text| serde_json::from_str(&text).ok());
+    OperationView {
+        id: operation.id.to_string(),
+        kind: operation.kind,
+        state: operation.state.as_str().to_owned(),
+        title: operation.title,
+        creator: operation.creator,
+        image: operation.image.map(|id| id.to_string()),
+        environment: operation.environment.map(|id| id.to_string()),
+        created: operation.created.rfc3339(),
+        ended: operation.ended.map(|at| at.rfc3339()),
+        version: operation.version,
+        failure: operation.failure.and_then(|failure| serde_json::to_value(failure).ok()),
+        result: json(operation.result),
+        tasks: tasks
+            .into_iter()
+            .map(|task| TaskView {
+                id: task.id.to_string(),
+                label: task.label,
+                kind: task.kind,
+                state: task.state.as_str().to_owned(),
+                undo: task.undo,
+                attempt: task.attempt,
+                most_attempts: task.most_attempts,
+                progress: task.progress.and_then(|progress| serde_json::to_value(progress).ok()),
+                failure: task.failure.and_then(|failure| serde_json::to_value(failure).ok()),
+                output: json(task.output),
+                started: task.started.map(|at| at.rfc3339()),
+                ended: task.ended.map(|at| at.rfc3339()),
+            })
+            .collect(),
+    }
+}
+
+fn source_of(input: &SaveInput) -> Result<(Source, Vec<GivenCredentials>), Problem> {
+    let namespace: Namespace = input.namespace.parse().map_err(|error| Problem::invalid("namespace", error))?;
+    if let Some(selector) = &input.selector {
+        check_text("selector", selector, 500, false).map_err(|error| Problem::invalid("selector", error))?;
+    }
+    if input.without.len() > 200 || input.credentials.len() > 200 {
+        return Err(Problem::invalid("without", "200 names at most"));
+    }
+    for name in &input.without {
+        check_text("name", name, 300, false).map_err(|error| Problem::invalid("without", error))?;
+    }
+    let credentials = input
+        .credentials
+        .iter()
+        .map(|given| {
+            let service: ComponentName = given.service.parse().map_err(|error| Problem::invalid("credentials", error))?;
+            Ok(GivenCredentials { service, user: given.user.clone(), password: Secret::new(given.password.clone()) })
+        })
+        .collect::<Result<Vec<_>, Problem>>()?;
+    let source = Source {
+        namespace,
+        selector: input.selector.clone().filter(|selector| !selector.is_empty()),
+        without: input.without.clone(),
+        credentials: Vec::new(),
+        freeze: input.freeze,
+    };
+    Ok((source, credentials))
+}
+
+async fn save_request(coordinator: &Coordinator, input: &SaveInput) -> Result<SaveRequest, Problem> {
+    let (source, credentials) = source_of(input)?;
+    let name = match &input.name {
+        Some(name) => name.clone(),
+        None => format!("{} {}", source.namespace, coordinator.seams.clock.now().rfc3339()),
+    };
+    if name.trim().is_empty() {
+        return Err(Problem::invalid("name", "a name is needed"));
+    }
+    check_text("name", &name, 200, false).map_err(|error| Problem::invalid("name", error))?;
+    check_text("comment", &input.comment, 10_000, true).map_err(|error| Problem::invalid("comment", error))?;
+    check_labels(input.labels.iter().map(|(label, value)| (label.as_str(), value.as_str())))?;
+    let sealed_credentials = if credentials.is_empty() {
+        None
+    } else {
+        let plain = serde_json::to_vec(&credentials).map_err(|error| Problem::invalid("credentials", error))?;
+        let sealed = coordinator.vault.seal(&plain);
+        Some(sealed.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "vault", error))?)
+    };
+    Ok(SaveRequest { source, sealed_credentials, name, labels: input.labels.clone(), comment: input.comment.clone() })
+}
+
+async fn take(
+    coordinator: &Coordinator,
+    actor: &Actor,
+    order: Order,
+    key: Option<String>,
+    input: &impl serde::Serialize,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let fingerprint = serde_json::to_vec(input).map_err(|error| Problem::invalid("body", error))?;
+    let fingerprint = crate::tokens::hash(&String::from_utf8_lossy(&fingerprint));
+    let key = key.as_deref().map(|key| (key, fingerprint.as_str()));
+    let operation = accept(&coordinator.catalog, actor, order, key).await?;
+    coordinator.ring();
+    Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
+}
+
+/// Looks at an application: what a save would find, and what it would leave out and why. Copies nothing.
+#[utoipa::path(post, path = "/api/v1/inspections", request_body = SaveInput, responses((status = 202, body = Accepted), (status = 422, body = Problem)))]
+pub(super) async fn inspect(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Body(input): Body<SaveInput>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let actor = caller.at_least(Role::Viewer)?;
+    let coordinator = &state.coordinator;
+    let site = coordinator.catalog.site(&input.site).await?;
+    let request = save_request(coordinator, &input).await?;
+    let order = Order {
+        title: format!("inspect {}/{}", site.name, request.source.namespace),
+        request: Request::Inspect(request),
+        site: Some(site.id),
+        context: Context::default(),
+        image: None,
+        environment: None,
+        removing: None,
+    };
+    take(coordinator, &actor, order, None, &input).await
+}
+
+/// Saves an application. The image is there when the operation has succeeded, and not before.
+#[utoipa::path(post, path = "/api/v1/saves", request_body = SaveInput, responses((status = 202, body = Accepted), (status = 422, body = Problem)))]
+pub(super) async fn save(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    IdempotencyKey(key): IdempotencyKey,
+    Body(input): Body<SaveInput>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let actor = caller.at_least(Role::Operator)?;
+    let coordinator = &state.coordinator;
+    let site = coordinator.catalog.site(&input.site).await?;
+    let request = save_request(coordinator, &input).await?;
+    let application = request.source.selector.as_deref().and_then(|s| s.split(['=', ',']).nth(1)).unwrap_or(request.source.namespace.as_str());
+    let mut base = coordinator.catalog.last_image_of(actor.team, application).await?.map(|image| image.record);
+    if base.is_none() {
+        // A copy that Ocopea deployed shares its bytes with the image that it came from.
+        let environment = coordinator.catalog.environment(actor.team, request.source.namespace.as_str()).await;
+        base = environment.ok().filter(|e| e.site == site.id).map(|e| e.record);
+    }
+    let key_of_image = coordinator.repository.read().await.new_image_key(actor.team).await?;
+    let context = Context {
+        image: Some(ImageId::generate(&coordinator.seams)),
+        key: Some(key_of_image),
+        base,
+        ..Context::default()
+    };
+    let order = Order {
+        title: format!("save {}/{}", site.name, request.source.namespace),
+        request: Request::Save(request),
+        site: Some(site.id),
+        context,
+        image: None,
+        environment: None,
+        removing: None,
+    };
+    take(coordinator, &actor, order, key, &input).await
+}
+
+/// Restores an image, or with `dry_run` only says what would be done.
+#[utoipa::path(post, path = "/api/v1/restores", request_body = RestoreInput, responses((status = 202, body = Accepted), (status = 422, body = Problem)))]
+pub(super) async fn restore(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    IdempotencyKey(key): IdempotencyKey,
+    Body(input): Body<RestoreInput>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let actor = caller.at_least(Role::Operator)?;
+    let coordinator = &state.coordinator;
+    let site = coordinator.catalog.site(&input.site).await?;
+    let image = coordinator.catalog.image(actor.team, &input.image).await?;
+    let name: EnvironmentName = input.name.parse().map_err(|error| Problem::invalid("name", error))?;
+    let record: Record = serde_json::from_str(&image.body)
+        .map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "catalog", "the image's record can't be read"))?;
+    let versions = input
+        .versions
+        .iter()
+        .map(|(component, version)| {
+            let component: ComponentName = component.parse().map_err(|error| Problem::invalid("versions", error))?;
+            check_text("version", version, 200, false).map_err(|error| Problem::invalid("versions", error))?;
+            Ok(VersionChoice { component, version: version.clone() })
+        })
+        .collect::<Result<Vec<_>, Problem>>()?;
+    let streams = record
+        .components
+        .iter()
+        .filter_map(|component| match &component.body {
+            RecordBody::Data { streams, .. } => Some((component.name.clone(), streams.clone())),
+            _ => None,
+        })
+        .collect();
+    let environment = Environment {
+        id: EnvironmentId::generate(&coordinator.seams),
+        team: actor.team,
+        name: name.to_string(),
+        site: site.id,
+        image: image.id,
+        record: image.record,
+        state: EnvironmentState::Creating,
+        url: None,
+        owner: actor.user_name.clone(),
+        placements: Vec::new(),
+        created: coordinator.seams.clock.now(),
+    };
+    let verb = if input.dry_run { "plan restore of" } else { "restore" };
+    let order = Order {
+        title: format!("{verb} {} at {} as {name}", image.name, site.name),
+        request: Request::Restore(RestoreRequest {
+            record: image.record,
+            name,
+            versions,
+            dry_run: input.dry_run,
+            approve: input.approve.clone(),
+            streams,
+        }),
+        site: Some(site.id),
+        context: Context { environment: Some(environment.id), ..Context::default() },
+        image: Some(image.id),
+        environment: (!input.dry_run).then_some(environment),
+        removing: None,
+    };
+    take(coordinator, &actor, order, key, &input).await
+}
+
+/// The team's operations, newest first.
+#[utoipa::path(get, path = "/api/v1/operations", params(Paging), responses((status = 200, body = Page<OperationView>)))]
+pub(super) async fn list(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Query(paging): Query<Paging>,
+) -> Result<Json<Page<OperationView>>, Problem> {
+    let actor = caller.at_least(Role::Viewer)?;
+    let limit = paging.limit.unwrap_or(100).clamp(1, 1000);
+    let before = paging.cursor.map(|c| c.parse()).transpose().map_err(|error| Problem::invalid("cursor", error))?;
+    let operations = state.coordinator.catalog.operations(actor.team, before, limit).await?;
+    let full = operations.len() as u64 == limit;
+    let next = operations.last().filter(|_| full).map(|operation| operation.id.to_string());
+    Ok(Json(Page { items: operations.into_iter().map(|operation| view(operation, Vec::new())).collect(), next }))
+}
+
+async fn one(state: &State, actor: &Actor, id: &str) -> Result<OperationView, Problem> {
+    let id: OperationId = id.parse().map_err(|error| Problem::invalid("id", error))?;
+    let operation = state.coordinator.catalog.operation(actor.team, id).await?;
+    let tasks = state.coordinator.catalog.tasks(id).await?;
+    Ok(view(operation, tasks))
+}
+
+/// One operation with its tasks.
+#[utoipa::path(get, path = "/api/v1/operations/{id}", params(("id" = String, Path)), responses((status = 200, body = OperationView), (status = 404, body = Problem)))]
+pub(super) async fn get(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<OperationView>, Problem> {
+    let actor = caller.at_least(Role::Viewer)?;
+    Ok(Json(one(&state, &actor, &id).await?))
+}
+
+/// Server-sent events: the operation, whole, at once and whenever it changed, until it is over. The event's id is
+/// the operation's version. Whoever comes back gets the newest state at once: nothing in between is needed.
+#[utoipa::path(get, path = "/api/v1/operations/{id}/events", params(("id" = String, Path)),
+    responses((status = 200, content_type = "text/event-stream", body = String)))]
+pub(super) async fn events(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let actor = caller.at_least(Role::Viewer)?;
+    let first = one(&state, &actor, &id).await?;
+    let changes = state.coordinator.version.subscribe();
+    let stream = futures::stream::unfold(Some((Some(first), 0u64, changes)), move |now| {
+        let (state, actor, id) = (state.clone(), actor.clone(), id.clone());
+        async move {
+            let (first, mut seen, mut changes) = now?;
+            let mut next = first;
+            loop {
+                let current = match next.take() {
+                    Some(current) => current,
+                    None => {
+                        tokio::select! {
+                            changed = changes.changed() => changed.ok()?,
+                            // Other coordinators on the same catalog don't ring here.
+                            () = state.coordinator.seams.clock.sleep(std::time::Duration::from_secs(1)) => {}
+                        }
+                        one(&state, &actor, &id).await.ok()?
+                    }
+                };
+                if current.version == seen {
+                    continue;
+                }
+                seen = current.version;
+                let over = current.ended.is_some();
+                let event = Event::default().id(seen.to_string()).event("operation").json_data(&current).ok()?;
+                // At most some ten events a second: progress is for eyes.
+                state.coordinator.seams.clock.sleep(std::time::Duration::from_millis(80)).await;
+                return Some((event, (!over).then_some((None, seen, changes))));
+            }
+        }
+    });
+    Ok(Sse::new(stream.map(Ok)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+/// Asks an operation to stop: what it made is taken back.
+#[utoipa::path(post, path = "/api/v1/operations/{id}/cancel", params(("id" = String, Path)), responses((status = 202), (status = 409, body = Problem)))]
+pub(super) async fn cancel(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let actor = caller.at_least(Role::Operator)?;
+    let id: OperationId = id.parse().map_err(|error| Problem::invalid("id", error))?;
+    engine::cancel(&state.coordinator.catalog, &actor, id).await?;
+    state.coordinator.ring();
+    Ok(StatusCode::ACCEPTED)
+}

@@ -1,0 +1,173 @@
+//! Errors as RFC 9457 has them, with what to do.
+
+use axum::{
+    Json,
+    extract::{FromRequest, FromRequestParts, Request, rejection::JsonRejection},
+    http::{StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use ocopea_catalog_db::{CatalogError, access::Actor, model::Role};
+use ocopea_protocol::failure::TaskFailure;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use utoipa::ToSchema;
+
+use super::State;
+use crate::tokens;
+
+/// What went wrong, why, and what to do.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// Stable: `urn:ocopea:problem:not-found` …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// In short.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// In full.
+    pub detail: String,
+    /// The field that is wrong, where one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// What to do.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub next: String,
+}
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, kind: &str, detail: impl ToString) -> Self {
+        Self {
+            kind: format!("urn:ocopea:problem:{kind}"),
+            title: status.canonical_reason().unwrap_or("error").to_owned(),
+            status: status.as_u16(),
+            detail: detail.to_string(),
+            field: None,
+            next: String::new(),
+        }
+    }
+
+    pub(crate) fn invalid(field: &str, detail: impl ToString) -> Self {
+        Self { field: Some(field.to_owned()), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail) }
+    }
+
+    pub(crate) fn not_found(what: &str, next: &str) -> Self {
+        Self { next: next.to_owned(), ..Self::new(StatusCode::NOT_FOUND, "not-found", format!("{what} was not found")) }
+    }
+
+    fn unauthorized(detail: &str) -> Self {
+        Self {
+            next: "sign in: ocopea sign-in URL".to_owned(),
+            ..Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+        }
+    }
+}
+
+impl From<CatalogError> for Problem {
+    fn from(error: CatalogError) -> Self {
+        match &error {
+            CatalogError::NotFound { what, .. } => {
+                let next = match *what {
+                    "image" => "see the images: ocopea images",
+                    "environment" => "see the environments: ocopea environments",
+                    "site" => "see the sites: ocopea sites",
+                    "operation" => "see the operations: ocopea operations",
+                    "sign-in code" => "each code works once, for ten minutes: start `ocopea up` again for a new one",
+                    _ => "",
+                };
+                Self { next: next.to_owned(), ..Self::new(StatusCode::NOT_FOUND, "not-found", &error) }
+            }
+            CatalogError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", &error),
+            CatalogError::Malformed(_) | CatalogError::Database(_) => {
+                tracing::error!(%error, "the catalog failed");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "catalog", "the catalog can't be used now (see the log)")
+            }
+        }
+    }
+}
+
+impl From<TaskFailure> for Problem {
+    fn from(failure: TaskFailure) -> Self {
+        Self {
+            next: failure.next.clone(),
+            ..Self::new(StatusCode::BAD_GATEWAY, &failure.code.replace('.', "-"), &failure)
+        }
+    }
+}
+
+impl From<ocopea_repository::Error> for Problem {
+    fn from(error: ocopea_repository::Error) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, &error.code().replace('.', "-"), &error)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}
+
+/// Who asks.
+pub struct Caller(pub Actor);
+
+impl Caller {
+    /// The actor, if their role suffices.
+    pub fn at_least(self, role: Role) -> Result<Actor, Problem> {
+        if self.0.role >= role {
+            return Ok(self.0);
+        }
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            format!("this needs the role {}, yours is {}", role.as_str(), self.0.role.as_str()),
+        ))
+    }
+}
+
+impl FromRequestParts<State> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let given = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = given
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .ok_or_else(|| Problem::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
+        let actor = state.coordinator.catalog.authenticate(&tokens::hash(token)).await?;
+        actor.map(Self).ok_or_else(|| Problem::unauthorized("this token is unknown, expired or revoked"))
+    }
+}
+
+/// A JSON body; what doesn't fit is told in our own shape.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(JsonRejection::JsonDataError(error)) => Err(Problem::invalid("body", error.body_text())),
+            Err(error) => Err(Problem::new(error.status(), "body", error.body_text())),
+        }
+    }
+}
+
+/// The key that makes repeating a request harmless.
+pub struct IdempotencyKey(pub Option<String>);
+
+impl FromRequestParts<State> for IdempotencyKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Problem> {
+        let Some(value) = parts.headers.get("idempotency-key") else { return Ok(Self(None)) };
+        let text = value.to_str().unwrap_or_default();
+        if text.is_empty() || text.len() > 200 {
+            return Err(Problem::invalid("Idempotency-Key", "1 to 200 printable ASCII characters are expected"));
+        }
+        Ok(Self(Some(text.to_owned())))
+    }
+}

@@ -1,0 +1,101 @@
+//! The copy repository.
+
+use std::collections::BTreeMap;
+
+use axum::{Json, extract::State as Extract, http::StatusCode};
+use futures::StreamExt;
+use ocopea_catalog_db::model::Role;
+
+use super::{
+    Accepted, CollectInput, Reindexed, State, VerifyInput,
+    problem::{Body, Caller, Problem},
+};
+use crate::{
+    engine::{Order, accept, image_row},
+    plan::{
+        Context, Request,
+        repository::{CollectRequest, VerifyRequest},
+    },
+};
+
+fn order(request: Request, title: &str) -> Order {
+    Order {
+        request,
+        title: title.to_owned(),
+        site: None,
+        context: Context::default(),
+        image: None,
+        environment: None,
+        removing: None,
+    }
+}
+
+/// Reads everything back and names what is broken, with every image that it affects.
+#[utoipa::path(post, path = "/api/v1/repository/verifications", request_body = VerifyInput, responses((status = 202, body = Accepted)))]
+pub(super) async fn verify(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Body(input): Body<VerifyInput>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let actor = caller.at_least(Role::Operator)?;
+    let catalog = &state.coordinator.catalog;
+    let image = match &input.image {
+        Some(name) => Some(catalog.image(actor.team, name).await?.id),
+        None => None,
+    };
+    let operation = accept(catalog, &actor, order(Request::Verify(VerifyRequest { image }), "verify the repository"), None).await?;
+    state.coordinator.ring();
+    Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
+}
+
+/// Deletes what no image needs any more.
+#[utoipa::path(post, path = "/api/v1/repository/collections", request_body = CollectInput, responses((status = 202, body = Accepted)))]
+pub(super) async fn collect(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Body(input): Body<CollectInput>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let actor = caller.at_least(Role::Administrator)?;
+    if input.grace_s > 30 * 24 * 3600 {
+        return Err(Problem::invalid("grace_s", "30 days at most"));
+    }
+    let request = Request::Collect(CollectRequest { grace_s: input.grace_s });
+    let operation = accept(&state.coordinator.catalog, &actor, order(request, "collect the repository"), None).await?;
+    state.coordinator.ring();
+    Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
+}
+
+/// Brings images that the repository has and the catalog lacks back into the catalog, with labels and comments.
+#[utoipa::path(post, path = "/api/v1/repository/reindexes", responses((status = 200, body = Reindexed)))]
+pub(super) async fn reindex(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Reindexed>, Problem> {
+    let actor = caller.at_least(Role::Administrator)?;
+    let coordinator = &state.coordinator;
+    let repository = coordinator.repository.read().await.clone();
+    let mut found = repository.reindex();
+    let mut answer = Reindexed { images: 0, added: 0 };
+    while let Some(one) = found.next().await {
+        let one = one?;
+        answer.images += 1;
+        if coordinator.catalog.image(actor.team, &one.record.image.to_string()).await.is_ok() {
+            continue;
+        }
+        // The images of a lost catalog belong to teams that it took along: the caller's takes them over.
+        let mut image = image_row(one.reference.record, &one.record, actor.team)?;
+        let transaction = coordinator.catalog.begin().await?;
+        transaction.add_image(&image).await?;
+        for note in &one.notes {
+            match note.kind.as_str() {
+                "labels" => {
+                    let changes: BTreeMap<String, Option<String>> = serde_json::from_str(&note.body).unwrap_or_default();
+                    transaction.change_labels(&mut image, &changes).await?;
+                }
+                "comment" => transaction.add_comment(image.id, &note.by, &note.body).await?,
+                _ => {}
+            }
+        }
+        transaction.audit(Some(actor.team), Some(actor.user), "image.reindex", &image.id.to_string(), &image.name).await?;
+        transaction.commit().await?;
+        answer.added += 1;
+    }
+    Ok(Json(answer))
+}

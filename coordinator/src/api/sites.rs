@@ -1,0 +1,64 @@
+//! Sites, and what runs there.
+
+use axum::{Json, extract::State as Extract};
+use ocopea_catalog_db::model::Role;
+use ocopea_protocol::message::SiteState;
+
+use super::{
+    ApplicationView, SiteView, State,
+    problem::{Caller, Problem},
+};
+
+/// All sites with their last report and its age.
+#[utoipa::path(get, path = "/api/v1/sites", responses((status = 200, body = Vec<SiteView>)))]
+pub(super) async fn list(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Vec<SiteView>>, Problem> {
+    caller.at_least(Role::Viewer)?;
+    let now = state.coordinator.seams.clock.now();
+    let sites = state.coordinator.catalog.sites().await?;
+    let views = sites.into_iter().map(|site| {
+        let (word, why) = match &site.report {
+            None => ("unknown", "its agent has not reported yet".to_owned()),
+            Some(report) => match &report.state {
+                SiteState::Ready => ("ready", String::new()),
+                SiteState::Limited => ("limited", report.missing.join("; ")),
+                SiteState::Unreachable(why) => ("unreachable", why.clone()),
+            },
+        };
+        SiteView {
+            id: site.id.to_string(),
+            name: site.name,
+            state: word.to_owned(),
+            why,
+            reported: site.reported.map(|at| at.rfc3339()),
+            age_s: site.reported.map(|at| u64::try_from((now.0 - at.0) / 1000).unwrap_or(0)),
+            report: site.report.and_then(|report| serde_json::to_value(report).ok()),
+        }
+    });
+    Ok(Json(views.collect()))
+}
+
+/// What runs at the sites, deployed by Ocopea or not.
+#[utoipa::path(get, path = "/api/v1/applications", responses((status = 200, body = Vec<ApplicationView>)))]
+pub(super) async fn applications(
+    Extract(state): Extract<State>,
+    caller: Caller,
+) -> Result<Json<Vec<ApplicationView>>, Problem> {
+    let actor = caller.at_least(Role::Viewer)?;
+    let catalog = &state.coordinator.catalog;
+    let mut views = Vec::new();
+    for site in catalog.sites().await? {
+        for application in site.report.map(|report| report.applications).unwrap_or_default() {
+            let last = catalog.last_image_of(actor.team, &application.namespace).await?;
+            views.push(ApplicationView {
+                site: site.name.clone(),
+                application: application.namespace,
+                containers: application.containers,
+                workloads: application.workloads,
+                data: application.data,
+                claimed_bytes: application.claimed_bytes,
+                saved: last.map(|image| image.created.rfc3339()),
+            });
+        }
+    }
+    Ok(Json(views))
+}

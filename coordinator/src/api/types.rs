@@ -1,0 +1,393 @@
+//! What travels over the API.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
+
+/// A page of a list.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    /// Newest first.
+    pub items: Vec<T>,
+    /// The cursor of the next page, where there is one.
+    pub next: Option<String>,
+}
+
+/// Which page.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Paging {
+    /// The cursor that the page before gave.
+    pub cursor: Option<String>,
+    /// Items per page, 100 unless told, at most 1000.
+    pub limit: Option<u64>,
+}
+
+/// A sign-in code.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SignIn {
+    /// As `ocopea up` printed it.
+    pub code: String,
+}
+
+/// A token, shown once.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct IssuedToken {
+    /// The secret.
+    pub token: String,
+}
+
+/// A token to be made.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NewToken {
+    /// What it is for.
+    pub name: String,
+    /// `viewer`, `operator` or `administrator`: the most that it allows.
+    pub scope: String,
+}
+
+/// A token as it is listed.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TokenView {
+    /// Its id.
+    pub id: String,
+    /// What it is for.
+    pub name: String,
+    /// The most that it allows.
+    pub scope: String,
+    /// RFC 3339.
+    pub created: String,
+    /// RFC 3339; absent: never.
+    pub expires: Option<String>,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+/// Who asks.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Me {
+    /// Name.
+    pub user: String,
+    /// Team's id.
+    pub team: String,
+    /// Role.
+    pub role: String,
+}
+
+/// A site.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SiteView {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// `ready`, `limited`, `unreachable`, `unknown`.
+    pub state: String,
+    /// Why it isn't ready.
+    pub why: String,
+    /// RFC 3339; when its agent reported last.
+    pub reported: Option<String>,
+    /// How old that is, in seconds.
+    pub age_s: Option<u64>,
+    /// The whole report.
+    #[schema(value_type = Option<Object>)]
+    pub report: Option<Value>,
+}
+
+/// An application that runs.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ApplicationView {
+    /// Where.
+    pub site: String,
+    /// Its namespace.
+    pub application: String,
+    /// Distinct container images.
+    pub containers: u32,
+    /// Workloads.
+    pub workloads: u32,
+    /// Kinds of data services.
+    pub data: Vec<String>,
+    /// Bytes of claimed volumes.
+    pub claimed_bytes: u64,
+    /// RFC 3339; when it was saved last.
+    pub saved: Option<String>,
+}
+
+/// Credentials for one data service.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CredentialsInput {
+    /// The data service.
+    pub service: String,
+    /// User name.
+    pub user: String,
+    /// Password.
+    pub password: String,
+}
+
+/// An application to save or look at.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct SaveInput {
+    /// The site.
+    pub site: String,
+    /// The namespace.
+    pub namespace: String,
+    /// A label selector within it.
+    pub selector: Option<String>,
+    /// The image's name; the application's and the time unless given.
+    pub name: Option<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Comment.
+    pub comment: String,
+    /// Names that are left out.
+    pub without: Vec<String>,
+    /// Other credentials than the application's own.
+    pub credentials: Vec<CredentialsInput>,
+    /// Hold writes while data is copied.
+    pub freeze: bool,
+}
+
+/// An image to restore.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct RestoreInput {
+    /// The image's id, or name (the newest of that name).
+    pub image: String,
+    /// The site.
+    pub site: String,
+    /// The environment's name.
+    pub name: String,
+    /// Other versions, by component: a tag, or a digest behind '@'.
+    pub versions: BTreeMap<String, String>,
+    /// Plans only.
+    pub dry_run: bool,
+    /// The digest of the plan that was approved.
+    pub approve: Option<String>,
+}
+
+/// An operation that was accepted.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Accepted {
+    /// Its id.
+    pub operation: String,
+}
+
+/// A task of an operation.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TaskView {
+    /// Its id.
+    pub id: String,
+    /// Unique within the operation: `data:messages:0`.
+    pub label: String,
+    /// Its kind.
+    pub kind: String,
+    /// Its state.
+    pub state: String,
+    /// Whether it takes something back.
+    pub undo: bool,
+    /// The attempt that runs or ran last.
+    pub attempt: u32,
+    /// How often it may be tried.
+    pub most_attempts: u32,
+    /// How far it is.
+    #[schema(value_type = Option<Object>)]
+    pub progress: Option<Value>,
+    /// Why the last attempt failed.
+    #[schema(value_type = Option<Object>)]
+    pub failure: Option<Value>,
+    /// What it brought.
+    #[schema(value_type = Option<Object>)]
+    pub output: Option<Value>,
+    /// RFC 3339.
+    pub started: Option<String>,
+    /// RFC 3339.
+    pub ended: Option<String>,
+}
+
+/// An operation.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct OperationView {
+    /// Its id.
+    pub id: String,
+    /// `save`, `restore`, `remove`, `delete-image`, `collect`, `verify`, `inspect`.
+    pub kind: String,
+    /// `running`, `undoing`, `succeeded`, `failed`, `cancelled`.
+    pub state: String,
+    /// For people.
+    pub title: String,
+    /// Who asked for it.
+    pub creator: String,
+    /// The image that it makes or uses.
+    pub image: Option<String>,
+    /// The environment that it makes or removes.
+    pub environment: Option<String>,
+    /// RFC 3339.
+    pub created: String,
+    /// RFC 3339.
+    pub ended: Option<String>,
+    /// Counts changes.
+    pub version: u64,
+    /// Why it failed: what, cause, next, code.
+    #[schema(value_type = Option<Object>)]
+    pub failure: Option<Value>,
+    /// What came of it.
+    #[schema(value_type = Option<Object>)]
+    pub result: Option<Value>,
+    /// Its tasks; only where one operation is asked for.
+    pub tasks: Vec<TaskView>,
+}
+
+/// What to look for among images.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ImageQuery {
+    /// Words that must all occur.
+    pub q: Option<String>,
+    /// `NAME` or `NAME=VALUE`.
+    pub label: Option<String>,
+    /// The application.
+    pub application: Option<String>,
+    /// Who saved it.
+    pub by: Option<String>,
+    /// Milliseconds since 1970: not older.
+    pub since_ms: Option<i64>,
+    /// Milliseconds since 1970: not newer.
+    pub until_ms: Option<i64>,
+    /// The cursor that the page before gave.
+    pub cursor: Option<String>,
+    /// Items per page, 100 unless told, at most 1000.
+    pub limit: Option<u64>,
+}
+
+/// A saved image.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImageView {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The application.
+    pub application: String,
+    /// Where it was saved.
+    pub site: String,
+    /// Who saved it.
+    pub creator: String,
+    /// The comment given at the save.
+    pub comment: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Raw bytes.
+    pub bytes: u64,
+    /// Raw bytes that no earlier image had.
+    pub new_bytes: u64,
+    /// RFC 3339.
+    pub created: String,
+    /// Digest of its record: its identity.
+    pub record: String,
+    /// The whole record; only where one image is asked for.
+    #[schema(value_type = Option<Object>)]
+    pub body: Option<Value>,
+    /// Comments; likewise.
+    pub comments: Vec<CommentView>,
+}
+
+/// A comment.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CommentView {
+    /// Who.
+    pub author: String,
+    /// RFC 3339.
+    pub at: String,
+    /// What.
+    pub body: String,
+}
+
+/// A comment to be made.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NewComment {
+    /// What.
+    pub body: String,
+}
+
+/// Labels to set; `null` takes one away.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LabelChanges {
+    /// By label.
+    pub labels: BTreeMap<String, Option<String>>,
+}
+
+/// An environment.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct EnvironmentView {
+    /// Its id.
+    pub id: String,
+    /// Its name and namespace.
+    pub name: String,
+    /// Where it runs.
+    pub site: String,
+    /// `creating`, `running`, `removing`.
+    pub state: String,
+    /// The image it came from.
+    pub image: String,
+    /// Its URL, if one was found.
+    pub url: Option<String>,
+    /// Who made it.
+    pub owner: String,
+    /// RFC 3339.
+    pub created: String,
+}
+
+/// Which logs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct LogQuery {
+    /// Only workloads and containers of this name.
+    pub component: Option<String>,
+    /// Go on as lines come.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// Which port to listen on.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ConnectQuery {
+    /// A loopback port; any free one unless told.
+    #[serde(default)]
+    pub port: u16,
+}
+
+/// An open way to a service: stays open as long as the response does.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Connection {
+    /// `127.0.0.1:PORT`.
+    pub address: String,
+    /// Ready to paste, credentials included.
+    pub connection: String,
+}
+
+/// How to collect.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CollectInput {
+    /// Seconds between being found dead first and being deleted.
+    pub grace_s: u64,
+}
+
+/// What to verify.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct VerifyInput {
+    /// One image, or everything.
+    pub image: Option<String>,
+}
+
+/// What a reindex brought.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Reindexed {
+    /// Images in the repository.
+    pub images: u64,
+    /// Of these, new to the catalog.
+    pub added: u64,
+}
