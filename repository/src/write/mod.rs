@@ -26,6 +26,7 @@ pub use stream::StreamWriter;
 
 use crate::{
     Error, ItemHasher, Result,
+    chunk::Chunk,
     oci::{self, Descriptor},
     session::Core,
     toc::{MOST_STREAMS, Section, StreamRow, TocWriter},
@@ -119,8 +120,14 @@ enum Slot {
 }
 
 impl Shared {
-    pub(crate) fn table(&self) -> packer::Locked<'_> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where the component has a chunk, if it has it. Locks and lets go at once.
+    pub(crate) fn known(&self, hash: &[u8; 32]) -> Option<Chunk> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).get(hash)
+    }
+
+    /// Adds a chunk; a full generation comes back, to be written as a run.
+    pub(crate) fn add(&self, chunk: &Chunk) -> Option<Vec<Chunk>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).insert(chunk)
     }
 
     /// Remembers the first failure: every stream of the component then fails with it.
@@ -220,7 +227,7 @@ impl DataWriter {
         shared.check()?;
         let layers = packs.iter().map(|row| Descriptor::new(oci::PACK, row.digest, row.size)).collect();
         let bytes = shared.bytes.load(Relaxed);
-        let rest = shared.table().rest();
+        let rest = shared.table.lock().unwrap_or_else(PoisonError::into_inner).rest();
         let mut toc = shared.toc.lock().await.take().ok_or(Error::Stopped)?;
         toc.run(rest).await?;
         toc.json_rows(Section::Packs, &packs).await?;

@@ -8,11 +8,7 @@ use std::{
 use ocopea_protocol::names::Digest;
 use tokio::sync::oneshot;
 
-use super::{
-    Shared,
-    base::Found,
-    table::Table,
-};
+use super::{Shared, base::Found};
 use crate::{
     chunk::Chunk,
     error::{Error, Result},
@@ -96,19 +92,23 @@ impl Packer {
             let at = places.len();
             let (place, fresh) = match prepared {
                 Prepared::Known(chunk) => (Some(chunk), None),
-                Prepared::Reused(found) => match shared.table().get(&found.chunk.hash) {
-                    Some(chunk) => (Some(chunk), None),
-                    None => {
-                        let chunk = self.reuse(found)?;
-                        self.count(&chunk);
-                        runs.extend(shared.table().insert(&chunk));
-                        (Some(chunk), None)
-                    }
-                },
-                Prepared::New(new) => match shared.table().get(&new.hash) {
-                    Some(chunk) => (Some(chunk), None),
-                    None => (None, Some(new)),
-                },
+                Prepared::Reused(found) => {
+                    let known = shared.known(&found.chunk.hash);
+                    let chunk = match known {
+                        Some(chunk) => chunk,
+                        None => {
+                            let chunk = self.reuse(found)?;
+                            self.count(&chunk);
+                            runs.extend(shared.add(&chunk));
+                            chunk
+                        }
+                    };
+                    (Some(chunk), None)
+                }
+                Prepared::New(new) => {
+                    let known = shared.known(&new.hash);
+                    if known.is_some() { (known, None) } else { (None, Some(new)) }
+                }
             };
             places.push(place);
             if let Some(new) = fresh {
@@ -127,7 +127,7 @@ impl Packer {
             let stored = self.append(shared, ready).await?;
             for (at, chunk) in new_places.into_iter().zip(stored) {
                 self.count(&chunk);
-                runs.extend(shared.table().insert(&chunk));
+                runs.extend(shared.add(&chunk));
                 if let Some(place) = places.get_mut(at) {
                     *place = Some(chunk);
                 }
@@ -220,6 +220,3 @@ async fn seal(shared: &Shared, pack: OpenPack) -> Result<Packed> {
     store.backend.create(&mark, bytes::Bytes::new()).await?;
     Ok(packed)
 }
-
-/// The table behind its lock.
-pub(crate) type Locked<'a> = std::sync::MutexGuard<'a, Table>;

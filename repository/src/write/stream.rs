@@ -173,8 +173,7 @@ async fn store(shared: &Arc<Shared>, chunks: Vec<Bytes>) -> Result<Stored> {
     let first = store.compute(move || {
         let each = chunks.into_iter().map(|raw| {
             let hash = *blake3::keyed_hash(&work.core.chunk_key.0, &raw).as_bytes();
-            let known = work.table().get(&hash);
-            match known {
+            match work.known(&hash) {
                 Some(chunk) => Ok(Looked::Done(Prepared::Known(chunk))),
                 None if alone => Ok(Looked::Done(Prepared::New(compressed(hash, &raw)?))),
                 None => Ok(Looked::Ask(hash, raw)),
