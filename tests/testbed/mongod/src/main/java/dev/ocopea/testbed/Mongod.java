@@ -3,7 +3,6 @@ package dev.ocopea.testbed;
 import de.bwaldvogel.mongo.MongoBackend;
 import de.bwaldvogel.mongo.MongoServer;
 import de.bwaldvogel.mongo.MongoVersion;
-import de.bwaldvogel.mongo.backend.h2.H2Backend;
 import de.bwaldvogel.mongo.backend.memory.MemoryBackend;
 import java.util.List;
 import java.util.concurrent.CountDownLatch;
@@ -14,7 +13,7 @@ public final class Mongod {
     String host = args.length > 0 ? args[0] : "0.0.0.0";
     int port = args.length > 1 ? Integer.parseInt(args[1]) : 27017;
     String file = args.length > 2 ? args[2] : "memory";
-    MongoBackend backend = file.equals("memory") ? new MemoryBackend() : new H2Backend(file);
+    MongoBackend backend = file.equals("memory") ? new MemoryBackend() : new TypedH2Backend(file);
     backend.version(new Version6());
     MongoServer server = new MongoServer(backend);
     Runtime.getRuntime().addShutdownHook(new Thread(server::shutdownNow));
