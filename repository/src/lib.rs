@@ -23,6 +23,8 @@ mod store;
 #[cfg(test)]
 mod testing;
 mod toc;
+#[cfg(test)]
+mod vectors;
 mod verify;
 mod write;
 
