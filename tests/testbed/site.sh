@@ -80,6 +80,7 @@ authorization: {mode: Webhook}
 enforceNodeAllocatable: []
 evictionHard: {memory.available: "100Mi", nodefs.available: "1%", imagefs.available: "1%"}
 imageGCHighThresholdPercent: 100
+imagePullCredentialsVerificationPolicy: NeverVerify
 makeIPTablesUtilChains: false
 clusterDomain: cluster.local
 clusterDNS: [$NODEIP]
