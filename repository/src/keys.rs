@@ -204,6 +204,8 @@ pub struct Wrap {
 pub struct WrappedKey {
     /// Whose it is.
     pub team: TeamId,
+    /// The generation of the team's keys.
+    pub generation: u32,
     /// The team key that opens it.
     pub by: KeyId,
     /// Base64 of nonce (12 bytes), then ciphertext with tag.
@@ -215,6 +217,8 @@ pub struct WrappedKey {
 pub struct TeamKeys {
     /// Whose.
     pub team: TeamId,
+    /// The generation of these.
+    pub generation: u32,
     /// Id of the key that wraps new image keys.
     pub wrap_id: KeyId,
     /// Wraps image keys.

@@ -105,25 +105,26 @@ impl Repository {
                 self.wrap_for_all(&entry.name, object, &keys).await?;
                 return Ok(keys);
             }
-            let keys = self.new_team_keys(team, None)?;
-            if self.put_team(&team_name(team, 1), 1, &keys).await? == Put::Created {
+            let keys = self.new_team_keys(team, 1, None)?;
+            if self.put_team(&keys).await? == Put::Created {
                 return Ok(keys);
             }
         }
         Err(Error::Conflict { object: prefix })
     }
 
-    fn new_team_keys(&self, team: TeamId, hash_key: Option<Secret32>) -> Result<TeamKeys> {
+    fn new_team_keys(&self, team: TeamId, generation: u32, hash_key: Option<Secret32>) -> Result<TeamKeys> {
         let seams = &self.store().seams;
         let wrap_key = random_key(seams);
         let hash_key = hash_key.unwrap_or_else(|| random_key(seams));
-        Ok(TeamKeys { team, wrap_id: KeyId::of(&wrap_key), wrap_key, hash_key })
+        Ok(TeamKeys { team, generation, wrap_id: KeyId::of(&wrap_key), wrap_key, hash_key })
     }
 
-    async fn put_team(&self, name: &str, generation: u32, keys: &TeamKeys) -> Result<Put> {
+    async fn put_team(&self, keys: &TeamKeys) -> Result<Put> {
         let wraps = self.keyring().iter().map(|(id, key)| self.wrap_team(id, key, keys)).collect::<Result<Vec<_>>>()?;
-        let object = TeamObject { version: 1, team: keys.team, generation, key: keys.wrap_id.clone(), wraps };
-        self.store().create_small(name, &object).await
+        let (team, generation) = (keys.team, keys.generation);
+        let object = TeamObject { version: 1, team, generation, key: keys.wrap_id.clone(), wraps };
+        self.store().create_small(&team_name(team, generation), &object).await
     }
 
     fn wrap_team(&self, id: &KeyId, key: &Secret32, keys: &TeamKeys) -> Result<Wrap> {
@@ -149,8 +150,8 @@ impl Repository {
             let halves = both.split_at_checked(32).and_then(|(wrap, hash)| Some((key_of(wrap)?, key_of(hash)?)));
             let Some((wrap_key, hash_key)) = halves else { continue };
             if KeyId::of(&wrap_key) == object.key {
-                let keys = TeamKeys { team: object.team, wrap_id: object.key.clone(), wrap_key, hash_key };
-                return Ok((object, keys));
+                let (team, generation, wrap_id) = (object.team, object.generation, object.key.clone());
+                return Ok((object, TeamKeys { team, generation, wrap_id, wrap_key, hash_key }));
             }
         }
         if tried {
@@ -177,28 +178,19 @@ impl Repository {
         let keys = self.team_keys(team).await?;
         let key = random_key(&self.store().seams);
         let sealed = wrap_text(&keys.wrap_key, image_aad(team).as_bytes(), &key.0, &self.store().seams)?;
-        Ok(WrappedKey { team, by: keys.wrap_id, sealed })
+        Ok(WrappedKey { team, generation: keys.generation, by: keys.wrap_id, sealed })
     }
 
     /// Opens an image's key.
     pub async fn unwrap(&self, key: &WrappedKey) -> Result<Secret32> {
-        let prefix = format!("keys/teams/{}/", key.team);
-        let mut wanted = None;
-        for entry in self.store().backend.list(&prefix).await?.iter().rev() {
-            let (object, keys) = self.open_team(&entry.name).await?;
-            if object.key != key.by {
-                continue;
-            }
-            wanted = Some(entry.name.clone());
-            let opened = unwrap_text(&keys.wrap_key, image_aad(key.team).as_bytes(), &key.sealed);
-            if let Some(opened) = opened.and_then(|bytes| key_of(&bytes)) {
-                return Ok(opened);
-            }
+        let name = team_name(key.team, key.generation);
+        let (object, keys) = self.open_team(&name).await?;
+        if object.key != key.by {
+            return Err(Error::damaged(name, format!("it holds another key than {}", key.by)));
         }
-        match wanted {
-            Some(_) => Err(Error::damaged(format!("the wrapped key of an image of team {}", key.team), "it doesn't open")),
-            None => Err(Error::Missing { object: format!("{prefix}* with key {}", key.by) }),
-        }
+        let opened = unwrap_text(&keys.wrap_key, image_aad(key.team).as_bytes(), &key.sealed);
+        let opened = opened.and_then(|bytes| key_of(&bytes));
+        opened.ok_or_else(|| Error::damaged(format!("the wrapped key of an image of team {}", key.team), "it doesn't open"))
     }
 
     async fn team_objects(&self) -> Result<Vec<String>> {
@@ -230,10 +222,9 @@ impl Repository {
             teams.push((object.team, object.generation, keys.hash_key.clone()));
         }
         for (team, generation, hash_key) in teams {
-            let keys = self.new_team_keys(team, Some(hash_key))?;
-            let next = generation + 1;
+            let keys = self.new_team_keys(team, generation + 1, Some(hash_key))?;
             // Somebody else rotating at the same time made it: as good.
-            self.put_team(&team_name(team, next), next, &keys).await?;
+            self.put_team(&keys).await?;
         }
         Ok(())
     }
