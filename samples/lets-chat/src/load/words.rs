@@ -88,11 +88,19 @@ const CODE: [&str; 5] = [
 ];
 
 fn sentence(chance: &mut Chance, text: &mut String) {
-    if chance.permille(450) {
-        text.push_str(chance.pick(&OPENERS));
+    let opener = if chance.permille(450) { chance.pick(&OPENERS) } else { "" };
+    let who = chance.pick(&WHO);
+    if opener.is_empty() || opener.ends_with(['!', '.']) {
+        // The first letters are plain ASCII.
+        text.push_str(opener);
+        text.push_str(if opener.is_empty() { "" } else { " " });
+        text.push_str(&who[..1].to_ascii_uppercase());
+        text.push_str(&who[1..]);
+    } else {
+        text.push_str(opener);
         text.push(' ');
+        text.push_str(who);
     }
-    text.push_str(chance.pick(&WHO));
     text.push(' ');
     text.push_str(chance.pick(&DOES));
     if chance.permille(700) {
@@ -128,6 +136,7 @@ pub(super) fn speech(chance: &mut Chance) -> String {
         }
     }
     if chance.permille(220) {
+        text.truncate(text.trim_end().len());
         text.push(' ');
         text.push_str(chance.pick(&EMOJI));
     }
