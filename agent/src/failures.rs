@@ -28,6 +28,10 @@ pub fn kubernetes(what: &str, error: &kube::Error) -> TaskFailure {
                     .next("grant that verb to the user of this context"),
                 404 => TaskFailure::permanent("site.not-found", what, cause),
                 409 => TaskFailure::conflict("site.conflict", what, cause),
+                // Server-side apply reports an object that doesn't fit its schema as an internal error.
+                500 if status.message.contains("failed to create typed patch object") => {
+                    TaskFailure::permanent("site.refused", what, &status.message)
+                }
                 429 | 500..=599 => TaskFailure::retryable("site.busy", what, cause),
                 _ => TaskFailure::permanent("site.refused", what, cause),
             }

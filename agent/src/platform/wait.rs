@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{
     Api,
     api::{DynamicObject, ListParams},
@@ -15,8 +15,21 @@ use tokio_util::sync::CancellationToken;
 use super::Platform;
 use crate::failures::kubernetes;
 
-/// How long a pod may fail to start before that is called a failure: images and databases need a moment.
+/// How long a pod may fail to start before that is called a failure: databases need a moment, their users too.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How long an image may not be had: registries stumble, but what isn't there doesn't come.
+const PULL_PATIENCE: Duration = Duration::from_secs(20);
+/// Warnings of the cluster that are quoted.
+const WARNINGS: usize = 5;
+
+/// Something that keeps a pod from running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What it is, naming the pod.
+    pub what: String,
+    /// For how long it may be waited out.
+    pub patience: Duration,
+}
 
 impl Platform {
     /// Waits until every one of `workloads` (resource and name) is ready.
@@ -44,11 +57,11 @@ impl Platform {
             }
             let waited = self.seams.clock.monotonic().saturating_sub(start);
             let troubles = self.troubles(namespace).await?;
-            if waited > deadline || (waited > PATIENCE && !troubles.is_empty()) {
-                let mut cause = waiting.join("; ");
-                for trouble in &troubles {
-                    cause = format!("{cause}; {trouble}");
-                }
+            if waited > deadline || troubles.iter().any(|trouble| waited > trouble.patience) {
+                let mut causes = waiting;
+                causes.extend(troubles.into_iter().map(|trouble| trouble.what));
+                causes.extend(self.warnings(namespace).await);
+                let cause = causes.join("; ");
                 return Err(TaskFailure::permanent(
                     "environment.not-ready",
                     format!("the workloads of {namespace} did not become ready within {} s", waited.as_secs()),
@@ -63,33 +76,39 @@ impl Platform {
     }
 
     /// What keeps pods from running.
-    pub async fn troubles(&self, namespace: &str) -> Result<Vec<String>, TaskFailure> {
+    pub async fn troubles(&self, namespace: &str) -> Result<Vec<Trouble>, TaskFailure> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let list = pods
             .list(&ListParams::default().limit(500))
             .await
             .map_err(|error| kubernetes(&format!("can't list the pods of {namespace}"), &error))?;
-        let mut troubles = Vec::new();
-        for pod in list {
-            let name = pod.metadata.name.clone().unwrap_or_default();
-            let Some(status) = pod.status else { continue };
-            for container in status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten()) {
-                let Some(state) = &container.state else { continue };
-                if let Some(waiting) = &state.waiting {
-                    let reason = waiting.reason.as_deref().unwrap_or_default();
-                    if matches!(reason, "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "CrashLoopBackOff" | "CreateContainerConfigError" | "CreateContainerError") {
-                        let message = waiting.message.as_deref().unwrap_or_default();
-                        troubles.push(format!("pod {name}: {reason} {message:.300}"));
-                    }
-                }
-            }
-            for condition in status.conditions.iter().flatten() {
-                if condition.type_ == "PodScheduled" && condition.status == "False" {
-                    troubles.push(format!("pod {name} can't be scheduled: {:.300}", condition.message.as_deref().unwrap_or_default()));
-                }
+        Ok(list.into_iter().flat_map(|pod| pod_troubles(&pod)).collect())
+    }
+
+    /// The latest warnings of the cluster about a namespace: why a claim isn't bound, why pods aren't made.
+    async fn warnings(&self, namespace: &str) -> Vec<String> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+        // They are there to explain a failure; that they can't be had mustn't hide it.
+        let Ok(list) = events.list(&ListParams::default().fields("type=Warning").limit(500)).await else {
+            return Vec::new();
+        };
+        let mut found = list.items;
+        found.sort_by_key(|event| event.last_timestamp.as_ref().map(|t| t.0));
+        let mut warnings: Vec<String> = Vec::new();
+        for event in found.into_iter().rev() {
+            let object = event.involved_object;
+            let kind = object.kind.unwrap_or_default().to_lowercase();
+            let warning = format!(
+                "{kind}/{}: {} {:.300}",
+                object.name.unwrap_or_default(),
+                event.reason.unwrap_or_default(),
+                event.message.unwrap_or_default()
+            );
+            if warnings.len() < WARNINGS && !warnings.contains(&warning) {
+                warnings.push(warning);
             }
         }
-        Ok(troubles)
+        warnings
     }
 
     /// A ready pod that `labels` select, waited for at most `deadline`.
@@ -112,6 +131,30 @@ impl Platform {
         names.sort();
         Ok(names.into_iter().next())
     }
+}
+
+fn pod_troubles(pod: &Pod) -> Vec<Trouble> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let Some(status) = &pod.status else { return Vec::new() };
+    let mut troubles = Vec::new();
+    let containers = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    for waiting in containers.filter_map(|c| c.state.as_ref()?.waiting.as_ref()) {
+        let reason = waiting.reason.as_deref().unwrap_or_default();
+        let patience = match reason {
+            "InvalidImageName" => Duration::ZERO,
+            "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" => PULL_PATIENCE,
+            "CrashLoopBackOff" | "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => PATIENCE,
+            _ => continue,
+        };
+        let message = waiting.message.as_deref().unwrap_or_default();
+        troubles.push(Trouble { what: format!("pod {name}: {reason} {message:.300}"), patience });
+    }
+    let unplaced = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    if let Some(condition) = unplaced {
+        let message = condition.message.as_deref().unwrap_or_default();
+        troubles.push(Trouble { what: format!("pod {name} can't be scheduled: {message:.300}"), patience: PATIENCE });
+    }
+    troubles
 }
 
 /// Why a workload isn't ready, if it isn't.
@@ -148,6 +191,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_cannot_get_better_is_called_a_failure_sooner() {
+        let pod = |state: serde_json::Value| -> Pod {
+            serde_json::from_value(json!({"metadata": {"name": "p"}, "status": {"containerStatuses": [
+                {"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state}]}}))
+            .unwrap()
+        };
+        let waiting = |reason: &str| pod(json!({"waiting": {"reason": reason, "message": "because"}}));
+        assert_eq!(pod_troubles(&waiting("InvalidImageName"))[0].patience, Duration::ZERO);
+        assert!(pod_troubles(&waiting("ImagePullBackOff"))[0].patience < pod_troubles(&waiting("CrashLoopBackOff"))[0].patience);
+        assert_eq!(pod_troubles(&waiting("ContainerCreating")), []);
+        assert!(pod_troubles(&waiting("ErrImagePull"))[0].what.contains("pod p: ErrImagePull because"));
+    }
 
     #[test]
     fn a_rollout_counts_only_when_the_controller_has_seen_it() {
