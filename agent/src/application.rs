@@ -49,6 +49,25 @@ pub struct Application {
     pub data: Vec<Located>,
     /// What would not be saved.
     pub gaps: Vec<Gap>,
+    /// Images that no pod shows the digest of; each has its gap, too.
+    pub unresolved: Vec<Unresolved>,
+}
+
+/// An image of a workload that has no pods (scaled to zero, a cron job): only a registry can tell its digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unresolved {
+    /// As its component would be called, which is the name of its gap.
+    pub name: ComponentName,
+    /// As the workload names it.
+    pub image: String,
+    /// Why nothing here tells its digest.
+    pub why: String,
+    /// What uses it.
+    pub used_by: Vec<ObjectRef>,
+    /// `imagePullSecrets` of its users.
+    pub pull_secrets: Vec<String>,
+    /// There is a pod that will show it: the registry's tag may be another one by then.
+    pub starting: bool,
 }
 
 impl Application {
@@ -64,6 +83,22 @@ impl Application {
     pub async fn planned(platform: &Platform, source: &Source, objects: Vec<Value>) -> Result<Self, TaskFailure> {
         let contents = platform.running(source.namespace.as_str()).await?;
         Ok(Gathering::new(source, objects, &[]).finish(&contents))
+    }
+
+    /// Takes up an image whose digest a registry told.
+    pub fn resolved(&mut self, image: &Unresolved, digest: Digest) {
+        let (repository, tag, _) = split_image(&image.image);
+        self.gaps.retain(|gap| gap.name != image.name.as_str());
+        self.unresolved.retain(|other| other != image);
+        self.containers.push(ContainerFound {
+            name: image.name.clone(),
+            repository,
+            tag,
+            digest,
+            used_by: image.used_by.clone(),
+            pull_secrets: image.pull_secrets.clone(),
+        });
+        self.containers.sort_by(|a, b| (&a.repository, a.digest).cmp(&(&b.repository, b.digest)));
     }
 
     /// The data service that a workload serves.
@@ -96,6 +131,7 @@ struct Gathering<'a> {
     containers: Vec<Container>,
     names: BTreeSet<String>,
     gaps: Vec<Gap>,
+    unresolved: Vec<Unresolved>,
     drivers: Vec<Arc<dyn DataService>>,
 }
 
@@ -121,6 +157,7 @@ impl<'a> Gathering<'a> {
             containers,
             names: BTreeSet::from(["config".to_owned()]),
             gaps,
+            unresolved: Vec::new(),
             drivers: data::all(),
         }
     }
@@ -136,6 +173,7 @@ impl<'a> Gathering<'a> {
             .iter()
             .filter(|c| left_out(c.name.as_str()))
             .flat_map(|c| c.used_by.clone())
+            .chain(self.unresolved.iter().filter(|u| left_out(u.name.as_str())).flat_map(|u| u.used_by.clone()))
             .collect();
         let mut objects: Vec<Value> = self
             .raw
@@ -157,7 +195,8 @@ impl<'a> Gathering<'a> {
         let kept = containers.into_iter().filter(|c| !left_out(c.name.as_str())).collect();
         located.retain(|d| !left_out(d.found.name.as_str()));
         self.gaps.retain(|gap| !left_out(&gap.name));
-        Application { objects, containers: kept, data: located, gaps: self.gaps }
+        self.unresolved.retain(|image| !left_out(image.name.as_str()));
+        Application { objects, containers: kept, data: located, gaps: self.gaps, unresolved: self.unresolved }
     }
 
     fn unique(&mut self, wished: &str) -> ComponentName {
@@ -189,17 +228,12 @@ impl<'a> Gathering<'a> {
     /// Container images by the digest that runs, from the pods' own status.
     fn running(&mut self, contents: &Contents) -> Vec<ContainerFound> {
         let mut by_digest: BTreeMap<(String, Digest), ContainerFound> = BTreeMap::new();
-        let mut unknown: BTreeMap<String, String> = BTreeMap::new();
+        let mut unknown: BTreeMap<String, Unresolved> = BTreeMap::new();
         let mut seen: BTreeSet<(ObjectRef, String)> = BTreeSet::new();
         for pod in &contents.pods {
             let Some(owner) = owner_of(pod, contents) else { continue };
             let spec = &pod["spec"];
-            let pull_secrets: Vec<String> = spec["imagePullSecrets"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|s| s["name"].as_str().map(str::to_owned))
-                .collect();
+            let pull_secrets = pull_secrets(spec);
             for (list, statuses) in [("containers", "containerStatuses"), ("initContainers", "initContainerStatuses")] {
                 for container in spec[list].as_array().into_iter().flatten() {
                     let name = container["name"].as_str().unwrap_or_default();
@@ -210,11 +244,12 @@ impl<'a> Gathering<'a> {
                     let (repository, tag, _) = split_image(image);
                     let digest = id.rsplit_once('@').and_then(|(_, digest)| digest.parse::<Digest>().ok());
                     let Some(digest) = digest else {
-                        unknown.insert(image.to_owned(), if id.is_empty() {
+                        let why = if id.is_empty() {
                             format!("it doesn't run yet in pod {}", pod["metadata"]["name"].as_str().unwrap_or_default())
                         } else {
                             "its node has it from no registry".to_owned()
-                        });
+                        };
+                        note_unknown(&mut unknown, image, why, true, &owner, &pull_secrets);
                         continue;
                     };
                     seen.insert((owner.clone(), image.to_owned()));
@@ -267,29 +302,33 @@ impl<'a> Gathering<'a> {
                     });
                 }
                 (None, None) => {
-                    unknown.entry(container.view.image.clone()).or_insert_with(|| {
-                        format!("{} has no pod that shows which digest it means", container.workload)
-                    });
+                    let why = format!("{} has no pod that shows which digest it means", container.workload);
+                    let object = self.raw.iter().find(|object| object_ref(object) == container.workload);
+                    let secrets = object.and_then(workload::pod_spec).map(pull_secrets).unwrap_or_default();
+                    note_unknown(&mut unknown, &container.view.image, why, false, &container.workload, &secrets);
                 }
             }
         }
-        for (image, why) in unknown {
-            self.gaps.push(Gap {
-                name: ComponentName::from_lossy(split_image(&image).0.rsplit('/').next().unwrap_or("container")).to_string(),
-                what: format!("container image {image}"),
-                why,
-                blocking: true,
-                next: "let it run once, name it by digest, push it to a registry, or leave it out by name".to_owned(),
-            });
-        }
-        by_digest
+        let found = by_digest
             .into_values()
             .map(|mut found| {
                 found.used_by.sort();
                 found.name = self.unique(found.name.as_str());
                 found
             })
-            .collect()
+            .collect();
+        for (_, mut image) in unknown {
+            image.name = self.unique(image.name.as_str());
+            self.gaps.push(Gap {
+                name: image.name.to_string(),
+                what: format!("container image {:.300}", image.image),
+                why: image.why.clone(),
+                blocking: true,
+                next: "let it run once, name it by digest, push it to a registry, or leave it out by name".to_owned(),
+            });
+            self.unresolved.push(image);
+        }
+        found
     }
 
     /// Containers that drivers recognise as servers.
@@ -470,6 +509,38 @@ impl<'a> Gathering<'a> {
             }
         }
         self.gaps.extend(gaps);
+    }
+}
+
+fn pull_secrets(spec: &Value) -> Vec<String> {
+    let secrets = spec["imagePullSecrets"].as_array().into_iter().flatten();
+    secrets.filter_map(|secret| secret["name"].as_str().map(str::to_owned)).collect()
+}
+
+fn note_unknown(
+    unknown: &mut BTreeMap<String, Unresolved>,
+    image: &str,
+    why: String,
+    starting: bool,
+    user: &ObjectRef,
+    pull_secrets: &[String],
+) {
+    let entry = unknown.entry(image.to_owned()).or_insert_with(|| Unresolved {
+        name: ComponentName::from_lossy(split_image(image).0.rsplit('/').next().unwrap_or("container")),
+        image: image.to_owned(),
+        why,
+        used_by: Vec::new(),
+        pull_secrets: Vec::new(),
+        starting,
+    });
+    entry.starting |= starting;
+    if !entry.used_by.contains(user) {
+        entry.used_by.push(user.clone());
+    }
+    for secret in pull_secrets {
+        if !entry.pull_secrets.contains(secret) {
+            entry.pull_secrets.push(secret.clone());
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! the only place that knows Kubernetes' API; `configs` cleans, orders and rewrites objects and is pure;
 //! `containers` moves container images; `data` holds the drivers; `capability` finds out what the site can do.
 
+pub mod access;
 pub mod application;
 pub mod capability;
 pub mod configs;

@@ -24,6 +24,7 @@ use crate::{
         kinds::{self, FINISHED},
         object_ref,
         rewrite::{Rewrite, unplaced},
+        workload::pod_spec,
     },
     containers::{digest_of, target_for},
     failures::repository,
@@ -92,6 +93,16 @@ impl Task {
                 found: "it exists".to_owned(),
                 next: "choose another name with --as".to_owned(),
             });
+        } else if let Err(failure) = platform.try_namespace(&target.mark).await {
+            if failure.is_retryable() {
+                return Err(failure);
+            }
+            refusals.push(Refusal {
+                what: format!("environment {name}"),
+                needed: "the right to make a namespace".to_owned(),
+                found: failure.cause,
+                next: failure.next,
+            });
         }
         step(StepAction::Create, format!("namespace {name}"), String::new(), "");
         let containers = self.place_containers(target, &saved, &mut refusals).await?;
@@ -111,7 +122,10 @@ impl Task {
             }
         }
         refusals.extend(self.storage_refusals(&objects).await?);
+        refusals.extend(self.platform_refusals(target, &saved).await?);
         let data = data_placements(&saved);
+        refusals.extend(self.data_refusals(&data));
+        notices.extend(mixed_servers(&saved, &data));
         for placement in &data {
             let streams = streams_of(&saved.record, placement);
             let items: u64 = streams.iter().map(|s| s.items).sum();
@@ -172,6 +186,15 @@ impl Task {
             }
             return Ok(Vec::new());
         };
+        if let Err(failure) = self.registries(self.site.credentials.clone()).answers(registry).await {
+            refusals.push(Refusal {
+                what: format!("registry {}", registry.base()),
+                needed: "an answer, and the right to push".to_owned(),
+                found: failure.cause,
+                next: failure.next,
+            });
+            return Ok(Vec::new());
+        }
         for choice in &target.versions {
             if !saved.containers.iter().any(|c| c.name == choice.component) {
                 let names: Vec<&str> = saved.containers.iter().map(|c| c.name.as_str()).collect();
@@ -238,6 +261,60 @@ impl Task {
         Ok(None)
     }
 
+    /// Container images that no node of the site can run.
+    async fn platform_refusals(&self, target: &RestoreTarget, saved: &Saved) -> Result<Vec<Refusal>, TaskFailure> {
+        let mut nodes = self.site.platform.architectures().await?;
+        nodes.dedup();
+        if nodes.is_empty() {
+            // Nodes may not be listed: unknown is not a refusal.
+            return Ok(Vec::new());
+        }
+        let fits = |platform: &str| {
+            nodes.iter().any(|node| platform == node || platform.strip_prefix(node).is_some_and(|rest| rest.starts_with('/')))
+        };
+        let mut refusals = Vec::new();
+        for component in &saved.record.components {
+            let Body::Container { platforms, .. } = &component.body else { continue };
+            let replaced = target.versions.iter().any(|version| version.component == component.name);
+            if replaced || platforms.is_empty() || platforms.iter().any(|p| fits(&p.platform)) {
+                continue;
+            }
+            let has: Vec<&str> = platforms.iter().map(|p| p.platform.as_str()).collect();
+            refusals.push(Refusal {
+                what: format!("container {}", component.name),
+                needed: format!("a node of {}", has.join(" or ")),
+                found: nodes.join(", "),
+                next: "choose another site".to_owned(),
+            });
+        }
+        Ok(refusals)
+    }
+
+    /// Data services that nothing here can load.
+    fn data_refusals(&self, data: &[DataPlacement]) -> Vec<Refusal> {
+        let drivers = crate::data::all();
+        let mut refusals = Vec::new();
+        for placement in data {
+            if !drivers.iter().any(|driver| driver.kind() == placement.kind) {
+                refusals.push(Refusal {
+                    what: format!("{} {}", placement.kind, placement.component),
+                    needed: format!("a driver for {}", placement.kind),
+                    found: "this agent has none".to_owned(),
+                    next: "use an agent of the release that saved the image".to_owned(),
+                });
+            }
+            if placement.kind == DataKind::Volume && self.site.mover_image.is_none() {
+                refusals.push(Refusal {
+                    what: format!("volume {}", placement.component),
+                    needed: "an image for the pod that writes its files".to_owned(),
+                    found: "none is configured".to_owned(),
+                    next: "start with --mover-image HOST/PATH/ocopea-mover@sha256:…".to_owned(),
+                });
+            }
+        }
+        refusals
+    }
+
     async fn storage_refusals(&self, objects: &[Value]) -> Result<Vec<Refusal>, TaskFailure> {
         let classes = self.site.platform.storage_classes().await?;
         let mut wanted: BTreeSet<(String, Option<String>)> = BTreeSet::new();
@@ -287,9 +364,17 @@ impl Task {
             trial["metadata"]["namespace"] = Value::from("default");
             // A name of its own: what may be called the same in that namespace has nothing to do with it.
             trial["metadata"]["name"] = Value::from(trial_name(&reference.name));
+            if reference.kind == "Pod" {
+                // Admission looks for it in the namespace of the trial, where it isn't.
+                for field in ["serviceAccountName", "serviceAccount"] {
+                    at(&mut trial, &["spec"]).and_then(Value::as_object_mut).and_then(|spec| spec.remove(field));
+                }
+            }
             match self.site.platform.apply(resource, "default", &trial, true).await {
                 Ok(_) => {}
                 Err(failure) if failure.is_retryable() => return Err(failure),
+                // A binding's role is looked for there, too: it comes with the restore.
+                Err(failure) if reference.kind == "RoleBinding" && failure.code == "site.not-found" => {}
                 Err(failure) => refusals.push(Refusal {
                     what: reference.to_string(),
                     needed: "the cluster's consent".to_owned(),
@@ -416,9 +501,27 @@ impl Task {
     }
 }
 
-/// A name in the shape of `name` that nothing else has: long names are cut, so that limits are kept.
+/// Servers whose pods hold other containers, too: those can't wait for the data.
+fn mixed_servers(saved: &Saved, data: &[DataPlacement]) -> Vec<String> {
+    let mut notices = Vec::new();
+    for placement in data {
+        for workload in &placement.server {
+            let object = saved.objects.iter().find(|object| object_ref(object) == *workload);
+            let containers = object.and_then(pod_spec).and_then(|spec| spec["containers"].as_array());
+            if containers.is_some_and(|containers| containers.len() > 1) {
+                notices.push(format!(
+                    "{workload} holds other containers beside the server of {}: they start before its data is loaded",
+                    placement.component
+                ));
+            }
+        }
+    }
+    notices
+}
+
+/// A name in the shape of `name` that nothing else has: long names are cut, so that limits are kept (52 for cron jobs).
 fn trial_name(name: &str) -> String {
-    let mut cut: String = name.chars().take(40).collect();
+    let mut cut: String = name.chars().take(36).collect();
     cut.push_str("-ocopea-trial");
     cut
 }

@@ -15,7 +15,7 @@ use ocopea_repository::ImageSession;
 use super::Task;
 use crate::{
     application::{Application, Located},
-    configs::{object_ref, to_files},
+    configs::{object_ref, rewrite::split_image, to_files},
     containers::{Credentials, copy_in},
     failures::{kubernetes, repository},
     reach::reach,
@@ -28,7 +28,7 @@ impl Task {
     pub(super) async fn inspect(&self, source: &Source) -> Result<TaskOutput, TaskFailure> {
         let platform = &self.site.platform;
         let marks = platform.namespace_marks(source.namespace.as_str()).await?;
-        let application = Application::gather(platform, source).await?;
+        let application = self.gather(source).await?;
         if application.objects.is_empty() {
             return Err(TaskFailure::permanent(
                 "application.empty",
@@ -54,7 +54,7 @@ impl Task {
         let fingerprint = application.fingerprint();
         let mut gaps = application.gaps;
         // A typing error in --without must not be found out after the save.
-        let all = Application::gather(platform, &Source { without: Vec::new(), ..source.clone() }).await?;
+        let all = self.gather(&Source { without: Vec::new(), ..source.clone() }).await?;
         for name in &source.without {
             let exists = all.containers.iter().any(|c| c.name.as_str() == name)
                 || all.data.iter().any(|d| d.found.name.as_str() == name)
@@ -98,6 +98,43 @@ impl Task {
         })))
     }
 
+    /// Reads the application, and asks registries for the digests that no pod shows.
+    async fn gather(&self, source: &Source) -> Result<Application, TaskFailure> {
+        let mut application = Application::gather(&self.site.platform, source).await?;
+        for image in application.unresolved.clone().into_iter().filter(|image| !image.starting) {
+            let (repository, tag, _) = split_image(&image.image);
+            let credentials = self.pull_credentials(source, &image.image, &image.pull_secrets).await?;
+            let tag = tag.unwrap_or_else(|| "latest".to_owned());
+            // Where no registry tells it, the gap stays and says so.
+            match self.registries(credentials).resolve(&repository, &tag).await {
+                Ok(Some(found)) => application.resolved(&image, found.digest),
+                Ok(None) => {}
+                Err(failure) => tracing::debug!(image = image.image, cause = failure.cause, "tag not resolved"),
+            }
+        }
+        Ok(application)
+    }
+
+    /// The pods' own pull secrets first, then the user's Docker configuration.
+    async fn pull_credentials(
+        &self,
+        source: &Source,
+        what: &str,
+        secrets: &[String],
+    ) -> Result<Credentials, TaskFailure> {
+        let mut credentials = Credentials::default();
+        for name in secrets {
+            let text = self.site.platform.docker_config(source.namespace.as_str(), name).await?;
+            let Some(text) = text else { continue };
+            let parsed = Credentials::parse(&format!("secret {name}"), &text).map_err(|error| {
+                TaskFailure::permanent("container.pull-secret", format!("can't copy {what}"), error)
+            })?;
+            credentials.extend(parsed);
+        }
+        credentials.extend(self.site.credentials.clone());
+        Ok(credentials)
+    }
+
     /// What a data service says of itself; what it doesn't let us see blocks the save, named.
     async fn look_at(&self, source: &Source, located: &Located) -> DataFound {
         let mut found = located.found.clone();
@@ -131,7 +168,7 @@ impl Task {
         access: &ImageAccess,
         fingerprint: &str,
     ) -> Result<TaskOutput, TaskFailure> {
-        let application = Application::gather(&self.site.platform, source).await?;
+        let application = self.gather(source).await?;
         if application.fingerprint() != fingerprint {
             return Err(TaskFailure::conflict(
                 "application.changed",
@@ -174,16 +211,8 @@ impl Task {
         container: &ContainerFound,
         access: &ImageAccess,
     ) -> Result<TaskOutput, TaskFailure> {
-        let mut credentials = Credentials::default();
-        for name in &container.pull_secrets {
-            let text = self.site.platform.docker_config(source.namespace.as_str(), name).await?;
-            let Some(text) = text else { continue };
-            let parsed = Credentials::parse(&format!("secret {name}"), &text).map_err(|error| {
-                TaskFailure::permanent("container.pull-secret", format!("can't copy container image {}", container.name), error)
-            })?;
-            credentials.extend(parsed);
-        }
-        credentials.extend(self.site.credentials.clone());
+        let what = format!("container image {}", container.name);
+        let credentials = self.pull_credentials(source, &what, &container.pull_secrets).await?;
         let session = self.session(access).await?;
         let copied = copy_in(&self.registries(credentials), container, &session, Arc::clone(&self.progress)).await?;
         Ok(TaskOutput::ContainerCopied { component: copied.component, platforms: copied.platforms })

@@ -92,7 +92,7 @@ impl Platform {
 }
 
 /// The exit status that the API server reports.
-fn exit_code(status: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Status>) -> i32 {
+pub(crate) fn exit_code(status: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Status>) -> i32 {
     let Some(status) = status else { return -1 };
     if status.status.as_deref() == Some("Success") {
         return 0;

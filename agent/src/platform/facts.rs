@@ -119,3 +119,59 @@ impl Platform {
         Ok((urls.into_iter().next(), notes))
     }
 }
+
+impl Platform {
+    /// A ready pod behind a Service, and the port that it listens on there.
+    pub async fn behind_service(&self, namespace: &str, name: &str) -> Result<(String, u16), TaskFailure> {
+        let what = format!("can't connect to {name} of {namespace}");
+        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        let service = services.get_opt(name).await.map_err(|error| kubernetes(&what, &error))?;
+        let Some(spec) = service.and_then(|service| service.spec) else {
+            let list = services.list(&ListParams::default().limit(500)).await.map_err(|error| kubernetes(&what, &error))?;
+            let names: Vec<String> = list.into_iter().filter_map(|service| service.metadata.name).collect();
+            return Err(TaskFailure::permanent("connect.not-found", what, "there is no Service of that name")
+                .next(format!("there are: {}", names.join(", "))));
+        };
+        let selector: Vec<String> =
+            spec.selector.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
+        if selector.is_empty() {
+            return Err(TaskFailure::permanent("connect.no-selector", what, "the Service selects no pods"));
+        }
+        let pod = self.ready_pod(namespace, &selector.join(",")).await?.ok_or_else(|| {
+            TaskFailure::retryable("connect.no-pod", what.clone(), "no pod behind it is ready")
+        })?;
+        let first = spec.ports.iter().flatten().next();
+        let target = first.and_then(|port| match &port.target_port {
+            Some(k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(number)) => u16::try_from(*number).ok(),
+            Some(k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String(_)) => None,
+            None => u16::try_from(port.port).ok(),
+        });
+        let port = match target {
+            Some(port) => port,
+            None => self.named_port(namespace, &pod, first.and_then(|p| p.target_port.clone())).await?,
+        };
+        Ok((pod, port))
+    }
+
+    async fn named_port(
+        &self,
+        namespace: &str,
+        pod: &str,
+        name: Option<k8s_openapi::apimachinery::pkg::util::intstr::IntOrString>,
+    ) -> Result<u16, TaskFailure> {
+        let what = format!("can't connect to pod {pod}");
+        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pod = pods.get(pod).await.map_err(|error| kubernetes(&what, &error))?;
+        let wanted = match name {
+            Some(k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String(name)) => name,
+            _ => String::new(),
+        };
+        pod.spec
+            .iter()
+            .flat_map(|spec| &spec.containers)
+            .flat_map(|container| container.ports.iter().flatten())
+            .find(|port| port.name.as_deref() == Some(wanted.as_str()))
+            .and_then(|port| u16::try_from(port.container_port).ok())
+            .ok_or_else(|| TaskFailure::permanent("connect.port", what, format!("it has no port called {wanted:?}")))
+    }
+}

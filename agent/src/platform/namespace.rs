@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::{
+    api::core::v1::{Namespace, ServiceAccount},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{
     Api,
     api::{DeleteParams, PostParams, Preconditions},
@@ -38,20 +41,20 @@ impl Platform {
         Ok(environment.zip(record))
     }
 
+    /// Whether the cluster would let us make the environment's namespace; makes nothing.
+    pub async fn try_namespace(&self, mark: &EnvironmentMark) -> Result<(), TaskFailure> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let parameters = PostParams { dry_run: true, field_manager: None };
+        let tried = api.create(&parameters, &marked(mark)).await;
+        tried.map(|_| ()).map_err(|error| kubernetes(&format!("can't make namespace {}", mark.name), &error))
+    }
+
     /// Makes the environment's namespace. One that this operation made before is fine; any other is refused.
     pub async fn create_namespace(&self, mark: &EnvironmentMark) -> Result<(), TaskFailure> {
         let name = mark.name.as_str();
         let what = format!("can't make namespace {name}");
         let api: Api<Namespace> = Api::all(self.client.clone());
-        let namespace: Namespace = serde_json::from_value(serde_json::json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {
-                "name": name,
-                "labels": {ENVIRONMENT: mark.environment.to_string(), OPERATION: mark.operation.to_string()},
-                "annotations": {RECORD: mark.record.to_string()}
-            }
-        }))
-        .map_err(|error| TaskFailure::permanent("site.namespace", what.clone(), error))?;
+        let namespace = marked(mark);
         match api.create(&PostParams::default(), &namespace).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 409 => {
@@ -102,6 +105,20 @@ impl Platform {
         }
         Err(TaskFailure::retryable("site.namespace-stuck", what, "it is still there after five minutes")
             .next(format!("see what holds it: kubectl get namespace {name} -o yaml")))
+    }
+}
+
+/// The namespace as it is made.
+fn marked(mark: &EnvironmentMark) -> Namespace {
+    let labels = [(ENVIRONMENT, mark.environment.to_string()), (OPERATION, mark.operation.to_string())];
+    Namespace {
+        metadata: ObjectMeta {
+            name: Some(mark.name.to_string()),
+            labels: Some(labels.map(|(key, value)| (key.to_owned(), value)).into()),
+            annotations: Some([(RECORD.to_owned(), mark.record.to_string())].into()),
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
     }
 }
 

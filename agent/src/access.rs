@@ -1,0 +1,339 @@
+//! Working in an environment: its logs, a program or a shell in it, a port of it on this machine.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use k8s_openapi::{
+    api::core::v1::{Pod, Service},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use kube::{
+    Api,
+    api::{AttachParams, ListParams, TerminalSize},
+};
+use ocopea_protocol::{
+    failure::TaskFailure,
+    image::DataKind,
+    names::Namespace,
+    secret::Secret,
+    task::Source,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{mpsc, oneshot},
+};
+use url::Url;
+
+use crate::{
+    application::{Application, Located},
+    data::Login,
+    failures::kubernetes,
+    platform::{
+        Platform,
+        exec::exit_code,
+        forward::{Forward, Towards},
+        logs::{LogLine, LogWish, means},
+    },
+};
+
+/// Bytes that may wait in each direction of a shell.
+const BUFFER: usize = 64 * 1024;
+
+/// The ways into environments of one site.
+#[derive(Clone)]
+pub struct Access {
+    platform: Platform,
+}
+
+/// A program that runs in a container. Dropping it ends the connection.
+pub struct Shell {
+    /// The pod and container that it runs in.
+    pub place: String,
+    /// Its standard input; shutting it down is end of file.
+    pub input: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Its standard output; with a terminal its errors, too.
+    pub output: Box<dyn AsyncRead + Send + Unpin>,
+    /// Its standard error, without a terminal.
+    pub errors: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    /// New sizes of the terminal: columns and rows.
+    pub resized: mpsc::Sender<(u16, u16)>,
+    /// Its exit status; -1 when it isn't known.
+    pub ended: oneshot::Receiver<i32>,
+}
+
+/// A service's port on this machine; dropping it closes it.
+pub struct Connection {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// A ready connection string with the application's own login.
+    pub uri: Secret,
+    /// What it leads to: `mongodb "messages"`, `service web`.
+    pub what: String,
+    _forward: Forward,
+}
+
+impl Access {
+    /// The ways into environments at `platform`.
+    pub fn new(platform: Platform) -> Self {
+        Self { platform }
+    }
+
+    /// Logs, as [`Platform::logs`].
+    pub async fn logs(&self, namespace: &Namespace, wish: &LogWish) -> Result<mpsc::Receiver<LogLine>, TaskFailure> {
+        self.platform.logs(namespace.as_str(), wish).await
+    }
+
+    /// Starts `command` in a ready container of `component` (a workload, pod, container or image name). With
+    /// `terminal` it gets one of that size.
+    pub async fn exec(
+        &self,
+        namespace: &Namespace,
+        component: &str,
+        command: &[String],
+        terminal: Option<(u16, u16)>,
+    ) -> Result<Shell, TaskFailure> {
+        let what = format!("can't run a program in {component:.200} of {namespace}");
+        let (pod, container) = self.place(namespace, component, &what).await?;
+        let pods: Api<Pod> = Api::namespaced(self.platform.streams.clone(), namespace.as_str());
+        let parameters = AttachParams::default()
+            .container(container.clone())
+            .stdin(true)
+            .stdout(true)
+            .stderr(terminal.is_none())
+            .tty(terminal.is_some())
+            .max_stdin_buf_size(BUFFER)
+            .max_stdout_buf_size(BUFFER)
+            .max_stderr_buf_size(BUFFER);
+        let mut process =
+            pods.exec(&pod, command.to_vec(), &parameters).await.map_err(|error| kubernetes(&what, &error))?;
+        let missing = || TaskFailure::retryable("exec.streams", what.clone(), "the API server opened no streams");
+        let input = process.stdin().ok_or_else(missing)?;
+        let output = process.stdout().ok_or_else(missing)?;
+        let errors = process.stderr().map(|errors| Box::new(errors) as Box<dyn AsyncRead + Send + Unpin>);
+        let status = process.take_status().ok_or_else(missing)?;
+        let sizes = process.terminal_size();
+        let (resized, mut wanted) = mpsc::channel::<(u16, u16)>(4);
+        if let Some(first) = terminal {
+            // A fresh channel has room.
+            let _ = resized.try_send(first);
+        }
+        let (mut sender, ended) = oneshot::channel();
+        self.platform.seams.spawner.spawn(
+            "access.exec",
+            Box::pin(async move {
+                let resize = async {
+                    while let Some((width, height)) = wanted.recv().await {
+                        if let Some(sizes) = &sizes {
+                            // A program that has ended needs no size.
+                            let _ = send_size(sizes.clone(), TerminalSize { width, height }).await;
+                        }
+                    }
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    () = sender.closed() => process.abort(),
+                    status = status => { let _ = sender.send(exit_code(status.as_ref())); }
+                    () = resize => {}
+                }
+            }),
+        );
+        let place = format!("pod {pod}, container {container}");
+        Ok(Shell { place, input: Box::new(input), output: Box::new(output), errors, resized, ended })
+    }
+
+    /// Brings a data service or Service to a loopback port; `listen` 0 takes any free one.
+    pub async fn connect(&self, namespace: &Namespace, service: &str, listen: u16) -> Result<Connection, TaskFailure> {
+        let source = Source {
+            namespace: namespace.clone(),
+            selector: None,
+            without: Vec::new(),
+            credentials: Vec::new(),
+            freeze: false,
+        };
+        let application = Application::gather(&self.platform, &source).await?;
+        let server = application.data.iter().find(|located| {
+            let found = &located.found;
+            found.kind != DataKind::Volume
+                && (found.name.as_str() == service
+                    || found.hosts.iter().any(|host| host == service)
+                    || found.workload.as_ref().is_some_and(|w| w.name == service || w.to_string() == service))
+        });
+        if let Some(located) = server {
+            return self.connect_data(namespace, located, listen).await;
+        }
+        self.connect_service(namespace, service, listen, &application).await
+    }
+
+    async fn connect_data(
+        &self,
+        namespace: &Namespace,
+        located: &Located,
+        listen: u16,
+    ) -> Result<Connection, TaskFailure> {
+        let found = &located.found;
+        let what = format!("can't connect to {} of {namespace}", found.name);
+        let pod = found.pod.clone().ok_or_else(|| {
+            TaskFailure::retryable("data.no-pod", what.clone(), "no pod of it is ready")
+                .next(format!("see why: kubectl --context {} -n {namespace} get pods", self.platform.context))
+        })?;
+        let forward = self.platform.forward(namespace.as_str(), &pod, found.port, listen).await?;
+        let uri = connection_string(found.kind, forward.address, located.logins.first());
+        let what = format!("{} {}", found.kind, found.name);
+        Ok(Connection { address: forward.address, uri: Secret::new(uri), what, _forward: forward })
+    }
+
+    async fn connect_service(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        listen: u16,
+        application: &Application,
+    ) -> Result<Connection, TaskFailure> {
+        let what = format!("can't connect to {name:.200} of {namespace}");
+        let services: Api<Service> = Api::namespaced(self.platform.client.clone(), namespace.as_str());
+        let unknown = || {
+            let mut names: Vec<String> = application.data.iter().map(|d| d.found.name.to_string()).collect();
+            let of_kind = application.objects.iter().filter(|o| o["kind"] == "Service");
+            names.extend(of_kind.filter_map(|o| o["metadata"]["name"].as_str().map(str::to_owned)));
+            names.sort();
+            names.dedup();
+            TaskFailure::permanent("environment.no-service", what.clone(), "there is no data service or Service of that name")
+                .next(format!("there are: {}", names.join(", ")))
+        };
+        // What isn't a name at all would make a malformed request.
+        if name.parse::<ocopea_protocol::names::ComponentName>().is_err() {
+            return Err(unknown());
+        }
+        let service = services.get_opt(name).await.map_err(|error| kubernetes(&what, &error))?.ok_or_else(unknown)?;
+        let spec = service.spec.unwrap_or_default();
+        let selector = labels(&spec.selector.unwrap_or_default());
+        let port = spec.ports.and_then(|ports| ports.into_iter().next());
+        let (Some(selector), Some(port)) = (selector, port) else {
+            return Err(TaskFailure::permanent("environment.no-pods", what, "the Service selects no pods, or has no port"));
+        };
+        let target = match port.target_port {
+            Some(IntOrString::Int(number)) => u16::try_from(number).ok(),
+            Some(IntOrString::String(name)) => self.named_port(namespace, &selector, &name, &what).await?,
+            None => u16::try_from(port.port).ok(),
+        };
+        let Some(target) = target else {
+            return Err(TaskFailure::permanent("environment.no-port", what, "no pod of the Service has its port"));
+        };
+        let forward =
+            self.platform.forward_to(namespace.as_str(), Towards::Selected(selector), target, listen).await?;
+        let uri = format!("http://{}/", forward.address);
+        Ok(Connection { address: forward.address, uri: Secret::new(uri), what: format!("service {name}"), _forward: forward })
+    }
+
+    async fn named_port(
+        &self,
+        namespace: &Namespace,
+        selector: &str,
+        name: &str,
+        what: &str,
+    ) -> Result<Option<u16>, TaskFailure> {
+        let pods: Api<Pod> = Api::namespaced(self.platform.client.clone(), namespace.as_str());
+        let list = pods
+            .list(&ListParams::default().labels(selector).limit(50))
+            .await
+            .map_err(|error| kubernetes(what, &error))?;
+        let containers = list.into_iter().filter_map(|pod| pod.spec).flat_map(|spec| spec.containers);
+        let mut ports = containers.flat_map(|container| container.ports.unwrap_or_default());
+        Ok(ports.find(|port| port.name.as_deref() == Some(name)).and_then(|port| u16::try_from(port.container_port).ok()))
+    }
+
+    /// A ready pod and container that `component` means.
+    async fn place(&self, namespace: &Namespace, component: &str, what: &str) -> Result<(String, String), TaskFailure> {
+        let pods: Api<Pod> = Api::namespaced(self.platform.client.clone(), namespace.as_str());
+        let list =
+            pods.list(&ListParams::default().limit(500)).await.map_err(|error| kubernetes(what, &error))?;
+        let mut running = Vec::new();
+        for pod in &list {
+            if pod.metadata.deletion_timestamp.is_some() {
+                continue;
+            }
+            for status in pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()) {
+                let runs = status.state.as_ref().is_some_and(|state| state.running.is_some());
+                if runs && means(component, pod, &status.name, &status.image) {
+                    let name = pod.metadata.name.clone().unwrap_or_default();
+                    running.push((!status.ready, name, status.name.clone()));
+                }
+            }
+        }
+        // Ready ones first, then by name.
+        running.sort();
+        running.into_iter().next().map(|(_, pod, container)| (pod, container)).ok_or_else(|| {
+            TaskFailure::permanent("environment.no-component", what, "no container that runs belongs to it")
+                .next(format!("see what runs: kubectl --context {} -n {namespace} get pods", self.platform.context))
+        })
+    }
+}
+
+async fn send_size(
+    mut sizes: futures::channel::mpsc::Sender<TerminalSize>,
+    size: TerminalSize,
+) -> Result<(), futures::channel::mpsc::SendError> {
+    futures::SinkExt::send(&mut sizes, size).await
+}
+
+/// A label selector; `None` when there are no labels, which would select everything.
+fn labels(selector: &BTreeMap<String, String>) -> Option<String> {
+    let pairs: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    (!pairs.is_empty()).then(|| pairs.join(","))
+}
+
+/// A connection string for `address`, with a login's user, password, database and options.
+fn connection_string(kind: DataKind, address: SocketAddr, login: Option<&Login>) -> String {
+    let scheme = match kind {
+        DataKind::MongoDb => "mongodb",
+        DataKind::PostgreSql => "postgresql",
+        DataKind::Volume => "file",
+    };
+    let Ok(mut url) = Url::parse(&format!("{scheme}://{address}/")) else { return address.to_string() };
+    let mut options: BTreeMap<String, String> = BTreeMap::new();
+    if let Some(login) = login {
+        if !login.user.is_empty() {
+            // Both fail only for URLs that can't have them, which these can.
+            let _ = url.set_username(&login.user);
+            let _ = url.set_password(Some(login.password.reveal()));
+        }
+        if let Some(database) = &login.database {
+            url.set_path(database);
+        }
+        options.extend(login.options.clone());
+    }
+    if kind == DataKind::MongoDb {
+        // The other members of a replica set can't be reached through one port.
+        for name in ["replicaSet", "loadBalanced", "directConnection"] {
+            options.remove(name);
+        }
+        options.insert("directConnection".to_owned(), "true".to_owned());
+    }
+    if !options.is_empty() {
+        url.query_pairs_mut().extend_pairs(&options);
+    }
+    url.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::LoginOf;
+
+    #[test]
+    fn a_connection_string_is_ready_for_use() {
+        let address: SocketAddr = "127.0.0.1:4711".parse().unwrap();
+        let login = Login {
+            of: LoginOf::Application,
+            user: "chat user".to_owned(),
+            password: Secret::new("p@ss/w:rd"),
+            database: Some("chat".to_owned()),
+            options: [("replicaSet".to_owned(), "rs0".to_owned()), ("authSource".to_owned(), "admin".to_owned())].into(),
+        };
+        assert_eq!(
+            connection_string(DataKind::MongoDb, address, Some(&login)),
+            "mongodb://chat%20user:p%40ss%2Fw%3Ard@127.0.0.1:4711/chat?authSource=admin&directConnection=true"
+        );
+        assert_eq!(connection_string(DataKind::PostgreSql, address, None), "postgresql://127.0.0.1:4711/");
+        assert_eq!(labels(&BTreeMap::new()), None);
+    }
+}
