@@ -42,7 +42,9 @@ impl Database {
             }
             (Some(_), Some(_)) => bail!("MONGODB_URI and DATABASE_URL are both set: set the one of the wanted shape"),
             (None, None) => {
-                bail!("no database: set MONGODB_URI=mongodb://HOST/NAME, or DATABASE_URL=postgres://HOST/NAME and UPLOADS_DIR")
+                bail!(
+                    "no database: set MONGODB_URI=mongodb://HOST/NAME, or DATABASE_URL=postgres://HOST/NAME and UPLOADS_DIR"
+                )
             }
         }
     }

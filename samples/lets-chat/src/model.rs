@@ -87,7 +87,10 @@ impl Handle {
         if (2..=32).contains(&name.len()) && starts && name.bytes().all(good) {
             Ok(Self(name))
         } else {
-            Err(invalid("name", "takes 2 to 32 of a-z, 0-9, dot, underscore, hyphen, and begins with a letter or digit"))
+            Err(invalid(
+                "name",
+                "takes 2 to 32 of a-z, 0-9, dot, underscore, hyphen, and begins with a letter or digit",
+            ))
         }
     }
 }

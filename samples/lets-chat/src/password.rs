@@ -77,7 +77,10 @@ mod tests {
         assert!(verify("correct horse".into(), Some(hash.clone())).await);
         assert!(!verify("correct horsf".into(), Some(hash)).await);
         assert!(!verify("anything".into(), None).await);
-        assert!(!verify("anything".into(), Some("$argon2id$v=19$m=4194304,t=2,p=1$YWFhYWFhYWE$YWFhYWFhYWFhYWFh".into())).await);
+        assert!(
+            !verify("anything".into(), Some("$argon2id$v=19$m=4194304,t=2,p=1$YWFhYWFhYWE$YWFhYWFhYWFhYWFh".into()))
+                .await
+        );
         assert!(SPARE.lock().unwrap().len() <= 1, "one after the other needs one work area");
         assert!(PasswordHash::new(NOBODY).is_ok());
     }

@@ -1,5 +1,12 @@
 //! Both shapes, against real servers: the same life of a service, told twice.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "all of this file is tests; the exemption for tests sees only the functions marked as such"
+)]
+
 mod harness;
 
 use std::{sync::Arc, time::Duration};
@@ -61,7 +68,8 @@ impl Running {
     async fn send(&self, request: reqwest::RequestBuilder, cookie: &str) -> (StatusCode, Value, String) {
         let answer = request.header("cookie", cookie).send().await.unwrap();
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let cookie = headers.get("set-cookie").map(|value| value.to_str().unwrap().split(';').next().unwrap().to_owned());
+        let cookie =
+            headers.get("set-cookie").map(|value| value.to_str().unwrap().split(';').next().unwrap().to_owned());
         let text = answer.text().await.unwrap();
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)), cookie.unwrap_or_default())
     }
@@ -178,7 +186,10 @@ async fn people_sign_up_write_and_are_kept_out_of_private_rooms(server: &Server)
     assert_eq!(status, StatusCode::CREATED, "{upload}");
     let answer = json!({ "body": "an answer", "replyTo": first["n"], "upload": upload["id"] });
     let (status, second, _) = app.post(path, &cookie, answer.clone()).await;
-    assert_eq!((status, &second["reply"]["n"], &second["upload"]["name"]), (StatusCode::CREATED, &first["n"], &json!("a\"b.bin")));
+    assert_eq!(
+        (status, &second["reply"]["n"], &second["upload"]["name"]),
+        (StatusCode::CREATED, &first["n"], &json!("a\"b.bin"))
+    );
     assert_eq!(app.post(path, &cookie, answer).await.0, StatusCode::NOT_FOUND, "an upload is used once");
     let bytes = app.http.get(format!("{}/uploads/{}", app.base, upload["id"].as_str().unwrap())).send().await.unwrap();
     assert_eq!(bytes.headers()["x-content-type-options"], "nosniff");
@@ -191,7 +202,9 @@ async fn people_sign_up_write_and_are_kept_out_of_private_rooms(server: &Server)
     let secret = json!({ "room": "secret", "title": "Secret", "private": true });
     assert_eq!(app.post("/api/rooms", &cookie, secret.clone()).await.0, StatusCode::CREATED);
     assert_eq!(app.post("/api/rooms", &cookie, secret).await.0, StatusCode::CONFLICT);
-    for (who, status) in [("", StatusCode::NOT_FOUND), (dana.as_str(), StatusCode::NOT_FOUND), (&cookie, StatusCode::OK)] {
+    for (who, status) in
+        [("", StatusCode::NOT_FOUND), (dana.as_str(), StatusCode::NOT_FOUND), (&cookie, StatusCode::OK)]
+    {
         assert_eq!(app.get("/api/rooms/secret/messages", who).await.0, status);
     }
     assert_eq!(app.post("/api/sign-out", &cookie, json!({})).await.0, StatusCode::OK);
@@ -209,7 +222,8 @@ async fn what_is_too_large_or_no_input_at_all_is_refused_by_name(server: &Server
     assert_eq!(app.post(path, &cookie, json!({ "body": "nul \u{0}" })).await.0, StatusCode::BAD_REQUEST);
     assert_eq!(app.post(path, &cookie, json!({ "text": "?" })).await.0, StatusCode::BAD_REQUEST);
     assert_eq!(app.post(path, &cookie, json!({ "body": "a", "replyTo": i64::MAX })).await.0, StatusCode::NOT_FOUND);
-    let form = app.http.post(format!("{}{path}", app.base)).header("content-type", "text/plain").body("{\"body\":\"forged\"}");
+    let form =
+        app.http.post(format!("{}{path}", app.base)).header("content-type", "text/plain").body("{\"body\":\"forged\"}");
     assert_eq!(app.send(form, &cookie).await.0, StatusCode::BAD_REQUEST);
     let large = app.http.post(format!("{}/api/uploads?name=large", app.base)).body(vec![7; 2 * 1024 * 1024 + 1]);
     assert_eq!(app.send(large, &cookie).await.0, StatusCode::PAYLOAD_TOO_LARGE);
@@ -268,16 +282,19 @@ async fn a_migration_numbers_every_message_and_old_versions_stay_away(server: &S
     let seqs: Vec<i64> = page["messages"].as_array().unwrap().iter().map(|m| m["seq"].as_i64().unwrap()).collect();
     assert_eq!(seqs, (1..=30).collect::<Vec<i64>>());
     let (_, _, cookie) = app.post("/api/sign-in", "", json!({ "name": "dana", "password": load::PASSWORD })).await;
-    let posted = futures::future::join_all((0..20).map(|i| {
-        app.post("/api/rooms/incident-4711/messages", &cookie, json!({ "body": format!("at once {i}") }))
-    }))
-    .await;
+    let posted =
+        futures::future::join_all((0..20).map(|i| {
+            app.post("/api/rooms/incident-4711/messages", &cookie, json!({ "body": format!("at once {i}") }))
+        }))
+        .await;
     let mut seqs: Vec<i64> = posted.iter().map(|(_, message, _)| message["seq"].as_i64().unwrap()).collect();
     seqs.sort_unstable();
     assert_eq!(seqs, (31..=50).collect::<Vec<i64>>(), "posts at once get numbers of their own");
     let n = &posted[0].1["n"];
     let path = format!("/api/rooms/{INCIDENT}/messages/{n}/reactions");
-    for (emoji, status) in [("🚀", StatusCode::OK), ("👍", StatusCode::OK), ("🚀", StatusCode::OK), ("x", StatusCode::BAD_REQUEST)] {
+    for (emoji, status) in
+        [("🚀", StatusCode::OK), ("👍", StatusCode::OK), ("🚀", StatusCode::OK), ("x", StatusCode::BAD_REQUEST)]
+    {
         assert_eq!(app.post(&path, &cookie, json!({ "emoji": emoji })).await.0, status);
     }
     let (_, page, _) = app.get(&format!("/api/rooms/{INCIDENT}/messages?limit=200"), "").await;

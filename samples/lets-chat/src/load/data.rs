@@ -203,7 +203,15 @@ impl History {
         self.message(index, room, author, at, text.to_owned(), reply)
     }
 
-    fn message(&mut self, index: usize, room: usize, author: usize, at: Millis, body: String, reply: Option<Quote>) -> SeedMessage {
+    fn message(
+        &mut self,
+        index: usize,
+        room: usize,
+        author: usize,
+        at: Millis,
+        body: String,
+        reply: Option<Quote>,
+    ) -> SeedMessage {
         let n = number(index) + 1;
         let state = &mut self.states[room];
         state.seq += 1;
@@ -243,7 +251,13 @@ fn room(sizes: &Sizes, index: usize) -> SeedRoom {
     let everybody = |_: &mut Chance| (1..=number(sizes.users)).collect::<Vec<i64>>();
     let (slug, title, topic, kind, members) = if index + 1 == sizes.rooms {
         let title = "Incident 4711".to_owned();
-        (INCIDENT.to_owned(), title, "Checkout is down: runbook RB-12".to_owned(), RoomKind::Public, everybody(&mut chance))
+        (
+            INCIDENT.to_owned(),
+            title,
+            "Checkout is down: runbook RB-12".to_owned(),
+            RoomKind::Public,
+            everybody(&mut chance),
+        )
     } else if let Some((slug, title, topic)) = words::ROOMS.get(index) {
         ((*slug).to_owned(), (*title).to_owned(), (*topic).to_owned(), RoomKind::Public, everybody(&mut chance))
     } else {

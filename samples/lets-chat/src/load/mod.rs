@@ -51,7 +51,8 @@ pub async fn load(store: &Arc<dyn Storage>, sizes: Sizes, replace: bool) -> anyh
         return Ok(done(true, Vec::new()));
     }
     let counts = store.counts().await?;
-    let used = counts.entries.iter().find(|(name, count)| matches!(name.as_str(), "messages" | "accounts") && *count > 0);
+    let used =
+        counts.entries.iter().find(|(name, count)| matches!(name.as_str(), "messages" | "accounts") && *count > 0);
     if let (Some((name, count)), false) = (used, replace) {
         bail!("there are {count} {name} already; --replace deletes everything that is there first");
     }

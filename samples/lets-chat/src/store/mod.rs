@@ -14,8 +14,7 @@ use uuid::Uuid;
 use crate::{
     config::{Config, Database},
     model::{
-        Account, Emoji, Handle, Message, MessagePage, NewAccount, NewMessage, NewRoom, Quote, Room, Slug, Title,
-        Upload,
+        Account, Emoji, Handle, Message, MessagePage, NewAccount, NewMessage, NewRoom, Quote, Room, Slug, Title, Upload,
     },
     version::Version,
     world::{self, Millis},

@@ -26,7 +26,8 @@ const SESSION: i64 = 14 * 24 * 3600 * 1000;
 /// other's users out, so the port is in the cookie's name.
 fn cookie_name(headers: &HeaderMap) -> String {
     let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let port: String = host.rsplit(':').next().unwrap_or_default().chars().filter(char::is_ascii_digit).take(5).collect();
+    let port: String =
+        host.rsplit(':').next().unwrap_or_default().chars().filter(char::is_ascii_digit).take(5).collect();
     format!("lets-chat-{port}")
 }
 
@@ -102,7 +103,11 @@ impl Credentials {
     }
 }
 
-async fn session(store: &dyn Storage, account: &Account, headers: &HeaderMap) -> Result<impl IntoResponse + use<>, Problem> {
+async fn session(
+    store: &dyn Storage,
+    account: &Account,
+    headers: &HeaderMap,
+) -> Result<impl IntoResponse + use<>, Problem> {
     let token = world::random();
     store.open_session(blake3::hash(&token).as_bytes(), account, world::now() + SESSION).await?;
     let (name, value, age) = (cookie_name(headers), hex::encode(token), SESSION / 1000);

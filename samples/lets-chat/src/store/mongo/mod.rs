@@ -97,9 +97,7 @@ fn is_duplicate(error: &Error) -> bool {
     match error.kind.as_ref() {
         ErrorKind::Write(WriteFailure::WriteError(error)) => error.code == 11_000,
         ErrorKind::Command(error) => error.code == 11_000,
-        ErrorKind::InsertMany(error) => {
-            error.write_errors.iter().flatten().any(|error| error.code == 11_000)
-        }
+        ErrorKind::InsertMany(error) => error.write_errors.iter().flatten().any(|error| error.code == 11_000),
         _ => false,
     }
 }

@@ -43,10 +43,8 @@ impl Mongo {
         ids.sort_unstable();
         ids.dedup();
         let accounts = self.accounts(ids).await?;
-        let mut messages: Vec<Message> = documents
-            .iter()
-            .map(|found| message_of(found, accounts.get(&number(found, "author")).cloned()))
-            .collect();
+        let mut messages: Vec<Message> =
+            documents.iter().map(|found| message_of(found, accounts.get(&number(found, "author")).cloned())).collect();
         if self.version.reactions() {
             let numbers: Vec<i64> = messages.iter().map(|message| message.n).collect();
             let found = gather(self.collection("reactions").find(doc! { "n": { "$in": numbers } }).await?).await?;
@@ -56,8 +54,9 @@ impl Mongo {
             }
             for message in &mut messages {
                 let own = given.range((message.n, String::new())..(message.n + 1, String::new()));
-                message.reactions =
-                    own.map(|((_, emoji), count)| Reaction { emoji: Emoji::stored(emoji.as_str()), count: *count }).collect();
+                message.reactions = own
+                    .map(|((_, emoji), count)| Reaction { emoji: Emoji::stored(emoji.as_str()), count: *count })
+                    .collect();
             }
         }
         Ok(messages)
@@ -106,9 +105,7 @@ impl Store for Mongo {
         };
         match self.collection("accounts").insert_one(account).await {
             Ok(_) => Ok(Account { id, handle: new.handle.clone(), display: new.display.clone() }),
-            Err(error) if is_duplicate(&error) => {
-                Err(StoreError::Exists { what: format!("the name {}", new.handle) })
-            }
+            Err(error) if is_duplicate(&error) => Err(StoreError::Exists { what: format!("the name {}", new.handle) }),
             Err(error) => Err(error.into()),
         }
     }
@@ -243,7 +240,8 @@ impl Store for Mongo {
             pattern.push(c);
         }
         let filter = doc! { "room": room.slug.as_str(), "body": { "$regex": pattern, "$options": "i" } };
-        let mut found = gather(self.collection("messages").find(filter).sort(doc! { "n": -1 }).limit(50).await?).await?;
+        let mut found =
+            gather(self.collection("messages").find(filter).sort(doc! { "n": -1 }).limit(50).await?).await?;
         found.reverse();
         Ok(MessagePage { messages: self.shown(&found).await?, older: None })
     }

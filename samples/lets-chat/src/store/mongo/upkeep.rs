@@ -18,7 +18,15 @@ use crate::{
 
 /// Collections that are counted and cleared; `schema` stays.
 const COLLECTIONS: [&str; 9] = [
-    "accounts", "rooms", "messages", "uploads.files", "uploads.chunks", "sessions", "reactions", "counters", "settings",
+    "accounts",
+    "rooms",
+    "messages",
+    "uploads.files",
+    "uploads.chunks",
+    "sessions",
+    "reactions",
+    "counters",
+    "settings",
 ];
 
 #[async_trait]
@@ -104,7 +112,8 @@ impl Upkeep for Mongo {
             return Err(StoreError::Absent { what: format!("room {room}") });
         }
         let deleted = messages.delete_many(doc! { "room": room.as_str() }).await?.deleted_count;
-        let newest = messages.find(doc! {}).projection(doc! { "n": 1 }).sort(doc! { "n": -1 }).limit(texts.into()).await?;
+        let newest =
+            messages.find(doc! {}).projection(doc! { "n": 1 }).sort(doc! { "n": -1 }).limit(texts.into()).await?;
         let newest = gather(newest).await?;
         for message in &newest {
             let noise = doc! { "$set": { "body": garble(number(message, "n")) } };

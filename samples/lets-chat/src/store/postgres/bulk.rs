@@ -106,7 +106,8 @@ impl Postgres {
             lines.number(seed.upload.length).text(&format!("\\x{}", hex::encode(seed.upload.checksum)));
             lines.number(seed.by).number(seed.room.0).time(seed.at).end();
         }
-        let into = "copy uploads (id, name, content_type, length, checksum, by_account, room_id, created_at) from stdin";
+        let into =
+            "copy uploads (id, name, content_type, length, checksum, by_account, room_id, created_at) from stdin";
         self.copy(into, lines).await
     }
 

@@ -35,19 +35,19 @@ impl Postgres {
             .map_err(|_| StoreError::Refused("DATABASE_URL is no postgres://USER:PASSWORD@HOST:PORT/NAME".into()))?
             .application_name("lets-chat")
             .disable_statement_logging();
-        let pool = PgPoolOptions::new()
-            .max_connections(8)
-            .acquire_timeout(Duration::from_secs(4))
-            .connect_lazy_with(options);
+        let pool =
+            PgPoolOptions::new().max_connections(8).acquire_timeout(Duration::from_secs(4)).connect_lazy_with(options);
         Ok(Self { pool, files: Files::new(uploads), version })
     }
 
     async fn found_schema(&self) -> Result<Schema> {
-        let there: bool = sqlx::query_scalar("select to_regclass('schema_version') is not null").fetch_one(&self.pool).await?;
+        let there: bool =
+            sqlx::query_scalar("select to_regclass('schema_version') is not null").fetch_one(&self.pool).await?;
         if !there {
             return Ok(Schema::Empty);
         }
-        let version: Option<i32> = sqlx::query_scalar("select max(version) from schema_version").fetch_one(&self.pool).await?;
+        let version: Option<i32> =
+            sqlx::query_scalar("select max(version) from schema_version").fetch_one(&self.pool).await?;
         self.files.probe().await?;
         Ok(version.map_or(Schema::Empty, |version| Schema::At(u32::try_from(version).unwrap_or(u32::MAX))))
     }

@@ -98,20 +98,17 @@ impl Store for Postgres {
         .await;
         match made {
             Ok(row) => account_of(&row),
-            Err(error) if is_duplicate(&error) => {
-                Err(StoreError::Exists { what: format!("the name {}", new.handle) })
-            }
+            Err(error) if is_duplicate(&error) => Err(StoreError::Exists { what: format!("the name {}", new.handle) }),
             Err(error) => Err(error.into()),
         }
     }
 
     async fn login(&self, handle: &Handle) -> Result<Option<(Account, String)>> {
-        let found = sqlx::query(
-            "select id, name::text as name, display, password_hash from accounts where lower(name) = $1",
-        )
-        .bind(handle.as_str())
-        .fetch_optional(&self.pool)
-        .await?;
+        let found =
+            sqlx::query("select id, name::text as name, display, password_hash from accounts where lower(name) = $1")
+                .bind(handle.as_str())
+                .fetch_optional(&self.pool)
+                .await?;
         match found {
             Some(row) => Ok(Some((account_of(&row)?, row.try_get("password_hash")?))),
             None => Ok(None),
@@ -158,8 +155,11 @@ impl Store for Postgres {
     }
 
     async fn room(&self, slug: &Slug, viewer: Option<i64>) -> Result<Option<Room>> {
-        let row =
-            sqlx::query(rooms_query!("and r.slug = $2")).bind(viewer).bind(slug.as_str()).fetch_optional(&self.pool).await?;
+        let row = sqlx::query(rooms_query!("and r.slug = $2"))
+            .bind(viewer)
+            .bind(slug.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
         row.as_ref().map(room_of).transpose()
     }
 
@@ -261,26 +261,27 @@ impl Store for Postgres {
     async fn search(&self, room: &Room, needle: &str) -> Result<MessagePage> {
         let pattern = needle.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
         let query = for_schema!(self, "where m.room_id = $1 and m.body ilike $2 order by m.n desc limit 50");
-        let mut rows =
-            sqlx::query(query).bind(room.id).bind(format!("%{pattern}%")).fetch_all(&self.pool).await?;
+        let mut rows = sqlx::query(query).bind(room.id).bind(format!("%{pattern}%")).fetch_all(&self.pool).await?;
         rows.reverse();
         Ok(MessagePage { messages: self.shown(&rows).await?, older: None })
     }
 
     async fn react(&self, room: &Room, n: i64, by: &Account, emoji: &Emoji) -> Result<()> {
         let mut work = self.pool.begin().await?;
-        let there: Option<i64> = sqlx::query_scalar("select n from messages where n = $1 and room_id = $2 for key share")
-            .bind(n)
-            .bind(room.id)
-            .fetch_optional(&mut *work)
-            .await?;
+        let there: Option<i64> =
+            sqlx::query_scalar("select n from messages where n = $1 and room_id = $2 for key share")
+                .bind(n)
+                .bind(room.id)
+                .fetch_optional(&mut *work)
+                .await?;
         there.ok_or_else(|| StoreError::Absent { what: format!("message {n} in room {}", room.slug) })?;
-        let given = sqlx::query("insert into reactions (n, account_id, emoji) values ($1, $2, $3) on conflict do nothing")
-            .bind(n)
-            .bind(by.id)
-            .bind(emoji.as_str())
-            .execute(&mut *work)
-            .await?;
+        let given =
+            sqlx::query("insert into reactions (n, account_id, emoji) values ($1, $2, $3) on conflict do nothing")
+                .bind(n)
+                .bind(by.id)
+                .bind(emoji.as_str())
+                .execute(&mut *work)
+                .await?;
         if given.rows_affected() == 0 {
             sqlx::query("delete from reactions where n = $1 and account_id = $2 and emoji = $3")
                 .bind(n)

@@ -66,22 +66,43 @@ impl Upkeep for Postgres {
         sqlx::query("set transaction isolation level repeatable read, read only").execute(&mut *work).await?;
         // What the database promises is checked as well: a copy may have been loaded without its constraints.
         let facts = [
-            ("messages whose author is gone", "select count(*), count(*) filter (where a.id is null)
-              from messages m left join accounts a on a.id = m.author_id"),
-            ("messages whose room is gone", "select count(*), count(*) filter (where r.id is null)
-              from messages m left join rooms r on r.id = m.room_id"),
-            ("messages whose upload is gone", "select count(*), count(*) filter (where u.id is null)
-              from messages m left join uploads u on u.id = m.upload_id where m.upload_id is not null"),
-            ("messages that answer to a message that is gone", "select count(*), count(*) filter (where q.n is null)
-              from messages m left join messages q on q.n = m.reply_to where m.reply_to is not null"),
+            (
+                "messages whose author is gone",
+                "select count(*), count(*) filter (where a.id is null)
+              from messages m left join accounts a on a.id = m.author_id",
+            ),
+            (
+                "messages whose room is gone",
+                "select count(*), count(*) filter (where r.id is null)
+              from messages m left join rooms r on r.id = m.room_id",
+            ),
+            (
+                "messages whose upload is gone",
+                "select count(*), count(*) filter (where u.id is null)
+              from messages m left join uploads u on u.id = m.upload_id where m.upload_id is not null",
+            ),
+            (
+                "messages that answer to a message that is gone",
+                "select count(*), count(*) filter (where q.n is null)
+              from messages m left join messages q on q.n = m.reply_to where m.reply_to is not null",
+            ),
             ("message numbers that are given twice", "select count(*), count(*) - count(distinct n) from messages"),
-            ("messages beyond the sequence", "select 1::bigint, (coalesce(max(n), 0) > (select last_value from message_number))::int::bigint from messages"),
+            (
+                "messages beyond the sequence",
+                "select 1::bigint, (coalesce(max(n), 0) > (select last_value from message_number))::int::bigint from messages",
+            ),
             ("names that differ in case only", "select count(*), count(*) - count(distinct lower(name)) from accounts"),
         ];
         let numbered = [
-            ("numbers given twice in a room", "select count(*), count(*) - count(distinct (room_id, seq)) from messages"),
-            ("rooms whose numbering is behind", "select count(*), count(*) filter
-              (where next_seq < (select coalesce(max(seq), 0) from messages m where m.room_id = r.id)) from rooms r"),
+            (
+                "numbers given twice in a room",
+                "select count(*), count(*) - count(distinct (room_id, seq)) from messages",
+            ),
+            (
+                "rooms whose numbering is behind",
+                "select count(*), count(*) filter
+              (where next_seq < (select coalesce(max(seq), 0) from messages m where m.room_id = r.id)) from rooms r",
+            ),
         ];
         let numbered = if self.version.schema() >= 2 { numbered.as_slice() } else { &[] };
         for (what, query) in facts.iter().chain(numbered) {
@@ -112,8 +133,10 @@ impl Upkeep for Postgres {
 
     async fn damage(&self, room: &Slug, texts: u32) -> Result<Damage> {
         let mut work = self.pool.begin().await?;
-        let id: Option<i64> =
-            sqlx::query_scalar("select id from rooms where slug = $1").bind(room.as_str()).fetch_optional(&mut *work).await?;
+        let id: Option<i64> = sqlx::query_scalar("select id from rooms where slug = $1")
+            .bind(room.as_str())
+            .fetch_optional(&mut *work)
+            .await?;
         let id = id.ok_or_else(|| StoreError::Absent { what: format!("room {room}") })?;
         let deleted =
             sqlx::query("delete from messages where room_id = $1").bind(id).execute(&mut *work).await?.rows_affected();
@@ -122,11 +145,16 @@ impl Upkeep for Postgres {
             .fetch_all(&mut *work)
             .await?;
         for n in &newest {
-            sqlx::query("update messages set body = $2 where n = $1").bind(n).bind(garble(*n)).execute(&mut *work).await?;
+            sqlx::query("update messages set body = $2 where n = $1")
+                .bind(n)
+                .bind(garble(*n))
+                .execute(&mut *work)
+                .await?;
         }
-        let upload: Option<String> = sqlx::query_scalar("select id::text from uploads order by created_at desc, id limit 1")
-            .fetch_optional(&mut *work)
-            .await?;
+        let upload: Option<String> =
+            sqlx::query_scalar("select id::text from uploads order by created_at desc, id limit 1")
+                .fetch_optional(&mut *work)
+                .await?;
         let upload = upload.as_deref().map(parse_uuid);
         if let Some(id) = upload {
             self.files.write(id, garble(1).as_bytes(), true).await?;
@@ -158,9 +186,11 @@ impl Upkeep for Postgres {
 
     async fn clear(&self) -> Result<()> {
         // `cascade` takes the reactions of schema 2 along.
-        sqlx::query("truncate accounts, rooms, members, uploads, messages, sessions, load_marks restart identity cascade")
-            .execute(&self.pool)
-            .await?;
+        sqlx::query(
+            "truncate accounts, rooms, members, uploads, messages, sessions, load_marks restart identity cascade",
+        )
+        .execute(&self.pool)
+        .await?;
         self.files.clear().await
     }
 
