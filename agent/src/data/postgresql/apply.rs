@@ -20,7 +20,7 @@ enum Fate {
     Index,
     /// A session's setting: may be unknown to an older server.
     Setting,
-    /// A grant: run by the provisioner when owners stand.
+    /// A grant, or a comment on an extension that isn't the owner's: run by the provisioner when owners stand.
     Grant,
     /// Left out, as said at the save.
     Leave,
@@ -36,12 +36,14 @@ fn fate(statement: &str) -> Fate {
         || is("ALTER DEFAULT PRIVILEGES")
         || is("SET SESSION AUTHORIZATION")
         || is("RESET SESSION AUTHORIZATION")
+        || is("COMMENT ON EXTENSION")
     {
         Fate::Grant
+    } else if is("SET CLIENT_ENCODING") || statement.starts_with("SELECT pg_catalog.set_config('search_path'") {
+        // The session's own stay: rows go through it too.
+        Fate::Skip
     } else if is("SET") {
         Fate::Setting
-    } else if statement.starts_with("SELECT pg_catalog.set_config('search_path'") {
-        Fate::Skip
     } else if [
         "CREATE EVENT TRIGGER",
         "ALTER EVENT TRIGGER",
@@ -161,7 +163,10 @@ pub(super) async fn grants(
                 // On an object of a user: a grant of a role, or on the system's own functions, is no part of a schema.
                 grant.contains(" ON ") && !grant.contains(" pg_catalog.")
             }
-            "ALTER DEFAULT PRIVILEGES" | "SET SESSION AUTHORIZATION" | "RESET SESSION AUTHORIZATION" => true,
+            "COMMENT ON EXTENSION"
+            | "ALTER DEFAULT PRIVILEGES"
+            | "SET SESSION AUTHORIZATION"
+            | "RESET SESSION AUTHORIZATION" => true,
             _ => false,
         };
         if !fine {
@@ -199,7 +204,9 @@ mod tests {
             ("GRANT SELECT ON TABLE s.a TO bob", Fate::Grant),
             ("ALTER DEFAULT PRIVILEGES FOR ROLE a GRANT SELECT ON TABLES TO b", Fate::Grant),
             ("SET SESSION AUTHORIZATION bob", Fate::Grant),
+            ("COMMENT ON EXTENSION hstore IS 'x'", Fate::Grant),
             ("SET check_function_bodies = false", Fate::Setting),
+            ("SET client_encoding = 'LATIN1'", Fate::Skip),
             ("SELECT pg_catalog.set_config('search_path', '', false)", Fate::Skip),
             ("CREATE EVENT TRIGGER x ON ddl_command_end EXECUTE FUNCTION f()", Fate::Leave),
             ("CREATE PUBLICATION p FOR ALL TABLES WITH (publish = 'insert')", Fate::Leave),

@@ -56,6 +56,8 @@ pub(super) struct Session {
     pub version: u32,
     /// The server's process for it.
     pub pid: i64,
+    /// The database's own encoding.
+    pub encoding: String,
 }
 
 /// What we are, as the server sees it.
@@ -238,7 +240,14 @@ impl Server {
                 )
                 .next("upgrade the server, or leave it out with --without"));
         }
-        let mut session = Session { connection, server: self.clone(), database: database.to_owned(), version, pid: 0 };
+        let mut session = Session {
+            connection,
+            server: self.clone(),
+            database: database.to_owned(),
+            version,
+            pid: 0,
+            encoding: String::new(),
+        };
         session.settle().await?;
         Ok(session)
     }
@@ -272,7 +281,8 @@ impl Session {
         }
         let me: Me = self.one("SELECT pg_backend_pid()::int8 AS pid, getdatabaseencoding() AS encoding").await?;
         self.pid = me.pid;
-        if me.encoding == "SQL_ASCII" {
+        self.encoding = me.encoding;
+        if self.encoding == "SQL_ASCII" {
             // Bytes of no known encoding must pass as they are; UTF-8 would be checked.
             self.run("SET client_encoding = 'SQL_ASCII'").await?;
         }

@@ -246,7 +246,8 @@ async fn one(
         session.import(&opened.snapshot).await?;
         sessions.push(session);
     }
-    let schema = schema(server, opened, dump, restore, writer);
+    let encoding = sessions.first().map(|session| session.encoding.clone()).unwrap_or_default();
+    let schema = schema(server, opened, &encoding, dump, restore, writer);
     let rows = rows::copy(&mut sessions, &tables, name, writer, count);
     let (schema, mut streams) = futures::try_join!(schema, rows)?;
     streams.push(schema);
@@ -267,11 +268,12 @@ async fn one(
 async fn schema(
     server: &Server,
     opened: &Opened,
+    encoding: &str,
     dump: &Client,
     restore: &Client,
     writer: &DataWriter,
 ) -> Result<StreamSummary, TaskFailure> {
-    let archive = dump.dump(&opened.name, Some(&opened.snapshot)).await?;
+    let archive = dump.dump(&opened.name, encoding, Some(&opened.snapshot)).await?;
     let statements = restore.statements(&archive, None, true).await?;
     let mut hasher = writer.item_hasher();
     statements.iter().for_each(|statement| hasher.add(statement.as_bytes()));

@@ -12,11 +12,11 @@ use tokio::sync::mpsc;
 use super::{
     apply,
     catalog::Table,
-    connect::{Session, patient},
+    connect::{Server, Session, patient},
     copy,
     facts::Database,
     large_objects::{self, Object},
-    load::Context,
+    load::{self, Context},
     owners, roles, rows, sql,
 };
 
@@ -42,16 +42,17 @@ pub(super) async fn load(
     let mut notices = Vec::new();
     let mut found = Vec::new();
     let mut admin = context.admin.connect("template1").await?;
-    create(&mut admin, context, database).await?;
+    let owner = load::temporary(&mut admin).await?;
+    create(&mut admin, &owner, database).await?;
     admin.close().await;
     let mut admin = context.admin.connect(&database.name).await?;
     admin.run("SET client_min_messages = error; SET lock_timeout = 0").await?;
-    foundations(&mut admin, context, database, &mut notices).await?;
+    foundations(&mut admin, &owner, database, &mut notices).await?;
     let bytes: u64 = streams.iter().map(|stream| stream.bytes).sum();
-    let mut sessions = vec![owner_session(context, database).await?];
+    let mut sessions = vec![owner_session(&owner, database).await?];
     if bytes > SMALL {
         for _ in 1..WORKERS {
-            sessions.push(owner_session(context, database).await?);
+            sessions.push(owner_session(&owner, database).await?);
         }
     }
     let of = |kind: &str| streams.iter().find(|stream| stream.attributes.get("kind").is_some_and(|k| k == kind));
@@ -82,19 +83,20 @@ pub(super) async fn load(
         analyze(session).await?;
     }
     futures::future::join_all(sessions.into_iter().map(Session::close)).await;
-    owners::give(&mut admin, &context.owner.login.user, database, &objects).await?;
+    owners::give(&mut admin, &owner.login.user, database, &objects).await?;
     apply::grants(&mut admin, &grants, left_out, &mut notices).await?;
     refresh(&mut admin, database, &mut notices).await?;
     owners::of_database(&mut admin, database, &mut notices).await?;
     if let Some(stream) = of("schema") {
         found.push(schema(context, database, stream, &archive, &mut notices).await?);
     }
+    admin.run(&format!("DROP ROLE {}", sql::ident(&owner.login.user))).await?;
     admin.close().await;
     Ok(One { streams: found, notices })
 }
 
-async fn owner_session(context: &Context<'_>, database: &Database) -> Result<Session, TaskFailure> {
-    let mut session = context.owner.connect(&database.name).await?;
+async fn owner_session(owner: &Server, database: &Database) -> Result<Session, TaskFailure> {
+    let mut session = owner.connect(&database.name).await?;
     // Functions that name things without their schema find them as in the application's own sessions.
     session
         .run(&format!(
@@ -117,11 +119,11 @@ fn search_path(database: &Database) -> String {
     if names.is_empty() { "''".to_owned() } else { names.join(", ") }
 }
 
-async fn create(admin: &mut Session, context: &Context<'_>, database: &Database) -> Result<(), TaskFailure> {
+async fn create(admin: &mut Session, owner: &Server, database: &Database) -> Result<(), TaskFailure> {
     let mut statement = format!(
         "CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
         sql::ident(&database.name),
-        sql::ident(&context.owner.login.user),
+        sql::ident(&owner.login.user),
         sql::literal(&database.encoding),
         sql::literal(&database.collate),
         sql::literal(&database.ctype),
@@ -145,7 +147,7 @@ async fn create(admin: &mut Session, context: &Context<'_>, database: &Database)
 /// What only a superuser can make and a load may have: extensions that aren't trusted.
 async fn foundations(
     admin: &mut Session,
-    context: &Context<'_>,
+    owner: &Server,
     database: &Database,
     notices: &mut Vec<String>,
 ) -> Result<(), TaskFailure> {
@@ -158,31 +160,50 @@ async fn foundations(
             // The owner makes it itself.
             Some(true) => {}
             Some(false) if super::catalog::allowed(&extension.name) => {
-                // An extension's owner can't be changed, but all that a role owns can be given away.
-                let role = format!("{}ext", context.owner.login.user);
-                let (quoted, schema) = (sql::ident(&role), sql::ident(&extension.schema));
-                admin
-                    .run(&format!(
-                        "CREATE ROLE {quoted} SUPERUSER NOLOGIN; SET SESSION AUTHORIZATION {quoted}; \
-                         CREATE SCHEMA IF NOT EXISTS {schema}; CREATE EXTENSION IF NOT EXISTS {} WITH SCHEMA {schema} CASCADE; \
-                         RESET SESSION AUTHORIZATION; REASSIGN OWNED BY {quoted} TO {}; DROP ROLE {quoted}",
-                        sql::ident(&extension.name),
-                        sql::ident(&context.owner.login.user)
-                    ))
-                    .await
-                    .map_err(|mut failure| {
-                        failure.cause = format!("extension {}: {}", extension.name, failure.cause);
-                        failure
-                    })?;
+                let (name, schema) = (sql::ident(&extension.name), sql::ident(&extension.schema));
+                let statement = format!(
+                    "CREATE SCHEMA IF NOT EXISTS {schema}; CREATE EXTENSION IF NOT EXISTS {name} WITH SCHEMA {schema} CASCADE"
+                );
+                admin.run(&statement).await.map_err(|mut failure| {
+                    failure.cause = format!("extension {}: {}", extension.name, failure.cause);
+                    failure
+                })?;
+                configuration_tables(admin, &extension.name, &owner.login.user).await?;
             }
             Some(false) => notices.push(format!("extension {} is not one that a load may have made", extension.name)),
             None => {
-                return Err(context
-                    .admin
+                return Err(admin
+                    .server
                     .failure("data.extension", format!("the server has no extension \"{}\"", extension.name))
                     .next("use a server image that has it"));
             }
         }
+    }
+    Ok(())
+}
+
+/// Lets the temporary owner fill an extension's configuration tables, until it is gone.
+async fn configuration_tables(admin: &mut Session, extension: &str, owner: &str) -> Result<(), TaskFailure> {
+    #[derive(Deserialize)]
+    struct Row {
+        schema: String,
+        name: String,
+    }
+    let rows: Vec<Row> = admin
+        .list(&format!(
+            "SELECT n.nspname AS schema, c.relname AS name FROM pg_extension e, pg_class c \
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE e.extname = {} AND c.oid = ANY (e.extconfig)",
+            sql::literal(extension)
+        ))
+        .await?;
+    for row in rows {
+        let (schema, table, owner) =
+            (sql::ident(&row.schema), sql::qualified(&row.schema, &row.name), sql::ident(owner));
+        admin
+            .run(&format!(
+                "GRANT USAGE ON SCHEMA {schema} TO {owner}; GRANT SELECT, INSERT, UPDATE ON {table} TO {owner}"
+            ))
+            .await?;
     }
     Ok(())
 }
@@ -407,7 +428,7 @@ async fn schema(
     archive: &Bytes,
     notices: &mut Vec<String>,
 ) -> Result<StreamInfo, TaskFailure> {
-    let dumped = context.dump.dump(&database.name, None).await?;
+    let dumped = context.dump.dump(&database.name, &database.encoding, None).await?;
     let statements = context.restore_of(&dumped).await?;
     let mut sum = context.reader.item_hasher();
     statements.iter().for_each(|statement| sum.add(statement.as_bytes()));

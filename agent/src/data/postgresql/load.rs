@@ -26,8 +26,6 @@ const DATABASES: usize = 2;
 /// What the load of every database needs.
 pub(super) struct Context<'a> {
     pub admin: &'a Server,
-    /// The temporary owner.
-    pub owner: &'a Server,
     pub restore: &'a Client,
     pub dump: &'a Client,
     pub reader: &'a DataReader,
@@ -76,7 +74,6 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
     let dump = Client::choose(&server, "pg_dump", admin.version / 10_000).await?;
     clear(&mut admin, &facts).await?;
     roles::make(&mut admin, &facts).await?;
-    let owner = temporary(&mut admin, subject).await?;
     let (bytes, items) = (AtomicU64::new(0), AtomicU64::new(0));
     let of_bytes: u64 = streams.iter().map(|stream| stream.bytes).sum();
     let count = |more_bytes: u64, more_items: u64| {
@@ -88,7 +85,7 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
             items: items.fetch_add(more_items, Ordering::Relaxed) + more_items,
         });
     };
-    let context = Context { admin: &server, owner: &owner, restore: &restore, dump: &dump, reader, count: &count };
+    let context = Context { admin: &server, restore: &restore, dump: &dump, reader, count: &count };
     let mut loaded = Loaded { streams: vec![], notices: vec![] };
     let loads: Vec<_> = facts
         .databases
@@ -114,7 +111,6 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
         return Err(server.failure("repository.damaged", format!("stream {name} belongs to no database of the image")));
     }
     loaded.notices.extend(parameters(&mut admin, &facts).await?);
-    admin.run(&format!("DROP ROLE {}", sql::ident(&owner.login.user))).await?;
     loaded.notices.extend(roles::finish(&mut admin, &facts, &subject_logins(subject)).await?);
     admin.close().await;
     loaded.streams.sort_by(|a, b| a.name.cmp(&b.name));
@@ -185,12 +181,15 @@ async fn drop_database(admin: &mut Session, name: &str) -> Result<(), TaskFailur
 }
 
 /// Makes the role that a load runs as. Its password is random and it ends with the load.
-async fn temporary(admin: &mut Session, subject: &Subject) -> Result<Server, TaskFailure> {
+///
+/// One for each database: `REASSIGN OWNED` in one database gives away others of the same owner too.
+pub(super) async fn temporary(admin: &mut Session) -> Result<Server, TaskFailure> {
+    let seams = admin.server.seams.clone();
     let mut random = [0u8; 32];
-    subject.seams.entropy.fill(&mut random);
+    seams.entropy.fill(&mut random);
     let name = format!("{}{}", roles::TEMPORARY, hex::encode(&random[..6]));
     let password = hex::encode(&random[6..]);
-    let until = subject.seams.clock.now().plus(std::time::Duration::from_secs(2 * 86_400)).rfc3339();
+    let until = seams.clock.now().plus(std::time::Duration::from_secs(2 * 86_400)).rfc3339();
     admin
         .run(&format!(
             "CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD {} VALID UNTIL {}",

@@ -50,7 +50,13 @@ impl Client {
     }
 
     /// The schema of one database as an archive, under an exported snapshot if one is named.
-    pub(super) async fn dump(&self, database: &str, snapshot: Option<&str>) -> Result<Bytes, TaskFailure> {
+    /// `encoding` is the database's: its names come as UTF-8, but for one that doesn't know what its bytes mean.
+    pub(super) async fn dump(
+        &self,
+        database: &str,
+        encoding: &str,
+        snapshot: Option<&str>,
+    ) -> Result<Bytes, TaskFailure> {
         let (host, port) = self.tools.address();
         let login = &self.server.login;
         let environment = [
@@ -77,6 +83,9 @@ impl Client {
             "--no-security-labels",
             "--lock-wait-timeout=5000",
         ];
+        if encoding != "SQL_ASCII" {
+            arguments.push("--encoding=UTF8");
+        }
         arguments.extend(under.as_deref());
         self.run("pg_dump", &arguments, &environment, None).await.map_err(|mut failure| {
             failure.cause = format!("schema of database \"{database}\": {}", failure.cause);
