@@ -5,6 +5,7 @@
 //! Kubernetes, tasks or images. To add a data service: a file here that implements [`DataService`], a line in
 //! [`all`], a variant of [`DataKind`], and its fixture for the conformance suite in `tests/`.
 
+pub mod mongodb;
 pub mod postgresql;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
@@ -261,5 +262,5 @@ pub trait Held: Send {
 
 /// Every driver, in the order in which they are asked whether they recognise a container.
 pub fn all() -> Vec<Arc<dyn DataService>> {
-    vec![Arc::new(postgresql::PostgreSql)]
+    vec![Arc::new(mongodb::MongoDb), Arc::new(postgresql::PostgreSql)]
 }

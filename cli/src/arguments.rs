@@ -1,0 +1,305 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Copies whole running applications: containers, configuration and all data.
+#[derive(Debug, Parser)]
+#[command(name = "ocopea", version, arg_required_else_help = true, after_help = "\
+Examples:
+  ocopea up --site desk=kind-desk,registry=http://localhost:5000/apps --site lab=kind-lab
+  ocopea applications
+  ocopea save desk/lets-chat --name \"messages in wrong order\" --label bug=4711
+  ocopea restore \"messages in wrong order\" --site lab --as debug-4711
+  ocopea environments
+
+Exit status: 1 failed, 2 usage, 3 not found, 4 refused, 5 conflict, 6 unreachable")]
+pub struct Arguments {
+    /// Where the coordinator is
+    #[arg(long, global = true, env = "OCOPEA_URL", help_heading = "Connection")]
+    pub url: Option<String>,
+    /// The token to use instead of the one that signing in left
+    #[arg(long, global = true, env = "OCOPEA_TOKEN", hide_env_values = true, help_heading = "Connection")]
+    pub token: Option<String>,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    pub output: Format,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How lists and things are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+    /// Names or ids, one a line
+    Name,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs coordinator, catalog and an agent per site in this process
+    Up(Up),
+    /// Exchanges a sign-in code for a token, and keeps it for this shell's user
+    SignIn {
+        /// The address that `ocopea up` printed, with its code
+        url: String,
+    },
+    /// Lists the sites and what they can do
+    Sites,
+    /// Lists what runs at the sites
+    Applications {
+        /// Only at this site
+        #[arg(long)]
+        site: Option<String>,
+    },
+    /// Shows what a save of an application would find, and what it would leave out and why
+    #[command(after_help = "Example:\n  ocopea inspect desk/lets-chat")]
+    Inspect(Source),
+    /// Saves a running application as an image
+    #[command(after_help = "\
+Examples:
+  ocopea save desk/lets-chat --name \"messages in wrong order\" --label bug=4711 --comment \"seen by accident\"
+  ocopea save desk/shop?app=cart --without mailer --credentials db=admin:PASSWORD")]
+    Save(Save),
+    /// Restores an image in a new environment
+    #[command(after_help = "\
+Examples:
+  ocopea restore 019d2c51-… --site lab --as debug-4711 --dry-run
+  ocopea restore \"messages in wrong order\" --site lab --as debug-4711 --set lets-chat=1.4.2")]
+    Restore(Restore),
+    /// Lists saved images
+    #[command(after_help = "Example:\n  ocopea images --label bug=4711 --by dana --since 7d")]
+    Images(Images),
+    /// Shows one image
+    Show {
+        /// Its id, or its name
+        image: String,
+    },
+    /// Sets labels of an image (NAME=VALUE), or takes them away (NAME-)
+    Label {
+        /// Its id, or its name
+        image: String,
+        /// NAME=VALUE or NAME-
+        #[arg(required = true)]
+        labels: Vec<String>,
+    },
+    /// Comments on an image
+    Comment {
+        /// Its id, or its name
+        image: String,
+        /// What to say
+        text: String,
+    },
+    /// Deletes an image
+    Rm {
+        /// Its id, or its name
+        image: String,
+    },
+    /// Lists environments
+    Environments,
+    /// Prints an environment's logs
+    Logs {
+        /// The environment
+        environment: String,
+        /// Only this component
+        component: Option<String>,
+        /// Go on as lines come
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Opens a loopback port to a service of an environment, until interrupted
+    #[command(after_help = "Example:\n  ocopea connect debug-4711 messages")]
+    Connect {
+        /// The environment
+        environment: String,
+        /// The Service or data service
+        service: String,
+        /// The port to listen on
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+    },
+    /// Removes an environment: exactly what was made for it
+    Remove {
+        /// The environment
+        environment: String,
+    },
+    /// Lists operations, shows or watches one
+    Operations {
+        #[command(subcommand)]
+        command: Option<Operations>,
+    },
+    /// Stops an operation; what it made is taken back
+    Cancel {
+        /// Its id
+        operation: String,
+    },
+    /// Looks after the copy repository
+    Repository {
+        #[command(subcommand)]
+        command: RepositoryCommand,
+    },
+    /// Makes, lists and revokes API tokens
+    Tokens {
+        #[command(subcommand)]
+        command: Option<Tokens>,
+    },
+    /// Prints completions for a shell
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  ocopea up --site desk=kind-desk,registry=http://localhost:5000/apps --site lab=kind-lab,registry=registry.lab/apps")]
+pub struct Up {
+    /// A site: NAME=CONTEXT[,registry=[http://]HOST/PATH], CONTEXT from the kubeconfig; may be given several times
+    #[arg(long = "site", required = true, value_name = "NAME=CONTEXT[,registry=…]")]
+    pub sites: Vec<String>,
+    /// Where catalog, repository and keys lie
+    #[arg(long, env = "OCOPEA_DATA")]
+    pub data: Option<PathBuf>,
+    /// The address to serve at
+    #[arg(long, default_value = "127.0.0.1:8700")]
+    pub listen: String,
+    /// The kubeconfig; else $KUBECONFIG, else ~/.kube/config
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// The image of the pods that read and write volumes
+    #[arg(long)]
+    pub mover_image: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Source {
+    /// SITE/NAMESPACE[?SELECTOR]
+    pub application: String,
+    /// Leaves out a component, an object (kind/name) or a gap by name; may be given several times
+    #[arg(long)]
+    pub without: Vec<String>,
+    /// Other credentials for a data service: SERVICE=USER:PASSWORD
+    #[arg(long, value_name = "SERVICE=USER:PASSWORD")]
+    pub credentials: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Save {
+    #[command(flatten)]
+    pub source: Source,
+    /// The image's name; the application and the time unless given
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A label, NAME=VALUE; may be given several times
+    #[arg(long = "label")]
+    pub labels: Vec<String>,
+    /// A comment
+    #[arg(long, default_value = "")]
+    pub comment: String,
+    /// Hold writes while data is copied
+    #[arg(long)]
+    pub freeze: bool,
+    /// Don't wait: print the operation's id
+    #[arg(long)]
+    pub detach: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The image's id, or its name (the newest of that name)
+    pub image: String,
+    /// The site
+    #[arg(long)]
+    pub site: String,
+    /// The environment's name
+    #[arg(long = "as", value_name = "NAME")]
+    pub name: String,
+    /// Another version of a component: COMPONENT=TAG or COMPONENT=@DIGEST
+    #[arg(long = "set", value_name = "COMPONENT=VERSION")]
+    pub versions: Vec<String>,
+    /// Only prints what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Executes exactly the plan of this digest, or nothing
+    #[arg(long, value_name = "DIGEST")]
+    pub approve: Option<String>,
+    /// Don't wait: print the operation's id
+    #[arg(long)]
+    pub detach: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Images {
+    /// Words that must all occur
+    pub words: Vec<String>,
+    /// Label: NAME or NAME=VALUE
+    #[arg(long)]
+    pub label: Option<String>,
+    /// The application
+    #[arg(long)]
+    pub application: Option<String>,
+    /// Who saved it
+    #[arg(long)]
+    pub by: Option<String>,
+    /// Not older than this: 90m, 12h, 7d
+    #[arg(long)]
+    pub since: Option<String>,
+    /// Older than this: 90m, 12h, 7d
+    #[arg(long)]
+    pub before: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Operations {
+    /// Shows one with its tasks
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Follows one until it is over
+    Watch {
+        /// Its id
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RepositoryCommand {
+    /// Reads everything back and names what is broken, with every image that it affects
+    Verify {
+        /// Only this image
+        #[arg(long)]
+        image: Option<String>,
+    },
+    /// Deletes what no image needs any more
+    Collect {
+        /// Time between being found dead and being deleted: 0s, 90m, 24h
+        #[arg(long, default_value = "1h")]
+        grace: String,
+    },
+    /// Brings images that the catalog lacks back from the repository
+    Reindex,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Tokens {
+    /// Makes a token and prints it once
+    Create {
+        /// What it is for
+        name: String,
+        /// viewer, operator or administrator
+        #[arg(long, default_value = "operator")]
+        scope: String,
+    },
+    /// Ends a token at once
+    Revoke {
+        /// Its id
+        id: String,
+    },
+}

@@ -1,0 +1,29 @@
+//! The `ocopea` command: the client, and `ocopea up`: coordinator and agents in one process.
+
+mod arguments;
+mod client;
+mod commands;
+mod output;
+mod up;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{arguments::Arguments, client::Failure};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        return output::fail(&Failure::local("the cryptographic provider was installed twice"));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output::fail(&Failure::local(format!("no runtime could be started: {error}"))),
+    };
+    match runtime.block_on(commands::run(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => output::fail(&failure),
+    }
+}

@@ -1,0 +1,370 @@
+//! `ocopea up`: coordinator, catalog and one agent per site in one process, on embedded defaults.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use ocopea_agent::{
+    containers::{Credentials, RegistryHost},
+    execute::Site,
+    platform::{Platform, logs::LogWish},
+    worker::Worker,
+};
+use ocopea_catalog_db::{Catalog, model::Role};
+use ocopea_coordinator::{
+    Coordinator,
+    api::{self, OpenConnection, SiteAccess},
+    tokens,
+    vault::Vault,
+};
+use ocopea_protocol::{
+    bus::in_process::InProcessBus,
+    failure::TaskFailure,
+    ids::InstanceId,
+    image::Location,
+    message::{Request, SiteReport, SiteState},
+    names::SiteName,
+    seams::Seams,
+    secret::Secret32,
+};
+use ocopea_repository::{Keyring, Repository};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    arguments::Up,
+    client::{Account, Failure},
+    output,
+};
+
+/// How long a sign-in code works.
+const CODE: Duration = Duration::from_secs(600);
+/// How often agents look at their sites.
+const REPORT: Duration = Duration::from_secs(60);
+
+struct SiteOption {
+    name: SiteName,
+    context: String,
+    registry: Option<RegistryHost>,
+}
+
+fn parse_site(text: &str) -> Result<SiteOption, Failure> {
+    let wrong = |why: String| {
+        Failure::usage(format!("--site {text:?}: {why}")).next("expected NAME=CONTEXT[,registry=[http://]HOST/PATH]")
+    };
+    let mut parts = text.split(',');
+    let (name, context) =
+        parts.next().and_then(|p| p.split_once('=')).ok_or_else(|| wrong("it names no context".to_owned()))?;
+    let name = name.parse().map_err(|error| wrong(format!("{error}")))?;
+    let mut registry = None;
+    for part in parts {
+        match part.split_once('=') {
+            Some(("registry", value)) => registry = Some(value.parse().map_err(wrong)?),
+            _ => return Err(wrong(format!("{part:?} is not known"))),
+        }
+    }
+    Ok(SiteOption { name, context: context.to_owned(), registry })
+}
+
+fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let base = given.or_else(|| {
+        std::env::var_os("XDG_DATA_HOME")
+            .map(PathBuf::from)
+            .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")))
+            .map(|base| base.join("ocopea"))
+    });
+    let path = base.ok_or_else(|| Failure::usage("there is no home directory").next("name a directory with --data"))?;
+    let fault = |error: std::io::Error| Failure::local(format!("the data directory {} can't be used: {error}", path.display()));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(fault)?;
+    path.canonicalize().map_err(fault)
+}
+
+/// Keeps a second process off the directory for as long as it is held.
+fn lock(data: &Path) -> Result<std::fs::File, Failure> {
+    let path = data.join("lock");
+    let fault = |error: std::io::Error| Failure::local(format!("{} can't be used: {error}", path.display()));
+    let mut file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fault)?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let owner = std::fs::read_to_string(&path).unwrap_or_default();
+        return Err(Failure {
+            status: 5,
+            ..Failure::local(format!("another process uses {}: {}", data.display(), owner.trim()))
+                .next("stop it first, or choose another directory with --data")
+        });
+    }
+    file.set_len(0).map_err(fault)?;
+    writeln!(file, "process {}", std::process::id()).map_err(fault)?;
+    Ok(file)
+}
+
+/// Reads a secret file, or makes it (0600) with what `make` gives. Whole or not at all.
+fn secret_file(path: &Path, make: impl FnOnce() -> Result<String, Failure>) -> Result<(String, bool), Failure> {
+    let fault = |error: std::io::Error| Failure::local(format!("{} can't be used: {error}", path.display()));
+    match std::fs::read_to_string(path) {
+        Ok(text) => return Ok((text, false)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fault(error)),
+    }
+    let text = make()?;
+    let new = path.with_extension("new");
+    // Left by a crash before it got its name: never used.
+    let _ = std::fs::remove_file(&new);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(fault)?;
+    file.write_all(text.as_bytes()).map_err(fault)?;
+    file.sync_all().map_err(fault)?;
+    std::fs::rename(&new, path).map_err(fault)?;
+    Ok((text, true))
+}
+
+async fn open_repository(data: &Path, seams: &Seams) -> Result<Repository, Failure> {
+    let key_path = data.join("repository.key");
+    let place = data.join("repository");
+    let made = Keyring::generate(seams).to_text().to_string();
+    if place.join("ocopea.json").exists() && !key_path.exists() {
+        return Err(Failure::local(format!("the repository's key file {} is missing", key_path.display()))
+            .next("put its backup back: without it nobody can read the images"));
+    }
+    let (text, _) = secret_file(&key_path, || Ok(made))?;
+    let failed = |error: ocopea_repository::Error| Failure::local(format!("the repository can't be opened: {error}"));
+    let keyring = Keyring::parse(&text).map_err(failed)?;
+    let location = Location::Directory { path: place.display().to_string() };
+    if place.join("ocopea.json").exists() {
+        Repository::open(&location, &keyring, seams).await.map_err(failed)
+    } else {
+        Repository::create(&location, &keyring, seams).await.map_err(failed)
+    }
+}
+
+fn open_vault(data: &Path) -> Result<Vault, Failure> {
+    let fault = |error: ocopea_coordinator::vault::VaultError| Failure::local(error.to_string());
+    let made = Vault::generate_key().map_err(fault)?;
+    let path = data.join("installation.key");
+    let (text, _) = secret_file(&path, || Ok(made.0.iter().map(|byte| format!("{byte:02x}")).collect()))?;
+    let mut key = [0u8; 32];
+    let text = text.trim();
+    let fits = text.len() == 64 && text.is_ascii();
+    for (index, byte) in key.iter_mut().enumerate() {
+        *byte = text
+            .get(2 * index..2 * index + 2)
+            .filter(|_| fits)
+            .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+            .ok_or_else(|| Failure::local(format!("{} is not a key file", path.display())))?;
+    }
+    Vault::new(&Secret32(key)).map_err(fault)
+}
+
+/// Runs until SIGTERM or Ctrl-C.
+pub async fn run(options: Up) -> Result<(), Failure> {
+    let sites = options.sites.iter().map(|text| parse_site(text)).collect::<Result<Vec<_>, _>>()?;
+    let data = data_directory(options.data)?;
+    let _lock = lock(&data)?;
+    log_to(&data)?;
+    let tracker = TaskTracker::new();
+    let seams = Seams::real(tracker.clone());
+    let catalog_fault = |error: ocopea_catalog_db::CatalogError| Failure::local(error.to_string());
+    let catalog = Catalog::sqlite(&data.join("catalog.sqlite"), seams.clone()).await.map_err(catalog_fault)?;
+    let repository = open_repository(&data, &seams).await?;
+    let user = std::env::var("USER").unwrap_or_else(|_| "admin".to_owned());
+    let actor = catalog.ensure_first_user("team", &user).await.map_err(catalog_fault)?;
+    // One process per directory: whoever held a lease before is dead.
+    catalog.expire_all_but(&[]).await.map_err(catalog_fault)?;
+    let bus = InProcessBus::new(seams.clone());
+    let coordinator =
+        Coordinator::new(catalog.clone(), repository, open_vault(&data)?, Arc::new(bus.clone()), seams.clone());
+    let listener = tokio::net::TcpListener::bind(&options.listen).await.map_err(|error| {
+        Failure::local(format!("can't listen at {}: {error}", options.listen)).next("choose another address with --listen")
+    })?;
+    let address = listener.local_addr().map_err(|error| Failure::local(error.to_string()))?;
+    output::line(format!(
+        "Ocopea {}   data in {} (catalog: SQLite, repository: directory, encrypted)",
+        env!("CARGO_PKG_VERSION"),
+        data.display()
+    ));
+    let credentials = docker_credentials().await?;
+    let mut platforms = BTreeMap::new();
+    let mut workers = Vec::new();
+    for option in sites {
+        let id = catalog.ensure_site(option.name.as_str()).await.map_err(catalog_fault)?;
+        let platform = match Platform::open(options.kubeconfig.as_deref(), &option.context, seams.clone()).await {
+            Ok(platform) => platform,
+            Err(failure) => {
+                return Err(Failure { status: 2, what: failure.what, cause: failure.cause, place: format!("site {}", option.name), next: failure.next });
+            }
+        };
+        platforms.insert(option.name.to_string(), platform.clone());
+        let site = Arc::new(Site {
+            name: option.name.to_string(),
+            platform,
+            registry: option.registry,
+            mover_image: options.mover_image.clone(),
+            credentials: credentials.clone(),
+            seams: seams.clone(),
+        });
+        let instance = InstanceId::generate(&seams);
+        workers.push((site.clone(), Worker::new(site, Arc::new(bus.agent(id)), instance, seams.clone()), id));
+    }
+    let stop = CancellationToken::new();
+    let agents_stop = CancellationToken::new();
+    coordinator.start(&stop);
+    for (site, worker, id) in &workers {
+        let report = site.report(worker.instance()).await;
+        catalog.report_site(*id, &report).await.map_err(catalog_fault)?;
+        print_site(&site.name, &report);
+    }
+    let agents = TaskTracker::new();
+    for (site, worker, _) in workers {
+        let token = agents_stop.clone();
+        let one = Arc::clone(&worker);
+        let running = agents.track_future(async move { one.run(token).await });
+        seams.spawner.spawn("agent", Box::pin(running));
+        let (token, clock) = (agents_stop.clone(), seams.clone());
+        seams.spawner.spawn(
+            "agent.reports",
+            Box::pin(async move {
+                while clock.sleep_unless(&token, clock.jittered(REPORT)).await {
+                    let report = site.report(worker.instance()).await;
+                    worker.tell(&Request::Report(Box::new(report))).await;
+                }
+            }),
+        );
+    }
+    agents.close();
+    let code = tokens::generate("code").ok_or_else(|| Failure::local("the system gives no randomness"))?;
+    let expires = seams.clock.now().plus(CODE);
+    catalog.add_sign_in_code(actor.user, &tokens::hash(code.reveal()), expires).await.map_err(catalog_fault)?;
+    let url = format!("http://{address}");
+    let token = tokens::issue(&catalog, &actor, "this shell", Role::Administrator).await.map_err(catalog_fault)?;
+    let signed_in = Account { url: url.clone(), token: token.reveal().to_owned() }.store();
+    let shell = match signed_in {
+        Ok(()) => "this shell's user is signed in".to_owned(),
+        Err(error) => format!("this shell could not be signed in: {error}"),
+    };
+    output::line(format!("Sign in elsewhere: ocopea sign-in '{url}/sign-in?code={}'   (works once, for ten minutes; {shell})", code.reveal()));
+    output::line(format!("Back up the key file {}: without it nobody can read the images.", data.join("repository.key").display()));
+    let router = api::router(api::State { coordinator: Arc::clone(&coordinator), access: Arc::new(Access { platforms, seams: seams.clone() }) });
+    let served = stop.clone();
+    let server = axum::serve(listener, router).with_graceful_shutdown(async move { served.cancelled().await });
+    let serving = async move { server.await };
+    tokio::select! {
+        ended = serving => return ended.map_err(|error| Failure::local(format!("the server ended: {error}"))),
+        () = asked_to_stop() => {}
+    }
+    output::line("stopping: nothing new is taken, what runs is finished or handed back");
+    // The coordinator goes on answering until the agents have handed back what they had.
+    agents_stop.cancel();
+    if seams.timeout(Duration::from_secs(30), agents.wait()).await.is_none() {
+        output::remark("some tasks did not end in time: they go on at the next start");
+    }
+    stop.cancel();
+    tracker.close();
+    // Connections that people hold open (logs, ports) end with the process.
+    if seams.timeout(Duration::from_secs(3), tracker.wait()).await.is_none() {
+        tracing::info!("some connections were still open at the end");
+    }
+    Ok(())
+}
+
+async fn asked_to_stop() {
+    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(signal) => signal,
+        Err(_) => return std::future::pending().await,
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+fn log_to(data: &Path) -> Result<(), Failure> {
+    let path = data.join("ocopea.log");
+    let file = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| Failure::local(format!("{} can't be written: {error}", path.display())))?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("OCOPEA_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,sqlx=warn,kube=warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::sync::Mutex::new(file));
+    log.try_init().map_err(|error| Failure::local(format!("no log: {error}")))
+}
+
+async fn docker_credentials() -> Result<Credentials, Failure> {
+    let base = std::env::var_os("DOCKER_CONFIG")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker")));
+    let Some(base) = base else { return Ok(Credentials::default()) };
+    Credentials::read(&base.join("config.json")).await.map_err(|error| Failure::local(error.to_string()))
+}
+
+fn print_site(name: &str, report: &SiteReport) {
+    let state = match &report.state {
+        SiteState::Ready => "ready".to_owned(),
+        SiteState::Limited => "limited".to_owned(),
+        SiteState::Unreachable(why) => {
+            output::line(format!("  site {name:<10} unreachable   {why}"));
+            return;
+        }
+    };
+    let namespaces = if report.may_create_namespaces { "namespaces may be created" } else { "no new namespaces" };
+    output::line(format!(
+        "  site {name:<10} {state}   {}, {} nodes · {} · {namespaces}",
+        report.platform,
+        report.nodes,
+        report.data_kinds.join(", ")
+    ));
+    for missing in &report.missing {
+        output::line(format!("       {:<10} missing: {missing}", ""));
+    }
+}
+
+/// Logs and ports of environments, through the sites' own clusters.
+struct Access {
+    platforms: BTreeMap<String, Platform>,
+    seams: Seams,
+}
+
+impl Access {
+    fn platform(&self, site: &str) -> Result<&Platform, TaskFailure> {
+        self.platforms.get(site).ok_or_else(|| {
+            TaskFailure::permanent("site.absent", format!("can't reach site {site}"), "this process has no agent for it")
+                .next("start with --site NAME=CONTEXT")
+        })
+    }
+}
+
+#[async_trait]
+impl SiteAccess for Access {
+    async fn logs(
+        &self,
+        site: &str,
+        namespace: &str,
+        component: Option<&str>,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, TaskFailure> {
+        let wish = LogWish { component: component.map(str::to_owned), follow, tail: None };
+        let lines = self.platform(site)?.logs(namespace, &wish).await?;
+        let stream = futures::stream::unfold(lines, |mut lines| async move {
+            let line = lines.recv().await?;
+            let text = format!("{} {}  {}\n", line.pod, line.container, line.text);
+            Some((Ok(Bytes::from(text)), lines))
+        });
+        Ok(Box::pin(stream))
+    }
+
+    async fn connect(&self, site: &str, namespace: &str, service: &str, port: u16) -> Result<OpenConnection, TaskFailure> {
+        let platform = self.platform(site)?;
+        let (forward, connection) = ocopea_agent::reach::connect(platform, namespace, service, port, &self.seams).await?;
+        Ok(OpenConnection {
+            connection: api::Connection { address: forward.address.to_string(), connection },
+            guard: Box::new(forward),
+        })
+    }
+}
