@@ -85,7 +85,7 @@ function attachment(upload) {
   if (/^image\/(png|jpeg|gif|webp|bmp)$/.test(upload.contentType)) {
     return make("a", { href, target: "_blank" }, make("img", { class: "picture", src: href, alt: upload.name, loading: "lazy" }));
   }
-  return make("a", { class: "filebox", href }, "📄", make("span", {}, upload.name), make("small", {}, size(upload.length)));
+  return make("a", { class: "filebox", href }, make("span", { "aria-hidden": "true" }, "▤"), make("span", {}, upload.name), make("small", {}, size(upload.length)));
 }
 
 function message(item, before) {
@@ -176,7 +176,7 @@ async function react(n, emoji) {
 function context() {
   const parts = [];
   if (state.reply) parts.push(`Answer to ${state.reply.author?.display ?? "a message"}: ${state.reply.body.slice(0, 60)}`);
-  if (state.file) parts.push(`📎 ${state.file.name} (${size(state.file.size)})`);
+  if (state.file) parts.push(`File: ${state.file.name} (${size(state.file.size)})`);
   $("context").hidden = !parts.length;
   $("context").replaceChildren(parts.join(" · "), make("button", { type: "button", class: "quiet", onclick: drop }, "Remove"));
 }
