@@ -17,6 +17,8 @@ use crate::{
 pub(crate) const OCI_LAYOUT_NAME: &str = "oci-layout";
 pub(crate) const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 pub(crate) const INDEX_JSON: &str = "index.json";
+/// How often it is written again when refs come and go meanwhile.
+const TRIES: usize = 10;
 
 /// What `index.json` says of one image: its index, and each of its container manifests.
 pub(crate) async fn entries_of(store: &Store, reference: &ImageRef) -> Result<Vec<Descriptor>> {
@@ -72,37 +74,67 @@ pub(crate) fn index_json_images(bytes: &[u8]) -> Result<BTreeMap<ImageId, Vec<De
 
 impl Repository {
     /// Adds images that have a ref and takes `without` out.
-    pub(super) async fn refresh_layout(&self, without: Option<ImageId>) -> Result<()> {
+    ///
+    /// Another process may do the same at the same time and overwrite what is written here. Whoever writes looks at
+    /// the refs once more afterwards, so the last one to write sees what the others did.
+    pub(crate) async fn refresh_layout(&self, without: Option<ImageId>) -> Result<()> {
         let _one = self.inner.layout.lock().await;
         let store = self.store();
-        let (mut images, old) = match store.backend.get(INDEX_JSON, LONGEST_SMALL).await {
-            // A damaged one is made anew: it is derived.
-            Ok(bytes) => (index_json_images(&bytes).unwrap_or_default(), Some(bytes)),
-            Err(Error::Missing { .. }) => (BTreeMap::new(), None),
-            Err(error) => return Err(error),
-        };
-        for entry in store.backend.list("refs/").await? {
-            let image = entry.name.strip_prefix("refs/").and_then(|image| image.parse::<ImageId>().ok());
-            let Some(image) = image.filter(|image| !images.contains_key(image) && Some(*image) != without) else { continue };
-            let entries = match self.read_ref(&entry.name).await {
-                Ok(reference) => entries_of(store, &reference).await,
-                Err(error) => Err(error),
-            };
-            match entries {
-                Ok(entries) => drop(images.insert(image, entries)),
-                // One image that is damaged must not keep others from being named; `verify` reports it.
-                Err(error) if error.is_breakage() => tracing::warn!(%error, %image, "not named in index.json"),
+        let mut gone: BTreeSet<ImageId> = without.into_iter().collect();
+        for _ in 0..TRIES {
+            let (old, mut images) = match store.backend.get(INDEX_JSON, LONGEST_SMALL).await {
+                // A damaged one is made anew: it is derived.
+                Ok(bytes) => (Some(bytes.clone()), index_json_images(&bytes).unwrap_or_default()),
+                Err(Error::Missing { .. }) => (None, BTreeMap::new()),
                 Err(error) => return Err(error),
+            };
+            let listed = self.listed().await?;
+            images.retain(|image, _| !gone.contains(image));
+            for image in listed.iter().filter(|image| !gone.contains(image)) {
+                if !images.contains_key(image)
+                    && let Some(entries) = self.entries(*image).await?
+                {
+                    images.insert(*image, entries);
+                }
             }
+            let named: BTreeSet<ImageId> = images.keys().copied().collect();
+            let bytes = to_bytes(images)?;
+            if old.is_none_or(|old| old != bytes) {
+                self.replace_even_if_full(INDEX_JSON, bytes).await?;
+            }
+            let now = self.listed().await?;
+            // What had a ref a moment ago was deleted; what never had one since was lost, and stays named.
+            let deleted: Vec<ImageId> =
+                named.iter().filter(|image| listed.contains(image) && !now.contains(image)).copied().collect();
+            if deleted.is_empty() && now.is_subset(&listed) {
+                return Ok(());
+            }
+            gone.extend(deleted);
         }
-        if let Some(image) = without {
-            images.remove(&image);
+        Ok(())
+    }
+
+    async fn listed(&self) -> Result<BTreeSet<ImageId>> {
+        let entries = self.store().backend.list("refs/").await?;
+        Ok(entries.iter().filter_map(|entry| entry.name.strip_prefix("refs/")?.parse().ok()).collect())
+    }
+
+    /// What is said of an image; nothing while it is damaged, or when it is gone.
+    async fn entries(&self, image: ImageId) -> Result<Option<Vec<Descriptor>>> {
+        let entries = match self.image(image).await {
+            Ok(Some(reference)) => entries_of(self.store(), &reference).await,
+            Ok(None) => return Ok(None),
+            Err(error) => Err(error),
+        };
+        match entries {
+            Ok(entries) => Ok(Some(entries)),
+            // One image that is damaged must not keep others from being named; `verify` reports it.
+            Err(error) if error.is_breakage() => {
+                tracing::warn!(%error, %image, "not named in index.json");
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        let bytes = to_bytes(images)?;
-        if old.is_some_and(|old| old == bytes) {
-            return Ok(());
-        }
-        self.replace_even_if_full(INDEX_JSON, bytes).await
     }
 
     /// Writes something small that lets space be given back: when the store is full, the reserve is given up for it.

@@ -344,7 +344,12 @@ pub fn empty_record(world: &World, title: &str) -> Record {
 pub fn record(world: &World, title: &str, config: &ConfigWritten, container: (Digest, &[Platform]), data: &DataWritten) -> Record {
     let mut record = empty_record(world, title);
     record.config_digest = config.config_digest.clone();
-    record.components = vec![
+    record.components = components(config, container, data);
+    record
+}
+
+pub fn components(config: &ConfigWritten, container: (Digest, &[Platform]), data: &DataWritten) -> Vec<Component> {
+    vec![
         Component {
             name: name("config"),
             manifest: config.manifest,
@@ -372,8 +377,7 @@ pub fn record(world: &World, title: &str, config: &ConfigWritten, container: (Di
             },
         },
         data_component("messages", data),
-    ];
-    record
+    ]
 }
 
 pub fn now() -> CollectOptions {

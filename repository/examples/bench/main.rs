@@ -1,0 +1,176 @@
+//! Saves and restores a seeded directory tree, beside restic, in interleaved rounds; prints medians and ratios.
+//!
+//! `bench PLACE [ROUNDS] [MEGABYTES] [SEED]`: everything lies under PLACE, which is emptied first.
+//! Each measured run is a process of its own (`bench save|restore …`), so that its peak memory is its own.
+#![expect(clippy::print_stdout, reason = "it reports to the terminal")]
+
+mod peer;
+mod tree;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+use ocopea_protocol::seams::Seams;
+use tokio_util::task::TaskTracker;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let seams = Seams::real(TaskTracker::new());
+    match words.as_slice() {
+        ["save", tree, place] => runtime.block_on(peer::save(Path::new(tree), Path::new(place), &seams))?,
+        ["restore", place, to] => runtime.block_on(peer::restore(Path::new(place), Path::new(to), &seams))?,
+        [place, rest @ ..] => {
+            let number = |at: usize, default: u64| rest.get(at).map_or(Ok(default), |text| text.parse());
+            compare(Path::new(place), number(0, 3)?, number(1, 2000)?, number(2, 1)?, &seams)?;
+        }
+        [] => bail!("usage: bench PLACE [ROUNDS] [MEGABYTES] [SEED]"),
+    }
+    Ok(())
+}
+
+/// Figures of one tool over all rounds, in seconds.
+#[derive(Default)]
+struct Times {
+    first: Vec<f64>,
+    second: Vec<f64>,
+    restore: Vec<f64>,
+    stored: u64,
+    stored_second: u64,
+    peak_kb: u64,
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+fn compare(place: &Path, rounds: u64, megabytes: u64, seed: u64, seams: &Seams) -> Result<()> {
+    if place.exists() {
+        std::fs::remove_dir_all(place)?;
+    }
+    std::fs::create_dir_all(place)?;
+    let (one, two) = (place.join("tree-1"), place.join("tree-2"));
+    let bytes = tree::make(&one, megabytes << 20, seed)?;
+    let changed = tree::change(&one, &two, seed + 1)?;
+    println!("tree of {} MB (seed {seed}), then {} MB of it changed", bytes / 1_000_000, changed / 1_000_000);
+    let (mut ours, mut restic) = (Times::default(), Times::default());
+    for round in 1..=rounds {
+        // Who begins changes from round to round.
+        if round % 2 == 0 {
+            round_of_restic(place, &one, &two, &mut restic, seams)?;
+            round_of_ours(place, &one, &two, &mut ours, seams)?;
+        } else {
+            round_of_ours(place, &one, &two, &mut ours, seams)?;
+            round_of_restic(place, &one, &two, &mut restic, seams)?;
+        }
+        println!("round {round} of {rounds} done");
+    }
+    println!("{:28}{:>12}{:>12}{:>10}", "", "ocopea", "restic", "ratio");
+    let line = |what: &str, own: &[f64], peer: &[f64]| {
+        let (own, peer) = (median(own), median(peer));
+        println!("{what:28}{own:12.2}{peer:12.2}{:10.2}", peer / own);
+    };
+    line("first save, s", &ours.first, &restic.first);
+    line("second save (5 %), s", &ours.second, &restic.second);
+    line("restore, s", &ours.restore, &restic.restore);
+    let line = |what: &str, own: u64, peer: u64| {
+        println!("{what:28}{:12.1}{:12.1}{:10.3}", own as f64 / 1e6, peer as f64 / 1e6, own as f64 / peer as f64);
+    };
+    line("stored, MB", ours.stored, restic.stored);
+    line("stored with second, MB", ours.stored_second, restic.stored_second);
+    println!("{:28}{:12.1}", "peak memory, MB", ours.peak_kb as f64 / 1024.0);
+    Ok(())
+}
+
+fn timed(seams: &Seams, command: &mut Command) -> Result<(f64, String)> {
+    let start = seams.clock.monotonic();
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let took = seams.clock.monotonic() - start;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok((took.as_secs_f64(), String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+fn round_of_ours(place: &Path, one: &Path, two: &Path, times: &mut Times, seams: &Seams) -> Result<()> {
+    let (repository, out) = (place.join("ours"), place.join("ours-out"));
+    let own = std::env::current_exe()?;
+    let mut run = |words: &[&std::ffi::OsStr]| -> Result<f64> {
+        let (took, said) = timed(seams, Command::new(&own).args(words))?;
+        let peak = said.lines().find_map(|line| line.strip_prefix("peak-kb ")?.parse().ok()).unwrap_or(0);
+        times.peak_kb = times.peak_kb.max(peak);
+        Ok(took)
+    };
+    let first = run(&["save".as_ref(), one.as_os_str(), repository.as_os_str()])?;
+    let stored = size_of(&repository.join("repository").join("blobs"))?;
+    let second = run(&["save".as_ref(), two.as_os_str(), repository.as_os_str()])?;
+    let restore = run(&["restore".as_ref(), repository.as_os_str(), out.as_os_str()])?;
+    times.stored = stored;
+    times.stored_second = size_of(&repository.join("repository").join("blobs"))?;
+    times.first.push(first);
+    times.second.push(second);
+    times.restore.push(restore);
+    same(two, &out, seams)?;
+    std::fs::remove_dir_all(&repository)?;
+    std::fs::remove_dir_all(&out)?;
+    Ok(())
+}
+
+fn round_of_restic(place: &Path, one: &Path, two: &Path, times: &mut Times, seams: &Seams) -> Result<()> {
+    let (repository, out, live) = (place.join("restic"), place.join("restic-out"), place.join("live"));
+    let run = |directory: &Path, words: &[&std::ffi::OsStr]| -> Result<f64> {
+        let mut command = Command::new("restic");
+        command.env("RESTIC_PASSWORD", "bench").env("RESTIC_CACHE_DIR", place.join("restic-cache"));
+        command.arg("-q").arg("-r").arg(&repository).args(words).current_dir(directory);
+        Ok(timed(seams, &mut command)?.0)
+    };
+    run(place, &["init".as_ref()])?;
+    // Its second save finds the first by the path: both trees are saved from one place.
+    std::fs::rename(one, &live)?;
+    let first = run(&live, &["backup".as_ref(), ".".as_ref()]);
+    std::fs::rename(&live, one)?;
+    let stored = size_of(&repository)?;
+    std::fs::rename(two, &live)?;
+    let second = run(&live, &["backup".as_ref(), ".".as_ref()]);
+    std::fs::rename(&live, two)?;
+    let restore = run(place, &["restore".as_ref(), "latest".as_ref(), "--target".as_ref(), out.as_os_str()])?;
+    times.stored = stored;
+    times.stored_second = size_of(&repository)?;
+    times.first.push(first?);
+    times.second.push(second?);
+    times.restore.push(restore);
+    for left in [repository, out, place.join("restic-cache")] {
+        std::fs::remove_dir_all(&left)?;
+    }
+    Ok(())
+}
+
+/// Bytes of all files below.
+fn size_of(place: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for path in tree::files(place)? {
+        sum += std::fs::metadata(place.join(path))?.len();
+    }
+    Ok(sum)
+}
+
+/// What was restored is what was saved.
+fn same(saved: &Path, restored: &Path, _seams: &Seams) -> Result<()> {
+    let (own, back): (Vec<PathBuf>, Vec<PathBuf>) = (tree::files(saved)?, tree::files(restored)?);
+    if own != back {
+        bail!("{} files were saved and {} restored", own.len(), back.len());
+    }
+    for path in own {
+        if std::fs::read(saved.join(&path))? != std::fs::read(restored.join(&path))? {
+            bail!("{} was restored otherwise than it was saved", path.display());
+        }
+    }
+    Ok(())
+}
+
