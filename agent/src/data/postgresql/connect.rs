@@ -23,10 +23,12 @@ use crate::data::{Login, LoginOf, Reach, ServerReach, Subject};
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a statement that reads catalogs may take.
 const SHORT: Duration = Duration::from_secs(120);
-/// How long a stream of rows may stand still.
-pub(super) const STALL: Duration = Duration::from_secs(60);
+/// How long a stream of rows may stand still, even when the server still answers others.
+pub(super) const STALL: Duration = Duration::from_secs(600);
+/// A statement may take as long as it likes while the server lives.
+pub(super) const ENDLESS: Duration = Duration::MAX;
 /// How often a server that works on a long statement is asked whether it still lives.
-const PROBE: Duration = Duration::from_secs(20);
+const PROBE: Duration = Duration::from_secs(10);
 /// The longest answer to one catalog query, in rows.
 const MOST_ROWS: usize = 1_000_000;
 
@@ -309,7 +311,7 @@ impl Session {
         let server = self.server.clone();
         let database = self.database.clone();
         let work = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut self.connection);
-        patient(&server, &database, doing, work).await.map(|done| done.rows_affected())
+        patient(&server, &database, doing, ENDLESS, work).await.map(|done| done.rows_affected())
     }
 
     /// Reads the rows of a query as `T`, column by column name.
@@ -318,7 +320,7 @@ impl Session {
         let doing = format!("reading catalogs of database \"{}\"", self.database);
         let wrapped = format!("SELECT pg_catalog.row_to_json(q)::text FROM ({query}) q");
         let connection = &mut self.connection;
-        let rows = patient(&server, &self.database, &doing, async {
+        let rows = patient(&server, &self.database, &doing, SHORT, async {
             let mut rows = sqlx::raw_sql(AssertSqlSafe(wrapped)).fetch(connection);
             let mut out: Vec<String> = Vec::new();
             while let Some(row) = rows.next().await {
@@ -381,7 +383,8 @@ impl Session {
         doing: &str,
     ) -> Result<BoxStream<'_, Result<Bytes, sqlx::Error>>, TaskFailure> {
         let server = self.server.clone();
-        server.guard(STALL, doing, self.connection.copy_out_raw(statement)).await
+        let database = self.database.clone();
+        patient(&server, &database, doing, STALL, self.connection.copy_out_raw(statement)).await
     }
 
     /// Starts `COPY … FROM STDIN`.
@@ -391,7 +394,8 @@ impl Session {
         doing: &str,
     ) -> Result<PgCopyIn<&mut PgConnection>, TaskFailure> {
         let server = self.server.clone();
-        server.guard(STALL, doing, self.connection.copy_in_raw(statement)).await
+        let database = self.database.clone();
+        patient(&server, &database, doing, STALL, self.connection.copy_in_raw(statement)).await
     }
 
     /// Switches to a transaction that sees exactly an exported snapshot.
@@ -418,14 +422,16 @@ impl Session {
     }
 }
 
-/// Waits for `work` for as long as the server still lets new connections in.
+/// Waits for `work` for as long as the server still lets new connections in, and no longer than `limit`.
 pub(super) async fn patient<T>(
     server: &Server,
     database: &str,
     doing: &str,
+    limit: Duration,
     work: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, TaskFailure> {
     tokio::pin!(work);
+    let started = server.seams.clock.monotonic();
     let mut silent = 0u32;
     loop {
         tokio::select! {
@@ -440,7 +446,7 @@ pub(super) async fn patient<T>(
             alive = alive(server, database) => alive,
         };
         silent = if alive { 0 } else { silent + 1 };
-        if silent >= 2 {
+        if silent >= 2 || server.seams.clock.monotonic().saturating_sub(started) > limit {
             return Err(
                 server.retry("data.unreachable", format!("{} no longer answers while {doing}", server.reach.address))
             );

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::{
     apply,
     catalog::Table,
-    connect::{Server, Session, patient},
+    connect::{ENDLESS, STALL, Server, Session, patient},
     copy,
     facts::Database,
     large_objects::{self, Object},
@@ -277,6 +277,7 @@ async fn table_of(
 ) -> Result<StreamInfo, TaskFailure> {
     let name = String::from_utf8_lossy(&stream.name).into_owned();
     let server = session.server.clone();
+    let database = session.database.clone();
     let mut found =
         StreamInfo { name: name.clone(), unit: "rows".to_owned(), items: 0, bytes: 0, content: String::new() };
     if stream.items > 0 {
@@ -293,10 +294,9 @@ async fn table_of(
                 }
             };
             (context.count)(piece.len() as u64, 0);
-            patient(&server, &session_database(context, stream), &doing, async { copy.send(piece).await.map(|_| ()) })
-                .await?;
+            patient(&server, &database, &doing, STALL, async { copy.send(piece).await.map(|_| ()) }).await?;
         }
-        let taken = patient(&server, &session_database(context, stream), &doing, copy.finish()).await?;
+        let taken = patient(&server, &database, &doing, ENDLESS, copy.finish()).await?;
         (context.count)(0, taken);
         if taken != stream.items {
             return Err(
@@ -333,10 +333,6 @@ async fn table_of(
         );
     }
     Ok(found)
-}
-
-fn session_database(_: &Context<'_>, stream: &StreamEntry) -> String {
-    stream.attributes.get("database").cloned().unwrap_or_default()
 }
 
 async fn large(

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::{
     catalog::Table,
-    connect::{STALL, Server, Session},
+    connect::{STALL, Server, Session, patient},
     fault,
 };
 use crate::failures;
@@ -182,6 +182,7 @@ pub(super) async fn read(
     count: Count<'_>,
 ) -> Result<ItemHasher, TaskFailure> {
     let server = session.server.clone();
+    let database = session.database.clone();
     let (batches, mut batched) = mpsc::channel::<Bytes>(1);
     let reading = async {
         let batches = batches;
@@ -192,7 +193,7 @@ pub(super) async fn read(
             // Most rows are already there: the guard with its timer is only for those that aren't.
             let next = match rows.next().now_or_never() {
                 Some(next) => next.transpose().map_err(|error| fault::of(&server, &doing, &error))?,
-                None => server.guard(STALL, &doing, async { rows.next().await.transpose() }).await?,
+                None => patient(&server, &database, &doing, STALL, async { rows.next().await.transpose() }).await?,
             };
             let Some(row) = next else { break };
             batch.extend_from_slice(&row);

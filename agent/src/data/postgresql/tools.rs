@@ -172,7 +172,14 @@ impl Client {
                 let said: String = said.chars().take(2000).collect();
                 let cause = format!("{program} in {place} ended with status {status}: {}", said.trim());
                 // What a dump stumbles over changes while it runs: locks, dropped objects, a dying server.
-                Err(server.retry("data.tool", cause))
+                let gone = [
+                    "server closed the connection",
+                    "could not connect",
+                    "connection to server at",
+                    "terminating connection",
+                ];
+                let code = if gone.iter().any(|words| said.contains(words)) { "data.unreachable" } else { "data.tool" };
+                Err(server.retry(code, cause))
             }
             Err(_) => Err(server.retry("data.tool", format!("{program} in {place} was lost"))),
         }
