@@ -18,3 +18,15 @@ testbed-down: ## stops the testbed
 	@$(TB)/down.sh
 testbed-clean: ## stops the testbed and removes its state
 	@$(TB)/down.sh clean
+
+.PHONY: demo demo-stop
+demo: ## the main job with a real application: save, damage, restore elsewhere (SITES=ctx1,ctx2 REGISTRY=HOST/PATH for clusters of your own)
+	@SITES_GIVEN="$(SITES)" REGISTRY_GIVEN="$(REGISTRY)" tests/demo.sh
+demo-stop: ## removes everything that `make demo` left
+	@SITES_GIVEN="$(SITES)" REGISTRY_GIVEN="$(REGISTRY)" tests/demo.sh stop
+
+.PHONY: test bench
+test: ## all tests, against real parts (sets up what it needs)
+	@tests/test.sh
+bench: ## speed beside other tools on this machine
+	@tests/bench.sh

@@ -1,0 +1,14 @@
+#!/bin/bash
+# test.sh: all tests. Sets up the testbed and everything else that they need.
+. "$(dirname "$0")/testbed/lib.sh"
+"$HERE/prereqs.sh" rust go java testbed tests
+"$HERE/mongod.sh" build
+"$HERE/up.sh"
+"$HERE/images.sh"
+export KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$CACHE:$PATH OCOPEA_TESTBED=$TESTBED OCOPEA_TEST_REGISTRY=$REGISTRY
+say "building the tests (some minutes when nothing is built yet)"
+cd "$TOP" && cargo build -q --workspace --tests --bins
+say "running them"
+cargo test --workspace
+say "the journey, through the command itself"
+"$TOP/tests/journey.sh"
