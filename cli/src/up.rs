@@ -126,16 +126,17 @@ fn secret_file(path: &Path, make: impl FnOnce() -> Result<String, Failure>) -> R
 async fn open_repository(data: &Path, seams: &Seams) -> Result<Repository, Failure> {
     let key_path = data.join("repository.key");
     let place = data.join("repository");
-    let made = Keyring::generate(seams).to_text().to_string();
-    if place.join("ocopea.json").exists() && !key_path.exists() {
+    let exists = std::fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_some());
+    if exists && !key_path.exists() {
         return Err(Failure::local(format!("the repository's key file {} is missing", key_path.display()))
             .next("put its backup back: without it nobody can read the images"));
     }
+    let made = Keyring::generate(seams).to_text().to_string();
     let (text, _) = secret_file(&key_path, || Ok(made))?;
     let failed = |error: ocopea_repository::Error| Failure::local(format!("the repository can't be opened: {error}"));
     let keyring = Keyring::parse(&text).map_err(failed)?;
     let location = Location::Directory { path: place.display().to_string() };
-    if place.join("ocopea.json").exists() {
+    if exists {
         Repository::open(&location, &keyring, seams).await.map_err(failed)
     } else {
         Repository::create(&location, &keyring, seams).await.map_err(failed)
