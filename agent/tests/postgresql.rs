@@ -1,4 +1,10 @@
 //! The PostgreSQL driver on real servers: what is saved is what comes back, and what goes wrong is named.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's helpers stop at the first surprise too"
+)]
 
 #[path = "support/image.rs"]
 mod image;

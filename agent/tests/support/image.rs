@@ -1,10 +1,10 @@
 //! A copy repository of a test's own, and what a driver is given to work with it.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use ocopea_protocol::{
     ids::TeamId,
-    image::{DataKind, ImageAccess, Location},
+    image::{DataKind, Location},
     names::{ComponentName, Digest},
     seams::Seams,
 };
@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 /// A repository in a directory of its own.
 pub struct TestRepository {
-    directory: TempDir,
+    _directory: TempDir,
     repository: Repository,
     team: TeamId,
     pub seams: Seams,
@@ -23,7 +23,6 @@ pub struct TestRepository {
 /// One image in it, open for writing and reading.
 pub struct TestImage {
     session: ImageSession,
-    pub access: ImageAccess,
 }
 
 impl TestRepository {
@@ -33,18 +32,14 @@ impl TestRepository {
         let location = Location::Directory { path: directory.path().join("repository").to_str().unwrap().to_owned() };
         let repository = Repository::create(&location, &Keyring::generate(&seams), &seams).await.unwrap();
         let team = TeamId::generate(&seams);
-        Self { directory, repository, team, seams }
-    }
-
-    pub fn path(&self) -> &Path {
-        self.directory.path()
+        Self { _directory: directory, repository, team, seams }
     }
 
     pub async fn image(&self) -> TestImage {
         let key = self.repository.new_image_key(self.team).await.unwrap();
         let access = self.repository.access_to_write(&key, None).await.unwrap();
         let session = ImageSession::open(&access, &self.seams).await.unwrap();
-        TestImage { session, access }
+        TestImage { session }
     }
 }
 

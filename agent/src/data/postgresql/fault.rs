@@ -45,6 +45,10 @@ fn of_server(server: &Server, doing: &str, error: &PgDatabaseError) -> TaskFailu
         // Shut down, crashed, starting up, and connections that broke.
         "57P01" | "57P02" | "57P03" | "57P05" => server.retry("data.unreachable", cause),
         "40001" | "40P01" | "72000" => server.retry("data.conflict", cause),
+        "23514" => server.failure("data.refused", cause).next(
+            "a CHECK that reads other tables can't be restored before they are full: make it NOT VALID where it was \
+             saved, or a trigger",
+        ),
         _ if code.starts_with("08") => server.retry("data.unreachable", cause),
         _ if code.starts_with("22") || code.starts_with("23") => server.failure("data.refused", cause),
         _ => server.failure("data.server", cause),

@@ -81,11 +81,11 @@ impl DataService for PostgreSql {
     }
 
     async fn copy(&self, subject: &Subject, snapshot: &str, writer: &DataWriter) -> Result<Copied, TaskFailure> {
-        copy::copy(subject, snapshot, writer).await
+        Box::pin(copy::copy(subject, snapshot, writer)).await
     }
 
     async fn load(&self, subject: &Subject, reader: &DataReader, saved: &[StreamInfo]) -> Result<Loaded, TaskFailure> {
-        load::load(subject, reader, saved).await
+        Box::pin(load::load(subject, reader, saved)).await
     }
 
     async fn unfreeze(&self, _subject: &Subject) -> Result<(), TaskFailure> {
