@@ -10,13 +10,7 @@ use kube::{
     Api,
     api::{AttachParams, ListParams, TerminalSize},
 };
-use ocopea_protocol::{
-    failure::TaskFailure,
-    image::DataKind,
-    names::Namespace,
-    secret::Secret,
-    task::Source,
-};
+use ocopea_protocol::{failure::TaskFailure, image::DataKind, names::Namespace, secret::Secret, task::Source};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{mpsc, oneshot},
@@ -196,8 +190,12 @@ impl Access {
             names.extend(of_kind.filter_map(|o| o["metadata"]["name"].as_str().map(str::to_owned)));
             names.sort();
             names.dedup();
-            TaskFailure::permanent("environment.no-service", what.clone(), "there is no data service or Service of that name")
-                .next(format!("there are: {}", names.join(", ")))
+            TaskFailure::permanent(
+                "environment.no-service",
+                what.clone(),
+                "there is no data service or Service of that name",
+            )
+            .next(format!("there are: {}", names.join(", ")))
         };
         // What isn't a name at all would make a malformed request.
         if name.parse::<ocopea_protocol::names::ComponentName>().is_err() {
@@ -208,7 +206,11 @@ impl Access {
         let selector = labels(&spec.selector.unwrap_or_default());
         let port = spec.ports.and_then(|ports| ports.into_iter().next());
         let (Some(selector), Some(port)) = (selector, port) else {
-            return Err(TaskFailure::permanent("environment.no-pods", what, "the Service selects no pods, or has no port"));
+            return Err(TaskFailure::permanent(
+                "environment.no-pods",
+                what,
+                "the Service selects no pods, or has no port",
+            ));
         };
         let target = match port.target_port {
             Some(IntOrString::Int(number)) => u16::try_from(number).ok(),
@@ -218,10 +220,14 @@ impl Access {
         let Some(target) = target else {
             return Err(TaskFailure::permanent("environment.no-port", what, "no pod of the Service has its port"));
         };
-        let forward =
-            self.platform.forward_to(namespace.as_str(), Towards::Selected(selector), target, listen).await?;
+        let forward = self.platform.forward_to(namespace.as_str(), Towards::Selected(selector), target, listen).await?;
         let uri = format!("http://{}/", forward.address);
-        Ok(Connection { address: forward.address, uri: Secret::new(uri), what: format!("service {name}"), _forward: forward })
+        Ok(Connection {
+            address: forward.address,
+            uri: Secret::new(uri),
+            what: format!("service {name}"),
+            _forward: forward,
+        })
     }
 
     async fn named_port(
@@ -238,14 +244,15 @@ impl Access {
             .map_err(|error| kubernetes(what, &error))?;
         let containers = list.into_iter().filter_map(|pod| pod.spec).flat_map(|spec| spec.containers);
         let mut ports = containers.flat_map(|container| container.ports.unwrap_or_default());
-        Ok(ports.find(|port| port.name.as_deref() == Some(name)).and_then(|port| u16::try_from(port.container_port).ok()))
+        Ok(ports
+            .find(|port| port.name.as_deref() == Some(name))
+            .and_then(|port| u16::try_from(port.container_port).ok()))
     }
 
     /// A ready pod and container that `component` means.
     async fn place(&self, namespace: &Namespace, component: &str, what: &str) -> Result<(String, String), TaskFailure> {
         let pods: Api<Pod> = Api::namespaced(self.platform.client.clone(), namespace.as_str());
-        let list =
-            pods.list(&ListParams::default().limit(500)).await.map_err(|error| kubernetes(what, &error))?;
+        let list = pods.list(&ListParams::default().limit(500)).await.map_err(|error| kubernetes(what, &error))?;
         let mut running = Vec::new();
         for pod in &list {
             if pod.metadata.deletion_timestamp.is_some() {
@@ -327,7 +334,8 @@ mod tests {
             user: "chat user".to_owned(),
             password: Secret::new("p@ss/w:rd"),
             database: Some("chat".to_owned()),
-            options: [("replicaSet".to_owned(), "rs0".to_owned()), ("authSource".to_owned(), "admin".to_owned())].into(),
+            options: [("replicaSet".to_owned(), "rs0".to_owned()), ("authSource".to_owned(), "admin".to_owned())]
+                .into(),
         };
         assert_eq!(
             connection_string(DataKind::MongoDb, address, Some(&login)),

@@ -109,8 +109,12 @@ impl Application {
     /// One data service of it.
     pub fn locate(&self, name: &ComponentName) -> Result<&Located, TaskFailure> {
         self.data.iter().find(|d| d.found.name == *name).ok_or_else(|| {
-            TaskFailure::conflict("application.changed", format!("can't find the data service {name}"), "it is gone since the operation was planned")
-                .next("try again")
+            TaskFailure::conflict(
+                "application.changed",
+                format!("can't find the data service {name}"),
+                "it is gone since the operation was planned",
+            )
+            .next("try again")
         })
     }
 
@@ -220,7 +224,8 @@ impl<'a> Gathering<'a> {
             let owner = set["metadata"]["name"].as_str().unwrap_or_default();
             set["spec"]["volumeClaimTemplates"].as_array().into_iter().flatten().any(|template| {
                 let stem = format!("{}-{owner}-", template["metadata"]["name"].as_str().unwrap_or_default());
-                name.strip_prefix(&stem).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+                name.strip_prefix(&stem)
+                    .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
             })
         })
     }
@@ -238,14 +243,16 @@ impl<'a> Gathering<'a> {
                 for container in spec[list].as_array().into_iter().flatten() {
                     let name = container["name"].as_str().unwrap_or_default();
                     let image = container["image"].as_str().unwrap_or_default();
-                    let status =
-                        pod["status"][statuses].as_array().into_iter().flatten().find(|s| s["name"] == name);
+                    let status = pod["status"][statuses].as_array().into_iter().flatten().find(|s| s["name"] == name);
                     let id = status.and_then(|s| s["imageID"].as_str()).unwrap_or_default();
                     let (repository, tag, _) = split_image(image);
                     let digest = id.rsplit_once('@').and_then(|(_, digest)| digest.parse::<Digest>().ok());
                     let Some(digest) = digest else {
                         let why = if id.is_empty() {
-                            format!("it doesn't run yet in pod {}", pod["metadata"]["name"].as_str().unwrap_or_default())
+                            format!(
+                                "it doesn't run yet in pod {}",
+                                pod["metadata"]["name"].as_str().unwrap_or_default()
+                            )
                         } else {
                             "its node has it from no registry".to_owned()
                         };
@@ -292,14 +299,17 @@ impl<'a> Gathering<'a> {
                     }
                 }
                 (None, Some(digest)) => {
-                    by_digest.insert((repository.clone(), digest), ContainerFound {
-                        name: ComponentName::from_lossy(repository.rsplit('/').next().unwrap_or("container")),
-                        repository,
-                        tag,
-                        digest,
-                        used_by: vec![container.workload.clone()],
-                        pull_secrets: Vec::new(),
-                    });
+                    by_digest.insert(
+                        (repository.clone(), digest),
+                        ContainerFound {
+                            name: ComponentName::from_lossy(repository.rsplit('/').next().unwrap_or("container")),
+                            repository,
+                            tag,
+                            digest,
+                            used_by: vec![container.workload.clone()],
+                            pull_secrets: Vec::new(),
+                        },
+                    );
                 }
                 (None, None) => {
                     let why = format!("{} has no pod that shows which digest it means", container.workload);
@@ -444,7 +454,11 @@ impl<'a> Gathering<'a> {
                     .iter()
                     .find(|pod| {
                         pod["status"]["phase"] == "Running"
-                            && pod["spec"]["volumes"].as_array().into_iter().flatten().any(|v| v["persistentVolumeClaim"]["claimName"] == claim.as_str())
+                            && pod["spec"]["volumes"]
+                                .as_array()
+                                .into_iter()
+                                .flatten()
+                                .any(|v| v["persistentVolumeClaim"]["claimName"] == claim.as_str())
                     })
                     .and_then(|pod| pod["metadata"]["name"].as_str().map(str::to_owned));
                 Located {
@@ -474,9 +488,9 @@ impl<'a> Gathering<'a> {
 
     /// `data-db-1` beside an owned `data-db-0`: another replica's own copy of the same data.
     fn replica_of_owned(&self, claim: &str, owned: &BTreeSet<String>) -> bool {
-        claim
-            .rsplit_once('-')
-            .is_some_and(|(stem, number)| number.bytes().all(|b| b.is_ascii_digit()) && owned.contains(&format!("{stem}-0")))
+        claim.rsplit_once('-').is_some_and(|(stem, number)| {
+            number.bytes().all(|b| b.is_ascii_digit()) && owned.contains(&format!("{stem}-0"))
+        })
     }
 
     /// Volumes of pods that aren't claims.
@@ -580,7 +594,11 @@ fn ready_pod(workload: &ObjectRef, contents: &Contents) -> Option<String> {
         .iter()
         .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
         .filter(|pod| {
-            pod["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+            pod["status"]["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|c| c["type"] == "Ready" && c["status"] == "True")
         })
         .filter(|pod| owner_of(pod, contents).as_ref() == Some(workload))
         .filter_map(|pod| pod["metadata"]["name"].as_str())

@@ -107,7 +107,10 @@ impl Site {
 
     async fn probe_registry(&self, report: &mut SiteReport) {
         let Some(registry) = &self.registry else {
-            report.missing.push("no registry to push container images to: restores need --site NAME=CONTEXT,registry=HOST/PATH".to_owned());
+            report.missing.push(
+                "no registry to push container images to: restores need --site NAME=CONTEXT,registry=HOST/PATH"
+                    .to_owned(),
+            );
             return;
         };
         let context = RegistryContext {
@@ -154,8 +157,10 @@ impl Site {
         let pods: Api<Pod> = Api::all(self.platform.client.clone());
         let claims: Api<PersistentVolumeClaim> = Api::all(self.platform.client.clone());
         let drivers = data::all();
-        let mut found: BTreeMap<String, (ApplicationFound, std::collections::BTreeSet<String>, std::collections::BTreeSet<String>)> =
-            BTreeMap::new();
+        let mut found: BTreeMap<
+            String,
+            (ApplicationFound, std::collections::BTreeSet<String>, std::collections::BTreeSet<String>),
+        > = BTreeMap::new();
         let list = match pods.list(&ListParams::default().limit(5000)).await {
             Ok(list) => list,
             Err(kube::Error::Api(status)) if status.code == 403 => return Ok(Vec::new()),
@@ -167,7 +172,8 @@ impl Site {
                 continue;
             }
             let entry = found.entry(namespace.clone()).or_insert_with(|| {
-                let empty = ApplicationFound { namespace, containers: 0, workloads: 0, data: Vec::new(), claimed_bytes: 0 };
+                let empty =
+                    ApplicationFound { namespace, containers: 0, workloads: 0, data: Vec::new(), claimed_bytes: 0 };
                 (empty, Default::default(), Default::default())
             });
             let owner = pod.metadata.owner_references.iter().flatten().next().map(|o| o.name.clone());
@@ -199,7 +205,11 @@ impl Site {
             let Some(entry) = claim.metadata.namespace.as_deref().and_then(|namespace| found.get_mut(namespace)) else {
                 continue;
             };
-            let size = claim.status.and_then(|s| s.capacity).and_then(|mut c| c.remove("storage")).map_or(0, |q| quantity(&q.0));
+            let size = claim
+                .status
+                .and_then(|s| s.capacity)
+                .and_then(|mut c| c.remove("storage"))
+                .map_or(0, |q| quantity(&q.0));
             entry.0.claimed_bytes = entry.0.claimed_bytes.saturating_add(size);
         }
         Ok(found

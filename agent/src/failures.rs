@@ -22,8 +22,9 @@ pub fn kubernetes(what: &str, error: &kube::Error) -> TaskFailure {
         kube::Error::Api(status) => {
             let cause = format!("{} ({})", status.message, status.reason);
             match status.code {
-                401 => TaskFailure::permanent("site.unauthorized", what, cause)
-                    .next("the cluster no longer accepts the credentials of this context: renew them in the kubeconfig"),
+                401 => TaskFailure::permanent("site.unauthorized", what, cause).next(
+                    "the cluster no longer accepts the credentials of this context: renew them in the kubeconfig",
+                ),
                 403 => TaskFailure::permanent("site.forbidden", what, cause)
                     .next("grant that verb to the user of this context"),
                 404 => TaskFailure::permanent("site.not-found", what, cause),

@@ -38,8 +38,12 @@ pub async fn reach(
     let found = &located.found;
     let what = || format!("can't reach the data service {}", found.name);
     let Some(driver) = located.driver.clone() else {
-        return Err(TaskFailure::permanent("data.no-driver", what(), format!("there is no driver for a {}", found.kind))
-            .next(format!("leave it out by name: --without {}", found.name)));
+        return Err(TaskFailure::permanent(
+            "data.no-driver",
+            what(),
+            format!("there is no driver for a {}", found.kind),
+        )
+        .next(format!("leave it out by name: --without {}", found.name)));
     };
     let Some(pod) = &found.pod else {
         let workload = found.workload.as_ref().map_or_else(|| "its workload".to_owned(), ToString::to_string);
@@ -95,9 +99,11 @@ pub async fn connect(
             || d.found.workload.as_ref().is_some_and(|w| w.name == service)
     });
     if let Some(located) = known {
-        let pod = located.found.pod.as_ref().ok_or_else(|| {
-            TaskFailure::retryable("data.no-pod", what.clone(), "no pod of it is ready")
-        })?;
+        let pod = located
+            .found
+            .pod
+            .as_ref()
+            .ok_or_else(|| TaskFailure::retryable("data.no-pod", what.clone(), "no pod of it is ready"))?;
         let forward = platform.forward(namespace, pod, located.found.port, listen).await?;
         let login = located.logins.first();
         let scheme = match located.found.kind {
@@ -105,9 +111,9 @@ pub async fn connect(
             ocopea_protocol::image::DataKind::PostgreSql => "postgresql",
             ocopea_protocol::image::DataKind::Volume => "file",
         };
-        let user = login.filter(|l| !l.user.is_empty()).map_or_else(String::new, |l| {
-            format!("{}:{}@", escape(&l.user), escape(l.password.reveal()))
-        });
+        let user = login
+            .filter(|l| !l.user.is_empty())
+            .map_or_else(String::new, |l| format!("{}:{}@", escape(&l.user), escape(l.password.reveal())));
         let database = login.and_then(|l| l.database.clone()).unwrap_or_default();
         let uri = format!("{scheme}://{user}{}/{database}", forward.address);
         return Ok((forward, uri));

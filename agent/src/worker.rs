@@ -431,7 +431,8 @@ impl Worker {
                 Err(Silence::Bus(error)) => tracing::debug!(%error, "outcome not delivered yet"),
                 Err(Silence::Envelope(error)) => {
                     // Ours can't be sent as it is: that is said instead, so that the task doesn't stay open.
-                    let failure = TaskFailure::permanent("task.outcome", format!("can't report {}", kind.as_str()), error);
+                    let failure =
+                        TaskFailure::permanent("task.outcome", format!("can't report {}", kind.as_str()), error);
                     outcome = Outcome::Failed(failure);
                 }
             }
@@ -468,7 +469,9 @@ fn outcome(kind: TaskKind, result: Result<Returned, oneshot::error::RecvError>, 
     let was_cancelled = matches!(halt, Some(Halt::Cancelled { .. }));
     match result {
         Ok(Ok(Ok(output))) => Outcome::Succeeded(Box::new(output)),
-        Ok(Ok(Err(failure))) if was_cancelled => Outcome::Failed(TaskFailure { cause: failure.cause, ..cancelled(kind) }),
+        Ok(Ok(Err(failure))) if was_cancelled => {
+            Outcome::Failed(TaskFailure { cause: failure.cause, ..cancelled(kind) })
+        }
         Ok(Ok(Err(failure))) => Outcome::Failed(failure),
         Ok(Err(panic)) => Outcome::Failed(panicked(kind, Some(&*panic))),
         Err(_) => Outcome::Failed(panicked(kind, None)),
@@ -480,6 +483,10 @@ fn panicked(kind: TaskKind, panic: Option<&(dyn Any + Send)>) -> TaskFailure {
     let said = panic
         .and_then(|p| p.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| p.downcast_ref::<String>().cloned()))
         .unwrap_or_else(|| "no message".to_owned());
-    TaskFailure::permanent("task.panicked", format!("can't finish {}", kind.as_str()), format!("the agent has a fault: {said}"))
-        .next("report it, with the agent's log of this time")
+    TaskFailure::permanent(
+        "task.panicked",
+        format!("can't finish {}", kind.as_str()),
+        format!("the agent has a fault: {said}"),
+    )
+    .next("report it, with the agent's log of this time")
 }

@@ -8,12 +8,7 @@ use ocopea_agent::{
     application::Application,
     configs::{object_ref, to_files},
     data::Tools,
-    platform::{
-        Platform,
-        apply::resource_of,
-        exec::PodTools,
-        logs::LogWish,
-    },
+    platform::{Platform, apply::resource_of, exec::PodTools, logs::LogWish},
 };
 use ocopea_protocol::{
     failure::{FailureClass, TaskFailure},
@@ -30,10 +25,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const IMAGE: &str = "172.31.0.254:5000/testbed/busybox:1";
 
 fn kubeconfig() -> PathBuf {
-    std::env::var_os("OCOPEA_TEST_KUBECONFIG").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.testbed/kubeconfig")),
-        PathBuf::from,
-    )
+    std::env::var_os("OCOPEA_TEST_KUBECONFIG")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.testbed/kubeconfig")), PathBuf::from)
 }
 
 async fn platform() -> Platform {
@@ -76,7 +69,8 @@ fn source(mark: &EnvironmentMark) -> Source {
 }
 
 fn web(name: &str, image: &str) -> Value {
-    let script = "mkdir -p /tmp/www; echo it-is-me > /tmp/www/index.html; echo started; exec httpd -f -p 8080 -h /tmp/www";
+    let script =
+        "mkdir -p /tmp/www; echo it-is-me > /tmp/www/index.html; echo started; exec httpd -f -p 8080 -h /tmp/www";
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "labels": {"app": name}}, "spec": {
         "selector": {"matchLabels": {"app": name}}, "template": {"metadata": {"labels": {"app": name}}, "spec": {
             "terminationGracePeriodSeconds": 0,
@@ -131,8 +125,17 @@ async fn an_application_is_found_whole_and_without_what_the_cluster_made() {
         let mut names: Vec<String> = application.objects.iter().map(|o| object_ref(o).to_string()).collect();
         names.sort();
         let expected = [
-            "configmap/settings", "cronjob/nightly", "deployment/web", "endpoints/outside", "job/migrate",
-            "persistentvolumeclaim/files", "pod/bare", "secret/login", "service/outside", "service/web", "serviceaccount/worker",
+            "configmap/settings",
+            "cronjob/nightly",
+            "deployment/web",
+            "endpoints/outside",
+            "job/migrate",
+            "persistentvolumeclaim/files",
+            "pod/bare",
+            "secret/login",
+            "service/outside",
+            "service/web",
+            "serviceaccount/worker",
         ];
         assert_eq!(names, expected);
         assert_eq!(application.gaps, vec![], "nothing is missing");
@@ -187,7 +190,10 @@ async fn a_pod_is_reached_by_exec_port_and_logs() {
         let resources = platform.namespaced_resources().await.unwrap();
         let deployment = resource_of(&resources, &web("web", IMAGE)).unwrap().clone();
         let stop = CancellationToken::new();
-        platform.await_ready(namespace, &[(deployment, "web".to_owned())], Duration::from_secs(90), &stop).await.unwrap();
+        platform
+            .await_ready(namespace, &[(deployment, "web".to_owned())], Duration::from_secs(90), &stop)
+            .await
+            .unwrap();
         let pod = platform.ready_pod(namespace, "app=web").await.unwrap().unwrap();
 
         let tools = PodTools {
@@ -202,7 +208,8 @@ async fn a_pod_is_reached_by_exec_port_and_logs() {
         let arguments = [text("-c"), text("echo \"$PASSWORD $GREETING\"; cat; echo trouble >&2; exit 7")];
         let input: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
         let expected = input.clone();
-        let mut tool = tools.start("sh", &arguments, &environment, Some(Box::new(std::io::Cursor::new(input)))).await.unwrap();
+        let mut tool =
+            tools.start("sh", &arguments, &environment, Some(Box::new(std::io::Cursor::new(input)))).await.unwrap();
         let mut output = Vec::new();
         tool.output.read_to_end(&mut output).await.unwrap();
         let head = "p ä'\"$x hello\n".len();
@@ -248,11 +255,13 @@ async fn a_namespace_is_made_once_and_removed_by_its_own_mark_only() {
         let found = platform.namespace_marks(mark.name.as_str()).await.unwrap();
         assert_eq!(found, Some((mark.environment.to_string(), mark.record.to_string())));
 
-        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "trial"}, "data": {"a": "b"}});
+        let object =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "trial"}, "data": {"a": "b"}});
         apply(&platform, mark.name.as_str(), &object, true).await.unwrap();
         let contents = platform.contents(mark.name.as_str(), None).await.unwrap();
         assert!(contents.configuration.is_empty(), "a dry run makes nothing");
-        let broken = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "trial"}, "data": {"a": {"b": 1}}});
+        let broken =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "trial"}, "data": {"a": {"b": 1}}});
         let refused = apply(&platform, mark.name.as_str(), &broken, true).await.unwrap_err();
         assert!(refused.what.contains("configmap/trial") && !refused.is_retryable(), "{refused:?}");
         platform.remove_namespace(&mark, &stop).await.unwrap();
@@ -265,7 +274,9 @@ async fn a_namespace_is_made_once_and_removed_by_its_own_mark_only() {
 async fn what_keeps_a_workload_from_running_is_named() {
     in_namespace("trouble", |platform, mark| async move {
         let namespace = mark.name.as_str();
-        for object in shop().iter().filter(|o| matches!(o["kind"].as_str(), Some("ConfigMap" | "PersistentVolumeClaim"))) {
+        for object in
+            shop().iter().filter(|o| matches!(o["kind"].as_str(), Some("ConfigMap" | "PersistentVolumeClaim")))
+        {
             apply(&platform, namespace, object, false).await.unwrap();
         }
         let object = web("web", "172.31.0.254:5000/testbed/no-such-image:1");

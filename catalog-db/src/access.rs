@@ -139,7 +139,8 @@ impl Catalog {
 
     /// Who a token stands for; `None` when it is unknown, expired or revoked.
     pub async fn authenticate(&self, hash: &str) -> Result<Option<Actor>, CatalogError> {
-        let Some(token) = tokens::Entity::find().filter(tokens::Column::Hash.eq(hash)).one(&self.database).await? else {
+        let Some(token) = tokens::Entity::find().filter(tokens::Column::Hash.eq(hash)).one(&self.database).await?
+        else {
             return Ok(None);
         };
         let now = self.seams.clock.now().0;

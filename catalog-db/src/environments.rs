@@ -129,7 +129,11 @@ impl Transaction {
             ended: Set(over.then(|| self.seams.clock.now().0)),
             ..Default::default()
         };
-        environments::Entity::update_many().set(row).filter(environments::Column::Id.eq(id.0)).exec(&self.inner).await?;
+        environments::Entity::update_many()
+            .set(row)
+            .filter(environments::Column::Id.eq(id.0))
+            .exec(&self.inner)
+            .await?;
         Ok(())
     }
 
@@ -145,7 +149,11 @@ impl Transaction {
             placements: Set(serde_json::to_string(placements)?),
             ..Default::default()
         };
-        environments::Entity::update_many().set(row).filter(environments::Column::Id.eq(id.0)).exec(&self.inner).await?;
+        environments::Entity::update_many()
+            .set(row)
+            .filter(environments::Column::Id.eq(id.0))
+            .exec(&self.inner)
+            .await?;
         Ok(())
     }
 }

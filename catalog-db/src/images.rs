@@ -8,7 +8,9 @@ use ocopea_protocol::{
     time::Timestamp,
 };
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::{ExprTrait, Query},
+    ActiveValue::Set,
+    ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::{ExprTrait, Query},
 };
 
 use crate::{
@@ -155,8 +157,7 @@ impl Catalog {
 
     /// The last image of an application, for reuse of its chunks.
     pub async fn last_image_of(&self, team: TeamId, application: &str) -> Result<Option<Image>, CatalogError> {
-        let search =
-            ImageSearch { application: Some(application.to_owned()), limit: 1, ..ImageSearch::default() };
+        let search = ImageSearch { application: Some(application.to_owned()), limit: 1, ..ImageSearch::default() };
         Ok(self.images(team, &search).await?.pop())
     }
 
@@ -259,7 +260,10 @@ impl Transaction {
     /// Forgets an image whose ref is gone.
     pub async fn remove_image(&self, image: ImageId) -> Result<(), CatalogError> {
         image_labels::Entity::delete_many().filter(image_labels::Column::Image.eq(image.0)).exec(&self.inner).await?;
-        image_comments::Entity::delete_many().filter(image_comments::Column::Image.eq(image.0)).exec(&self.inner).await?;
+        image_comments::Entity::delete_many()
+            .filter(image_comments::Column::Image.eq(image.0))
+            .exec(&self.inner)
+            .await?;
         images::Entity::delete_by_id(image.0).exec(&self.inner).await?;
         Ok(())
     }

@@ -6,7 +6,8 @@ use ocopea_protocol::{
     time::Timestamp,
 };
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    ActiveValue::Set,
+    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
     sea_query::{Expr, ExprTrait},
 };
 
@@ -212,7 +213,11 @@ impl Transaction {
             ended: Set(changed.state.is_terminal().then_some(changed.ended.map_or(now, |at| at.0))),
             ..Default::default()
         };
-        operations::Entity::update_many().set(row).filter(operations::Column::Id.eq(changed.id.0)).exec(&self.inner).await?;
+        operations::Entity::update_many()
+            .set(row)
+            .filter(operations::Column::Id.eq(changed.id.0))
+            .exec(&self.inner)
+            .await?;
         Ok(())
     }
 

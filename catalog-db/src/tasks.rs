@@ -331,8 +331,7 @@ impl Transaction {
         if let Some(holder) = holder {
             row.holder = Set(Some(serde_json::to_string(holder)?));
         }
-        let renewed =
-            tasks::Entity::update_many().set(row).filter(held_by(claimed)).exec(&self.inner).await?;
+        let renewed = tasks::Entity::update_many().set(row).filter(held_by(claimed)).exec(&self.inner).await?;
         if renewed.rows_affected == 1 { self.task(claimed.task).await } else { Ok(None) }
     }
 
@@ -358,9 +357,8 @@ impl Transaction {
     /// `None` when the attempt no longer holds the task.
     pub async fn fail(&self, claimed: &Claimed, failure: &TaskFailure) -> Result<Option<TaskState>, CatalogError> {
         let Some(now) = self.task(claimed.task).await? else { return Ok(None) };
-        let holds = now.state == TaskState::Claimed
-            && now.attempt == claimed.attempt
-            && now.instance == Some(claimed.instance);
+        let holds =
+            now.state == TaskState::Claimed && now.attempt == claimed.attempt && now.instance == Some(claimed.instance);
         if !holds {
             return Ok(None);
         }

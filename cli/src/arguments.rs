@@ -6,7 +6,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Copies whole running applications: containers, configuration and all data.
 #[derive(Debug, Parser)]
-#[command(name = "ocopea", version, arg_required_else_help = true, after_help = "\
+#[command(
+    name = "ocopea",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
 Examples:
   ocopea up --site desk=kind-desk,registry=http://localhost:5000/apps --site lab=kind-lab
   ocopea applications
@@ -14,7 +18,8 @@ Examples:
   ocopea restore \"messages in wrong order\" --site lab --as debug-4711
   ocopea environments
 
-Exit status: 1 failed, 2 usage, 3 not found, 4 refused, 5 conflict, 6 unreachable")]
+Exit status: 1 failed, 2 usage, 3 not found, 4 refused, 5 conflict, 6 unreachable"
+)]
 pub struct Arguments {
     /// Where the coordinator is
     #[arg(long, global = true, env = "OCOPEA_URL", help_heading = "Connection")]

@@ -88,15 +88,23 @@ impl Client {
     /// As the arguments, the environment or the last sign-in say.
     pub fn new(url: Option<String>, token: Option<String>) -> Result<Self, Failure> {
         let stored = Account::load();
-        let url = url.or_else(|| stored.as_ref().map(|a| a.url.clone())).unwrap_or_else(|| "http://127.0.0.1:8700".to_owned());
+        let url = url
+            .or_else(|| stored.as_ref().map(|a| a.url.clone()))
+            .unwrap_or_else(|| "http://127.0.0.1:8700".to_owned());
         let token = token.or_else(|| stored.map(|a| a.token)).ok_or_else(|| {
-            Failure::local("not signed in").next("start `ocopea up`, or sign in with the address that it printed: ocopea sign-in URL")
+            Failure::local("not signed in")
+                .next("start `ocopea up`, or sign in with the address that it printed: ocopea sign-in URL")
         })?;
         Ok(Self { http: http()?, account: Account { url: url.trim_end_matches('/').to_owned(), token } })
     }
 
-
-    async fn send(&self, method: Method, path: &str, body: Option<serde_json::Value>, key: Option<&str>) -> Result<Response, Failure> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<serde_json::Value>,
+        key: Option<&str>,
+    ) -> Result<Response, Failure> {
         let mut request =
             self.http.request(method, format!("{}{path}", self.account.url)).bearer_auth(&self.account.token);
         if let Some(body) = body {
@@ -126,12 +134,20 @@ impl Client {
     }
 
     /// As [`Self::order`], with an answer.
-    pub async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<serde_json::Value>) -> Result<T, Failure> {
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<serde_json::Value>,
+    ) -> Result<T, Failure> {
         decode(self.send(method, path, body, None).await?).await
     }
 
     /// The body as it comes.
-    pub async fn stream(&self, path: &str) -> Result<impl Stream<Item = Result<bytes::Bytes, Failure>> + use<>, Failure> {
+    pub async fn stream(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = Result<bytes::Bytes, Failure>> + use<>, Failure> {
         let response = self.send(Method::GET, path, None, None).await?;
         let url = self.account.url.clone();
         Ok(response.bytes_stream().map(move |chunk| chunk.map_err(|error| unreachable(&url, &error))))
@@ -140,10 +156,14 @@ impl Client {
 
 /// Exchanges a sign-in code.
 pub async fn sign_in(address: &str) -> Result<Account, Failure> {
-    let parsed = url::Url::parse(address)
-        .map_err(|error| Failure::usage(format!("{address:?} is not an address: {error}")).next("paste the whole address that `ocopea up` printed"))?;
+    let parsed = url::Url::parse(address).map_err(|error| {
+        Failure::usage(format!("{address:?} is not an address: {error}"))
+            .next("paste the whole address that `ocopea up` printed")
+    })?;
     let code = parsed.query_pairs().find(|(name, _)| name == "code").map(|(_, code)| code.into_owned());
-    let code = code.ok_or_else(|| Failure::usage("the address has no ?code=…").next("paste the whole address that `ocopea up` printed"))?;
+    let code = code.ok_or_else(|| {
+        Failure::usage("the address has no ?code=…").next("paste the whole address that `ocopea up` printed")
+    })?;
     let url = parsed.origin().ascii_serialization();
     let body = ocopea_coordinator::api::SignIn { code };
     let response = http()?
@@ -205,7 +225,13 @@ async fn checked(response: Response) -> Result<Response, Failure> {
             place: String::new(),
             next: problem.next,
         },
-        Err(_) => Failure { status: code, what: format!("the coordinator answered {status}"), cause: text.chars().take(300).collect(), place, next: String::new() },
+        Err(_) => Failure {
+            status: code,
+            what: format!("the coordinator answered {status}"),
+            cause: text.chars().take(300).collect(),
+            place,
+            next: String::new(),
+        },
     })
 }
 

@@ -114,9 +114,9 @@ async fn sites(client: &Client, format: Format) -> Result<(), Failure> {
     let row = |site: &SiteView| {
         let report = site.report.as_ref();
         let text = |field: &str| report.and_then(|r| r[field].as_str()).unwrap_or("-").to_owned();
-        let kinds = report.and_then(|r| r["data_kinds"].as_array()).map_or_else(String::new, |kinds| {
-            kinds.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
-        });
+        let kinds = report
+            .and_then(|r| r["data_kinds"].as_array())
+            .map_or_else(String::new, |kinds| kinds.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "));
         let age = site.age_s.map_or_else(|| "-".to_owned(), |age| format!("{age} s"));
         vec![site.name.clone(), site.state.clone(), text("platform"), kinds, text("registry"), age, site.why.clone()]
     };
@@ -141,7 +141,10 @@ async fn applications(client: &Client, format: Format, site: Option<String>) -> 
 }
 
 fn save_input(source: &Source) -> Result<SaveInput, Failure> {
-    let wrong = || Failure::usage(format!("{:?} doesn't name an application", source.application)).next("expected SITE/NAMESPACE or SITE/NAMESPACE?LABEL=VALUE");
+    let wrong = || {
+        Failure::usage(format!("{:?} doesn't name an application", source.application))
+            .next("expected SITE/NAMESPACE or SITE/NAMESPACE?LABEL=VALUE")
+    };
     let (place, selector) = match source.application.split_once('?') {
         Some((place, selector)) => (place, Some(selector.to_owned())),
         None => (source.application.as_str(), None),
@@ -184,15 +187,30 @@ async fn inspect(client: &Client, format: Format, source: &Source) -> Result<(),
     line(format!("  config      {objects} objects, {}", size(inventory["config_bytes"].as_u64().unwrap_or(0))));
     for c in inventory["containers"].as_array().into_iter().flatten() {
         let tag = c["tag"].as_str().map_or_else(String::new, |tag| format!(":{tag}"));
-        line(format!("  container   {:<20} {}{tag}@{:.19}…", text(&c["name"]), text(&c["repository"]), text(&c["digest"])));
+        line(format!(
+            "  container   {:<20} {}{tag}@{:.19}…",
+            text(&c["name"]),
+            text(&c["repository"]),
+            text(&c["digest"])
+        ));
     }
     for d in inventory["data"].as_array().into_iter().flatten() {
         let bytes = d["bytes"].as_u64().map_or_else(|| "size unknown".to_owned(), size);
         let streams = d["streams"].as_u64().map_or_else(String::new, |n| format!(", {n} streams"));
         let (level, why) = (text(&d["consistency"]["level"]), text(&d["consistency"]["why"]));
-        line(format!("  data        {:<20} {} {}   {bytes}{streams}   {level} {why}", text(&d["name"]), text(&d["kind"]), text(&d["version"])));
+        line(format!(
+            "  data        {:<20} {} {}   {bytes}{streams}   {level} {why}",
+            text(&d["name"]),
+            text(&d["kind"]),
+            text(&d["version"])
+        ));
         for b in d["bindings"].as_array().into_iter().flatten() {
-            line(format!("              named by {}/{} in {}", text(&b["object"]["kind"]).to_lowercase(), text(&b["object"]["name"]), text(&b["path"])));
+            line(format!(
+                "              named by {}/{} in {}",
+                text(&b["object"]["kind"]).to_lowercase(),
+                text(&b["object"]["name"]),
+                text(&b["path"])
+            ));
         }
     }
     let data = inventory["data"].as_array().into_iter().flatten();
@@ -304,19 +322,29 @@ fn print_plan(plan: &Value) -> Result<(), Failure> {
             why if why.is_empty() => why,
             why => format!("   ({why})"),
         };
-        line(format!("{:<8} {}   {}{why}", text(&step["action"]), text(&step["what"]), text(&step["detail"])).trim_end());
+        line(
+            format!("{:<8} {}   {}{why}", text(&step["action"]), text(&step["what"]), text(&step["detail"])).trim_end(),
+        );
     }
     for notice in plan["notices"].as_array().into_iter().flatten() {
         line(format!("notice   {}", text(notice)));
     }
     let refusals: Vec<&Value> = plan["refusals"].as_array().into_iter().flatten().collect();
     for refusal in &refusals {
-        line(format!("refused  {}: needs {}, found: {}", text(&refusal["what"]), text(&refusal["needed"]), text(&refusal["found"])));
+        line(format!(
+            "refused  {}: needs {}, found: {}",
+            text(&refusal["what"]),
+            text(&refusal["needed"]),
+            text(&refusal["found"])
+        ));
         line(format!("         next: {}", text(&refusal["next"])));
     }
     line(format!("plan {}", text(&plan["digest"])));
     if refusals.is_empty() {
-        line(format!("nothing was changed. Run again with --approve {} to execute exactly this.", text(&plan["digest"])));
+        line(format!(
+            "nothing was changed. Run again with --approve {} to execute exactly this.",
+            text(&plan["digest"])
+        ));
         return Ok(());
     }
     Err(Failure { status: 4, ..Failure::local("this plan can't be executed") })
@@ -341,7 +369,8 @@ async fn images(client: &Client, format: Format, query: &Images) -> Result<(), F
     let mut all: Vec<ImageView> = Vec::new();
     let mut cursor: Option<String> = None;
     loop {
-        let mut text: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={}", segment(value))).collect();
+        let mut text: Vec<String> =
+            parameters.iter().map(|(name, value)| format!("{name}={}", segment(value))).collect();
         text.extend(cursor.map(|cursor| format!("cursor={cursor}")));
         let page: Page<ImageView> = client.get(&format!("/api/v1/images?{}", text.join("&"))).await?;
         all.extend(page.items);
@@ -363,7 +392,14 @@ async fn images(client: &Client, format: Format, query: &Images) -> Result<(), F
         ]
     };
     let head = ["IMAGE", "NAME", "APPLICATION", "LABELS", "BY", "SAVED", "SIZE / NEW"];
-    list(format, &all, &head, row, |image| image.id.clone(), "no image fits; make one: ocopea save SITE/NAMESPACE --name NAME")
+    list(
+        format,
+        &all,
+        &head,
+        row,
+        |image| image.id.clone(),
+        "no image fits; make one: ocopea save SITE/NAMESPACE --name NAME",
+    )
 }
 
 async fn show(client: &Client, format: Format, image: &str) -> Result<(), Failure> {
@@ -374,7 +410,13 @@ async fn show(client: &Client, format: Format, image: &str) -> Result<(), Failur
     let body = image.body.clone().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     line(format!("{}   {}", image.name, image.id));
-    line(format!("  saved       {} by {} from {}/{}", image.created, image.creator, image.site, text(&body["namespace"])));
+    line(format!(
+        "  saved       {} by {} from {}/{}",
+        image.created,
+        image.creator,
+        image.site,
+        text(&body["namespace"])
+    ));
     if !image.comment.is_empty() {
         line(format!("  comment     {}", image.comment));
     }
@@ -433,10 +475,14 @@ async fn label(client: &Client, image: &str, labels: &[String]) -> Result<(), Fa
         match (label.split_once('='), label.strip_suffix('-')) {
             (Some((name, value)), _) => changes.insert(name.to_owned(), Some(value.to_owned())),
             (None, Some(name)) => changes.insert(name.to_owned(), None),
-            (None, None) => return Err(Failure::usage(format!("{label:?}: expected NAME=VALUE, or NAME- to take it away"))),
+            (None, None) => {
+                return Err(Failure::usage(format!("{label:?}: expected NAME=VALUE, or NAME- to take it away")));
+            }
         };
     }
-    client.order(Method::PATCH, &format!("/api/v1/images/{}/labels", segment(image)), Some(json!({"labels": changes}))).await
+    client
+        .order(Method::PATCH, &format!("/api/v1/images/{}/labels", segment(image)), Some(json!({"labels": changes})))
+        .await
 }
 
 async fn environments(client: &Client, format: Format) -> Result<(), Failure> {
@@ -453,7 +499,14 @@ async fn environments(client: &Client, format: Format) -> Result<(), Failure> {
         ]
     };
     let head = ["ENVIRONMENT", "SITE", "STATE", "IMAGE", "OWNER", "MADE", "URL"];
-    list(format, &found, &head, row, |e| e.name.clone(), "there is no environment; make one: ocopea restore IMAGE --site SITE --as NAME")
+    list(
+        format,
+        &found,
+        &head,
+        row,
+        |e| e.name.clone(),
+        "there is no environment; make one: ocopea restore IMAGE --site SITE --as NAME",
+    )
 }
 
 async fn logs(client: &Client, environment: &str, component: Option<String>, follow: bool) -> Result<(), Failure> {
@@ -499,7 +552,14 @@ async fn operations(client: &Client, format: Format, command: Option<Operations>
             let page: Page<OperationView> = client.get("/api/v1/operations?limit=100").await?;
             let row = |o: &OperationView| {
                 let cause = o.failure.as_ref().and_then(|f| f["cause"].as_str()).unwrap_or_default();
-                vec![o.id.clone(), o.title.clone(), o.state.clone(), o.creator.clone(), when(&o.created), cause.chars().take(80).collect()]
+                vec![
+                    o.id.clone(),
+                    o.title.clone(),
+                    o.state.clone(),
+                    o.creator.clone(),
+                    when(&o.created),
+                    cause.chars().take(80).collect(),
+                ]
             };
             let head = ["OPERATION", "WHAT", "STATE", "BY", "BEGAN", "WHY"];
             list(format, &page.items, &head, row, |o| o.id.clone(), "nothing was done yet")
@@ -512,7 +572,10 @@ async fn operations(client: &Client, format: Format, command: Option<Operations>
             line(format!("{}   {}   {}", operation.title, operation.state, operation.id));
             for task in &operation.tasks {
                 let failure = task.failure.as_ref().and_then(|f| f["cause"].as_str()).unwrap_or_default();
-                line(format!("  {:<28} {:<10} attempt {} of {}  {failure}", task.label, task.state, task.attempt, task.most_attempts));
+                line(format!(
+                    "  {:<28} {:<10} attempt {} of {}  {failure}",
+                    task.label, task.state, task.attempt, task.most_attempts
+                ));
             }
             Ok(())
         }
@@ -532,12 +595,23 @@ async fn repository(client: &Client, format: Format, command: RepositoryCommand)
             if format == Format::Json {
                 output::json(&report)?;
             } else {
-                line(format!("{} images, {} objects, {} read back", report["images"], report["blobs"], size(report["bytes"].as_u64().unwrap_or(0))));
+                line(format!(
+                    "{} images, {} objects, {} read back",
+                    report["images"],
+                    report["blobs"],
+                    size(report["bytes"].as_u64().unwrap_or(0))
+                ));
             }
             let broken: Vec<&Value> = report["broken"].as_array().into_iter().flatten().collect();
             for one in &broken {
-                let images: Vec<&str> = one["images"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-                line(format!("broken   {}: {}; affects {}", one["object"].as_str().unwrap_or_default(), one["why"].as_str().unwrap_or_default(), images.join(", ")));
+                let images: Vec<&str> =
+                    one["images"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                line(format!(
+                    "broken   {}: {}; affects {}",
+                    one["object"].as_str().unwrap_or_default(),
+                    one["why"].as_str().unwrap_or_default(),
+                    images.join(", ")
+                ));
             }
             if broken.is_empty() {
                 return Ok(());
@@ -579,13 +653,22 @@ async fn tokens(client: &Client, format: Format, command: Option<Tokens>) -> Res
                 let state = if t.revoked { "revoked" } else { "valid" };
                 vec![t.id.clone(), t.name.clone(), t.scope.clone(), when(&t.created), state.to_owned()]
             };
-            list(format, &found, &["TOKEN", "NAME", "SCOPE", "MADE", "STATE"], row, |t| t.id.clone(), "there is no token")
+            list(
+                format,
+                &found,
+                &["TOKEN", "NAME", "SCOPE", "MADE", "STATE"],
+                row,
+                |t| t.id.clone(),
+                "there is no token",
+            )
         }
         Some(Tokens::Create { name, scope }) => {
             let issued: IssuedToken = client.post("/api/v1/tokens", &NewToken { name, scope }).await?;
             line(issued.token);
             Ok(())
         }
-        Some(Tokens::Revoke { id }) => client.order(Method::DELETE, &format!("/api/v1/tokens/{}", segment(&id)), None).await,
+        Some(Tokens::Revoke { id }) => {
+            client.order(Method::DELETE, &format!("/api/v1/tokens/{}", segment(&id)), None).await
+        }
     }
 }

@@ -82,7 +82,11 @@ pub fn size(bytes: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 || value >= 99.5 { format!("{value:.0} {}", UNITS[unit]) } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 || value >= 99.5 {
+        format!("{value:.0} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 /// `3 h ago`, from two moments in milliseconds.
@@ -112,7 +116,8 @@ pub fn parse_time(text: &str) -> Option<i64> {
 
 /// `90m`, `12h`, `7d` in seconds.
 pub fn parse_span(text: &str) -> Result<u64, Failure> {
-    let wrong = || Failure::usage(format!("{text:?} is not a time span: expected a number and s, m, h or d, like 90m or 7d"));
+    let wrong =
+        || Failure::usage(format!("{text:?} is not a time span: expected a number and s, m, h or d, like 90m or 7d"));
     let (number, unit) = text.split_at(text.len().saturating_sub(1));
     let number: u64 = number.parse().map_err(|_| wrong())?;
     let factor = match unit {
@@ -133,7 +138,10 @@ mod tests {
 
     #[test]
     fn sizes_and_spans_read_well() {
-        assert_eq!([0, 999, 1000, 61_000_000, 1_234_000_000].map(size), ["0 B", "999 B", "1.0 kB", "61.0 MB", "1.2 GB"]);
+        assert_eq!(
+            [0, 999, 1000, 61_000_000, 1_234_000_000].map(size),
+            ["0 B", "999 B", "1.0 kB", "61.0 MB", "1.2 GB"]
+        );
         assert_eq!(parse_span("7d").ok(), Some(604_800));
         for wrong in ["", "d", "7", "-1d", "7w", "99999999999999999999d"] {
             assert!(parse_span(wrong).is_err(), "{wrong}");

@@ -81,7 +81,8 @@ fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
             .map(|base| base.join("ocopea"))
     });
     let path = base.ok_or_else(|| Failure::usage("there is no home directory").next("name a directory with --data"))?;
-    let fault = |error: std::io::Error| Failure::local(format!("the data directory {} can't be used: {error}", path.display()));
+    let fault =
+        |error: std::io::Error| Failure::local(format!("the data directory {} can't be used: {error}", path.display()));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(fault)?;
     path.canonicalize().map_err(fault)
 }
@@ -90,7 +91,14 @@ fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
 fn lock(data: &Path) -> Result<std::fs::File, Failure> {
     let path = data.join("lock");
     let fault = |error: std::io::Error| Failure::local(format!("{} can't be used: {error}", path.display()));
-    let mut file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fault)?;
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(fault)?;
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         let owner = std::fs::read_to_string(&path).unwrap_or_default();
         return Err(Failure {
@@ -180,7 +188,8 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     let coordinator =
         Coordinator::new(catalog.clone(), repository, open_vault(&data)?, Arc::new(bus.clone()), seams.clone());
     let listener = tokio::net::TcpListener::bind(&options.listen).await.map_err(|error| {
-        Failure::local(format!("can't listen at {}: {error}", options.listen)).next("choose another address with --listen")
+        Failure::local(format!("can't listen at {}: {error}", options.listen))
+            .next("choose another address with --listen")
     })?;
     let address = listener.local_addr().map_err(|error| Failure::local(error.to_string()))?;
     output::line(format!(
@@ -196,7 +205,13 @@ pub async fn run(options: Up) -> Result<(), Failure> {
         let platform = match Platform::open(options.kubeconfig.as_deref(), &option.context, seams.clone()).await {
             Ok(platform) => platform,
             Err(failure) => {
-                return Err(Failure { status: 2, what: failure.what, cause: failure.cause, place: format!("site {}", option.name), next: failure.next });
+                return Err(Failure {
+                    status: 2,
+                    what: failure.what,
+                    cause: failure.cause,
+                    place: format!("site {}", option.name),
+                    next: failure.next,
+                });
             }
         };
         platforms.insert(option.name.to_string(), platform.clone());
@@ -247,9 +262,18 @@ pub async fn run(options: Up) -> Result<(), Failure> {
         Ok(()) => "this shell's user is signed in".to_owned(),
         Err(error) => format!("this shell could not be signed in: {error}"),
     };
-    output::line(format!("Sign in elsewhere: ocopea sign-in '{url}/sign-in?code={}'   (works once, for ten minutes; {shell})", code.reveal()));
-    output::line(format!("Back up the key file {}: without it nobody can read the images.", data.join("repository.key").display()));
-    let router = api::router(api::State { coordinator: Arc::clone(&coordinator), access: Arc::new(Access { platforms, seams: seams.clone() }) });
+    output::line(format!(
+        "Sign in elsewhere: ocopea sign-in '{url}/sign-in?code={}'   (works once, for ten minutes; {shell})",
+        code.reveal()
+    ));
+    output::line(format!(
+        "Back up the key file {}: without it nobody can read the images.",
+        data.join("repository.key").display()
+    ));
+    let router = api::router(api::State {
+        coordinator: Arc::clone(&coordinator),
+        access: Arc::new(Access { platforms, seams: seams.clone() }),
+    });
     let served = stop.clone();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move { served.cancelled().await });
     let serving = async move { server.await };
@@ -293,7 +317,8 @@ fn log_to(data: &Path) -> Result<(), Failure> {
         .map_err(|error| Failure::local(format!("{} can't be written: {error}", path.display())))?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("OCOPEA_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,sqlx=warn,kube=warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::sync::Mutex::new(file));
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::sync::Mutex::new(file));
     log.try_init().map_err(|error| Failure::local(format!("no log: {error}")))
 }
 
@@ -335,8 +360,12 @@ struct Access {
 impl Access {
     fn platform(&self, site: &str) -> Result<&Platform, TaskFailure> {
         self.platforms.get(site).ok_or_else(|| {
-            TaskFailure::permanent("site.absent", format!("can't reach site {site}"), "this process has no agent for it")
-                .next("start with --site NAME=CONTEXT")
+            TaskFailure::permanent(
+                "site.absent",
+                format!("can't reach site {site}"),
+                "this process has no agent for it",
+            )
+            .next("start with --site NAME=CONTEXT")
         })
     }
 }
@@ -360,9 +389,16 @@ impl SiteAccess for Access {
         Ok(Box::pin(stream))
     }
 
-    async fn connect(&self, site: &str, namespace: &str, service: &str, port: u16) -> Result<OpenConnection, TaskFailure> {
+    async fn connect(
+        &self,
+        site: &str,
+        namespace: &str,
+        service: &str,
+        port: u16,
+    ) -> Result<OpenConnection, TaskFailure> {
         let platform = self.platform(site)?;
-        let (forward, connection) = ocopea_agent::reach::connect(platform, namespace, service, port, &self.seams).await?;
+        let (forward, connection) =
+            ocopea_agent::reach::connect(platform, namespace, service, port, &self.seams).await?;
         Ok(OpenConnection {
             connection: api::Connection { address: forward.address.to_string(), connection },
             guard: Box::new(forward),

@@ -36,7 +36,10 @@ pub async fn follow(client: &Client, id: &str, quiet: bool) -> Result<OperationV
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a client's pause before it asks again is nothing that a simulation runs")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a client's pause before it asks again is nothing that a simulation runs"
+)]
 async fn pause() {
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
 }
@@ -70,12 +73,13 @@ async fn watch_once(client: &Client, id: &str, screen: &mut Screen) -> Result<Op
         while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
             let event: Vec<u8> = buffer.drain(..end + 2).collect();
             let text = String::from_utf8_lossy(&event);
-            let data: String = text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
+            let data: String =
+                text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
             if data.is_empty() {
                 continue;
             }
-            let operation: OperationView =
-                serde_json::from_str(&data).map_err(|error| Failure::local(format!("an event can't be read: {error}")))?;
+            let operation: OperationView = serde_json::from_str(&data)
+                .map_err(|error| Failure::local(format!("an event can't be read: {error}")))?;
             screen.show(&operation);
             if operation.ended.is_some() {
                 return Ok(Some(operation));
@@ -89,9 +93,7 @@ pub fn outcome(operation: OperationView) -> Result<OperationView, Failure> {
     if operation.state == "succeeded" {
         return Ok(operation);
     }
-    let text = |field: &str| {
-        operation.failure.as_ref().and_then(|f| f[field].as_str()).unwrap_or_default().to_owned()
-    };
+    let text = |field: &str| operation.failure.as_ref().and_then(|f| f[field].as_str()).unwrap_or_default().to_owned();
     let code = text("code");
     let status = match operation.failure.as_ref().and_then(|f| f["class"].as_str()) {
         _ if code.ends_with(".refused") => 4,
@@ -206,9 +208,8 @@ fn describe(task: &TaskView) -> String {
         "failed" => format!("✗ {}", task.failure.as_ref().and_then(|f| f["cause"].as_str()).unwrap_or("failed")),
         "cancelled" => "called off".to_owned(),
         "succeeded" => {
-            let copied = output.and_then(|o| {
-                ["DataCopied", "ContainerCopied", "ConfigCopied"].iter().find_map(|kind| o.get(kind))
-            });
+            let copied = output
+                .and_then(|o| ["DataCopied", "ContainerCopied", "ConfigCopied"].iter().find_map(|kind| o.get(kind)));
             if let Some(copied) = copied {
                 let number = |field: &str| copied["component"][field].as_u64().unwrap_or(0);
                 let new = number("new_bytes");

@@ -83,7 +83,9 @@ pub async fn accept(
         transaction.hide_image(request.image).await?;
     }
     let subject = operation.id.to_string();
-    transaction.audit(Some(actor.team), Some(actor.user), &format!("{}.request", operation.kind), &subject, &operation.title).await?;
+    transaction
+        .audit(Some(actor.team), Some(actor.user), &format!("{}.request", operation.kind), &subject, &operation.title)
+        .await?;
     settle(&transaction, operation.id).await?;
     transaction.commit().await?;
     Ok(operation.id)
@@ -230,7 +232,8 @@ async fn finish(
             }
         }
         "restore" => {
-            if let (Some(environment), Some(plan)) = (operation.environment, restore::plan(&tasks).map_err(malformed)?) {
+            if let (Some(environment), Some(plan)) = (operation.environment, restore::plan(&tasks).map_err(malformed)?)
+            {
                 if let Some(TaskOutput::Ready { url, .. }) = tasks.output("ready").map_err(malformed)? {
                     transaction.set_environment_facts(environment, url, &plan.containers).await?;
                     transaction.set_environment_state(environment, EnvironmentState::Running).await?;
@@ -299,7 +302,9 @@ pub async fn cancel(catalog: &Catalog, actor: &Actor, id: OperationId) -> Result
     if operation.cancel_requested.is_none() && operation.state == OperationState::Running {
         operation.cancel_requested = Some(catalog.seams.clock.now());
         transaction.save_operation(&operation).await?;
-        transaction.audit(Some(actor.team), Some(actor.user), "operation.cancel", &id.to_string(), &operation.title).await?;
+        transaction
+            .audit(Some(actor.team), Some(actor.user), "operation.cancel", &id.to_string(), &operation.title)
+            .await?;
         settle(&transaction, id).await?;
     }
     transaction.commit().await

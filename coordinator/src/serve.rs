@@ -89,7 +89,9 @@ impl Coordinator {
     async fn handle(&self, site: SiteId, request: Request) -> Result<Answer, CatalogError> {
         match request {
             Request::Claim { task, instance } => self.claim(site, task, instance).await,
-            Request::Heartbeat { claimed, progress, holder } => self.heartbeat(&claimed, &progress, holder.as_ref()).await,
+            Request::Heartbeat { claimed, progress, holder } => {
+                self.heartbeat(&claimed, &progress, holder.as_ref()).await
+            }
             Request::Finish { claimed, outcome } => self.finish(&claimed, &outcome).await,
             Request::HandBack { claimed } => self.hand_back(&claimed).await,
             Request::Poll { most, .. } => {
@@ -120,7 +122,11 @@ impl Coordinator {
                 transaction.touch_operation(operation.id).await?;
                 transaction.commit().await?;
                 self.ring();
-                Ok(Answer::Granted { claimed, lease_ms: u64::try_from(LEASE.as_millis()).unwrap_or(0), spec: Box::new(spec) })
+                Ok(Answer::Granted {
+                    claimed,
+                    lease_ms: u64::try_from(LEASE.as_millis()).unwrap_or(0),
+                    spec: Box::new(spec),
+                })
             }
             Err(failure) => {
                 transaction.fail(&claimed, &failure).await?;
@@ -140,9 +146,11 @@ impl Coordinator {
         if let PlanRequest::Save(request) | PlanRequest::Inspect(request) = &request
             && let Some(sealed) = &request.sealed_credentials
         {
-            let fault = |error: String| TaskFailure::permanent("save.credentials", "can't open the given credentials", error);
+            let fault =
+                |error: String| TaskFailure::permanent("save.credentials", "can't open the given credentials", error);
             let plain = self.vault.open(sealed).map_err(|error| fault(error.to_string()))?;
-            let given: Vec<GivenCredentials> = serde_json::from_slice(&plain).map_err(|error| fault(error.to_string()))?;
+            let given: Vec<GivenCredentials> =
+                serde_json::from_slice(&plain).map_err(|error| fault(error.to_string()))?;
             match &mut spec {
                 TaskSpec::Inspect { source }
                 | TaskSpec::CopyConfig { source, .. }
@@ -154,7 +162,9 @@ impl Coordinator {
             }
         }
         match &mut spec {
-            TaskSpec::CopyConfig { access, .. } | TaskSpec::CopyContainer { access, .. } | TaskSpec::CopyData { access, .. } => {
+            TaskSpec::CopyConfig { access, .. }
+            | TaskSpec::CopyContainer { access, .. }
+            | TaskSpec::CopyData { access, .. } => {
                 *access = self.access_to_write(&context).await?;
             }
             TaskSpec::PlanRestore(target)

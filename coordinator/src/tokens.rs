@@ -21,7 +21,8 @@ pub fn hash(secret: &str) -> String {
 
 /// A new token for `actor`, as text to be shown once.
 pub async fn issue(catalog: &Catalog, actor: &Actor, name: &str, scope: Role) -> Result<Secret, CatalogError> {
-    let token = generate("ocopea").ok_or_else(|| CatalogError::Malformed("the system gives no randomness".to_owned()))?;
+    let token =
+        generate("ocopea").ok_or_else(|| CatalogError::Malformed("the system gives no randomness".to_owned()))?;
     catalog.add_token(actor.user, name, &hash(token.reveal()), scope, None).await?;
     Ok(token)
 }

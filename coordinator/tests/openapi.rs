@@ -17,7 +17,9 @@ fn every_operation_but_signing_in_wants_a_token() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             let own = operation.get("security").and_then(|s| s.as_array());
-            if own.is_some_and(|rules| rules.is_empty() || rules.iter().any(|r| r.as_object().is_some_and(|r| r.is_empty()))) {
+            if own.is_some_and(|rules| {
+                rules.is_empty() || rules.iter().any(|r| r.as_object().is_some_and(|r| r.is_empty()))
+            }) {
                 open.push(format!("{method} {path}"));
             }
         }

@@ -119,7 +119,11 @@ impl Cutter {
 static COMPRESSORS: Mutex<Vec<zstd::bulk::Compressor<'static>>> = Mutex::new(Vec::new());
 static DECOMPRESSORS: Mutex<Vec<zstd::bulk::Decompressor<'static>>> = Mutex::new(Vec::new());
 
-fn with<T, R>(pool: &Mutex<Vec<T>>, make: impl FnOnce() -> std::io::Result<T>, work: impl FnOnce(&mut T) -> R) -> Result<R> {
+fn with<T, R>(
+    pool: &Mutex<Vec<T>>,
+    make: impl FnOnce() -> std::io::Result<T>,
+    work: impl FnOnce(&mut T) -> R,
+) -> Result<R> {
     let pooled = pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
     let mut tool = match pooled {
         Some(tool) => tool,
@@ -179,7 +183,8 @@ pub(crate) fn decompress(flags: u32, stored: &[u8], raw: u32) -> Option<Vec<u8>>
     if flags & ZSTD == 0 {
         return (stored.len() == out.len()).then(|| stored.to_vec());
     }
-    let done = with(&DECOMPRESSORS, zstd::bulk::Decompressor::new, |z| z.decompress_to_buffer(stored, out.as_mut_slice()));
+    let done =
+        with(&DECOMPRESSORS, zstd::bulk::Decompressor::new, |z| z.decompress_to_buffer(stored, out.as_mut_slice()));
     match done {
         Ok(Ok(length)) if length == out.len() => Some(out),
         _ => None,

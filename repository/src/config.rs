@@ -40,10 +40,13 @@ pub(crate) fn tar(files: &BTreeMap<String, Bytes>) -> Result<Vec<u8>> {
         if path.len() > 100 {
             entry(&mut out, b'L', "././@LongLink", &[path.as_bytes(), b"\0"].concat());
             // The header's own path is cut; readers take the long one.
-            let short: String = path.chars().scan(0, |length, c| {
-                *length += c.len_utf8();
-                (*length <= 100).then_some(c)
-            }).collect();
+            let short: String = path
+                .chars()
+                .scan(0, |length, c| {
+                    *length += c.len_utf8();
+                    (*length <= 100).then_some(c)
+                })
+                .collect();
             entry(&mut out, b'0', &short, content);
         } else {
             entry(&mut out, b'0', path, content);

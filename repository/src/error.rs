@@ -32,7 +32,9 @@ pub enum Error {
         object: String,
     },
     /// An object isn't what was written.
-    #[error("{object} in the repository is damaged: {why}; run `ocopea repository verify` to see which images it affects")]
+    #[error(
+        "{object} in the repository is damaged: {why}; run `ocopea repository verify` to see which images it affects"
+    )]
     Damaged {
         /// What it is.
         object: String,

@@ -8,7 +8,7 @@ use std::fmt;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use ocopea_protocol::{ids::TeamId, secret::Secret32, seams::Seams};
+use ocopea_protocol::{ids::TeamId, seams::Seams, secret::Secret32};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
@@ -156,7 +156,9 @@ impl Keyring {
     /// Takes a key out. The last one stays.
     pub fn remove(&mut self, id: &KeyId) -> Result<()> {
         if self.keys.len() == 1 && self.keys.first().is_some_and(|(known, _)| known == id) {
-            return Err(Error::Misuse("the last repository key can't be removed: nobody could read the images".to_owned()));
+            return Err(Error::Misuse(
+                "the last repository key can't be removed: nobody could read the images".to_owned(),
+            ));
         }
         self.keys.retain(|(known, _)| known != id);
         Ok(())
@@ -245,7 +247,8 @@ pub(crate) struct Cipher(LessSafeKey);
 
 impl Cipher {
     pub(crate) fn new(key: &Secret32) -> Result<Self> {
-        let unbound = UnboundKey::new(&AES_256_GCM, &key.0).map_err(|_| Error::Misuse("not a 256-bit key".to_owned()))?;
+        let unbound =
+            UnboundKey::new(&AES_256_GCM, &key.0).map_err(|_| Error::Misuse("not a 256-bit key".to_owned()))?;
         Ok(Self(LessSafeKey::new(unbound)))
     }
 

@@ -145,7 +145,11 @@ impl Body {
 }
 
 fn small(value: u64) -> Result<u32> {
-    u32::try_from(value).map_err(|_| Error::Limit { what: "a pack's size".to_owned(), found: value, limit: u64::from(u32::MAX) })
+    u32::try_from(value).map_err(|_| Error::Limit {
+        what: "a pack's size".to_owned(),
+        found: value,
+        limit: u64::from(u32::MAX),
+    })
 }
 
 fn wrap(image_key: &Secret32, key: &Secret32, seams: &Seams) -> Result<Vec<u8>> {
@@ -160,17 +164,25 @@ pub(crate) fn open_chunk(cipher: &Cipher, chunk_key: &Secret32, chunk: &Chunk, s
 }
 
 /// Reads a finished pack's own index: its key, and its chunks (as of pack 0).
-pub(crate) async fn read_index(store: &Store, image_key: &Secret32, digest: &Digest, size: u64) -> Result<(Packed, Vec<Chunk>)> {
+pub(crate) async fn read_index(
+    store: &Store,
+    image_key: &Secret32,
+    digest: &Digest,
+    size: u64,
+) -> Result<(Packed, Vec<Chunk>)> {
     let name = blob_name(digest);
     let damaged = |why: &str| Error::damaged(&name, why);
     let at = size.checked_sub(FOOTER as u64).ok_or_else(|| damaged("it is too short"))?;
     let footer = store.backend.range(&name, at, FOOTER as u64).await?;
-    let (key, offset, length, count) = parse_footer(image_key, &footer).ok_or_else(|| damaged("its end doesn't open with the image's key"))?;
+    let (key, offset, length, count) =
+        parse_footer(image_key, &footer).ok_or_else(|| damaged("its end doesn't open with the image's key"))?;
     if u64::from(offset) + u64::from(length) != at || length as usize != count as usize * INDEX_ROW + TAG {
         return Err(damaged("its index isn't where its end says"));
     }
     let mut sealed = store.backend.range(&name, u64::from(offset), u64::from(length)).await?.to_vec();
-    let plain = Cipher::new(&key)?.open(INDEX_COUNTER, INDEX_AAD, &mut sealed).ok_or_else(|| damaged("its index doesn't open"))?;
+    let plain = Cipher::new(&key)?
+        .open(INDEX_COUNTER, INDEX_AAD, &mut sealed)
+        .ok_or_else(|| damaged("its index doesn't open"))?;
     let mut chunks = Vec::with_capacity(count as usize);
     for (ordinal, row) in (0u32..).zip(plain.chunks_exact(INDEX_ROW)) {
         let chunk = index_row(ordinal, row).filter(|chunk| chunk.offset + chunk.stored <= offset);

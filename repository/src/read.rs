@@ -67,7 +67,10 @@ impl DataReader {
         let config = &manifest.config;
         let toc = TocReader::open(&core.store, &core.image_key, &config.digest, config.size).await?;
         if toc.root.kind != kind {
-            return Err(Error::damaged(&name, format!("it says {kind:?} where its table of contents says {:?}", toc.root.kind)));
+            return Err(Error::damaged(
+                &name,
+                format!("it says {kind:?} where its table of contents says {:?}", toc.root.kind),
+            ));
         }
         let packs = toc.packs().await?;
         let inner = Inner { core, toc, kind, packs, ciphers: Mutex::default(), streams: OnceCell::new() };
@@ -114,7 +117,8 @@ impl DataReader {
     /// decrypted and verified before it comes; after an error nothing more comes.
     pub async fn read(&self, name: &[u8]) -> Result<BoxStream<'static, Result<Bytes>>> {
         let row = self.rows().await?.get(name).cloned();
-        let row = row.ok_or_else(|| Error::Missing { object: format!("stream {:?}", String::from_utf8_lossy(name)) })?;
+        let row =
+            row.ok_or_else(|| Error::Missing { object: format!("stream {:?}", String::from_utf8_lossy(name)) })?;
         let (pieces, received) = mpsc::channel(AHEAD);
         let inner = self.inner.clone();
         let spawner = inner.core.store.seams.spawner.clone();
@@ -127,10 +131,13 @@ impl DataReader {
                 }
             }),
         );
-        Ok(stream::unfold((received, false), next_piece).map(|group| match group {
-            Ok(group) => stream::iter(group).map(Ok).left_stream(),
-            Err(error) => stream::iter([Err(error)]).right_stream(),
-        }).flatten().boxed())
+        Ok(stream::unfold((received, false), next_piece)
+            .map(|group| match group {
+                Ok(group) => stream::iter(group).map(Ok).left_stream(),
+                Err(error) => stream::iter([Err(error)]).right_stream(),
+            })
+            .flatten()
+            .boxed())
     }
 
     /// An empty set for the content hash of a stream, keyed as at the save.

@@ -163,16 +163,19 @@ impl ImageSession {
         let mut upload = store.backend.upload().await?;
         let (mut sha, mut found) = (Sha256::new(), 0u64);
         while let Some(piece) = bytes.next().await {
-            let piece = piece.map_err(|error| Error::Source { object: digest.to_string(), cause: error.to_string() })?;
+            let piece =
+                piece.map_err(|error| Error::Source { object: digest.to_string(), cause: error.to_string() })?;
             found += piece.len() as u64;
             if found > size {
                 break;
             }
             let hashed = piece.clone();
-            sha = store.compute(move || {
-                sha.update(&hashed);
-                sha
-            }).await?;
+            sha = store
+                .compute(move || {
+                    sha.update(&hashed);
+                    sha
+                })
+                .await?;
             upload.write(piece).await?;
         }
         if found != size {
@@ -232,7 +235,14 @@ impl ImageSession {
 type Next = Option<(Bytes, Option<(Sha256, u64)>)>;
 
 /// One piece of a blob, and what is needed for the next.
-async fn next_piece(store: &Store, name: &str, digest: &Digest, size: u64, mut sha: Sha256, offset: u64) -> Result<Next> {
+async fn next_piece(
+    store: &Store,
+    name: &str,
+    digest: &Digest,
+    size: u64,
+    mut sha: Sha256,
+    offset: u64,
+) -> Result<Next> {
     let piece = store.backend.range(name, offset, PIECE).await?;
     let hashed = piece.clone();
     let sha = store
@@ -256,7 +266,11 @@ pub fn config_digest(hash_key: &Secret32, files: &BTreeMap<String, Bytes>) -> Re
     Ok(config::digest(hash_key, &config::tar(files)?))
 }
 
-pub(crate) async fn read_config(store: &Store, image_key: &Secret32, digest: &Digest) -> Result<BTreeMap<String, Bytes>> {
+pub(crate) async fn read_config(
+    store: &Store,
+    image_key: &Secret32,
+    digest: &Digest,
+) -> Result<BTreeMap<String, Bytes>> {
     let name = blob_name(digest);
     let manifest: oci::Manifest = oci::parse(&name, &store.get_blob(digest, LONGEST_MANIFEST).await?)?;
     let layer = manifest.layers.first().filter(|layer| layer.media_type == oci::CONFIG_TAR);
@@ -269,4 +283,3 @@ pub(crate) async fn read_config(store: &Store, image_key: &Secret32, digest: &Di
     };
     store.compute(work).await?
 }
-

@@ -50,13 +50,7 @@ fn check(what: &str, vector: &str) {
 #[test]
 fn derived_keys_are_as_documented() {
     check("key id", KeyId::of(&key()).as_str());
-    for context in [
-        keys::CHUNKS,
-        keys::ITEMS,
-        keys::CONFIG_HASH,
-        keys::PACK_WRAP,
-        keys::STAGING,
-    ] {
+    for context in [keys::CHUNKS, keys::ITEMS, keys::CONFIG_HASH, keys::PACK_WRAP, keys::STAGING] {
         check(context, &format!("{context} {}", hex::encode(keys::derive(context, &key().0).0)));
     }
     let mut items = crate::ItemHasher::new(&key());

@@ -13,8 +13,8 @@ use crate::{
     Body, Broken, Error, ImageRef, Record, Repository, Result, Scope, VerifyProgress, VerifyReport,
     oci::{self, Index, Manifest},
     repository::{
-        DESCRIPTION, INDEX_JSON, OCI_LAYOUT, OCI_LAYOUT_NAME, check_format, derive_index_json, index_json_images, parts,
-        read_note, read_pins, ref_name, repository_key_name,
+        DESCRIPTION, INDEX_JSON, OCI_LAYOUT, OCI_LAYOUT_NAME, check_format, derive_index_json, index_json_images,
+        parts, read_note, read_pins, ref_name, repository_key_name,
     },
     session,
     store::{LONGEST_MANIFEST, LONGEST_SMALL, blob_name},
@@ -41,8 +41,12 @@ impl Findings {
         let (object, why) = match error {
             Error::Missing { object } => (object, "it is missing".to_owned()),
             Error::Damaged { object, why } => (object, why),
-            Error::Newer { object, found, .. } => (object, format!("it has format version {found}, which is not known here")),
-            Error::WrongKey { object, given, wanted } => (object, format!("none of the keys {given} opens it; {wanted} would")),
+            Error::Newer { object, found, .. } => {
+                (object, format!("it has format version {found}, which is not known here"))
+            }
+            Error::WrongKey { object, given, wanted } => {
+                (object, format!("none of the keys {given} opens it; {wanted} would"))
+            }
             other => return Err(other),
         };
         self.add(object, why, images);
@@ -59,7 +63,11 @@ struct Checked {
 
 impl Repository {
     /// Reads everything (or one image) and names what is broken, with the images affected.
-    pub async fn verify(&self, scope: Scope, progress: &(dyn Fn(VerifyProgress) + Send + Sync)) -> Result<VerifyReport> {
+    pub async fn verify(
+        &self,
+        scope: Scope,
+        progress: &(dyn Fn(VerifyProgress) + Send + Sync),
+    ) -> Result<VerifyReport> {
         let mut findings = Findings::default();
         let mut images = Vec::new();
         let names: Vec<String> = match scope {
@@ -157,7 +165,11 @@ impl Repository {
         }
         let parts = parts(store, &record).await?;
         if parts.blobs.keys().any(|digest| !blobs.contains_key(digest)) {
-            findings.add(blob_name(&reference.index), "it doesn't name all components of its record", [reference.image]);
+            findings.add(
+                blob_name(&reference.index),
+                "it doesn't name all components of its record",
+                [reference.image],
+            );
         }
         blobs.extend(parts.blobs);
         for component in &record.components {
@@ -220,7 +232,12 @@ impl Repository {
         Ok(())
     }
 
-    async fn check_layout(&self, readable: &[ImageRef], all: &BTreeSet<ImageId>, findings: &mut Findings) -> Result<()> {
+    async fn check_layout(
+        &self,
+        readable: &[ImageRef],
+        all: &BTreeSet<ImageId>,
+        findings: &mut Findings,
+    ) -> Result<()> {
         let store = self.store();
         if let Err(error) = check_format(store).await {
             match error {
@@ -361,4 +378,3 @@ impl Repository {
         Ok((at.blobs, at.bytes))
     }
 }
-

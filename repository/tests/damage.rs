@@ -26,7 +26,9 @@ const DAMAGES: [Damage; 8] = [
     ("flipped at its start", |bytes, _| flipped(bytes, 0)),
     ("flipped in the middle", |bytes, _| flipped(bytes, bytes.len() / 2)),
     ("flipped at its end", |bytes, _| flipped(bytes, bytes.len().checked_sub(2)?)),
-    ("swapped with its neighbour", |bytes, other| other.filter(|other| *other != bytes).map(|other| Some(other.to_vec()))),
+    ("swapped with its neighbour", |bytes, other| {
+        other.filter(|other| *other != bytes).map(|other| Some(other.to_vec()))
+    }),
 ];
 
 fn class(name: &str) -> String {
@@ -50,13 +52,15 @@ async fn scene() -> Scene {
     content.extend_from_slice(&prose(400_000, 2));
     let second = world.save("second", &[(b"a", content)], Some(&first.reference.record)).await;
     for body in ["1", "2"] {
-        let note = Note { kind: "comment".to_owned(), body: body.to_owned(), by: "dana".to_owned(), at: Default::default() };
+        let note =
+            Note { kind: "comment".to_owned(), body: body.to_owned(), by: "dana".to_owned(), at: Default::default() };
         world.repository.note(&first.reference.record, &note).await.unwrap();
     }
     world.repository.pin(operation(&world), &[first.reference.record]).await.unwrap();
     // Something unused, so that there is a list of condemned blobs.
     put_blob(&world.begin(None).await.2, b"unused").await;
-    let waiting = ocopea_repository::CollectOptions { grace: std::time::Duration::from_secs(3600), wait: false, ..now() };
+    let waiting =
+        ocopea_repository::CollectOptions { grace: std::time::Duration::from_secs(3600), wait: false, ..now() };
     world.repository.collect(&waiting).await.unwrap();
     std::fs::remove_file(world.path(&format!("blobs/sha256/{}", sha256(b"unused").hex()))).unwrap();
     let images = vec![first, second];
@@ -147,7 +151,8 @@ async fn any_damage_to_any_object_is_found_named_and_never_read_as_good() {
                 None => std::fs::remove_file(scene.world.path(name)).unwrap(),
             }
             let broken = scene.broken().await;
-            let named = broken.iter().find(|broken| broken.object == *name || name.starts_with(&format!("{}/", broken.object)));
+            let named =
+                broken.iter().find(|broken| broken.object == *name || name.starts_with(&format!("{}/", broken.object)));
             let named = named.unwrap_or_else(|| panic!("{what}: not found; found {broken:?}"));
             let affected: BTreeSet<ImageId> = named.images.iter().copied().collect();
             let expected = &scene.users[name];
@@ -171,7 +176,8 @@ async fn any_damage_to_any_object_is_found_named_and_never_read_as_good() {
 async fn an_image_key_of_another_image_opens_nothing() {
     let scene = scene().await;
     let mut access = scene.world.repository.access_to_read(&scene.images[0].reference.record).await.unwrap();
-    access.image_key = scene.world.repository.access_to_read(&scene.images[1].reference.record).await.unwrap().image_key;
+    access.image_key =
+        scene.world.repository.access_to_read(&scene.images[1].reference.record).await.unwrap().image_key;
     let session = ImageSession::open(&access, &scene.world.seams).await.unwrap();
     assert!(session.read_record(&scene.images[0].reference.record).await.is_err());
     assert!(session.reader(&scene.images[0].data.manifest).await.is_err());

@@ -57,7 +57,8 @@ async fn a_full_store_fails_the_save_with_its_cause_and_leaves_no_image() {
     world.repository.collect(&now()).await.unwrap();
     world.repository.delete_image(first.reference.image).await.unwrap();
     world.repository.collect(&now()).await.unwrap();
-    let left: Vec<String> = world.objects().into_keys().filter(|name| name.starts_with("blobs/") || name.starts_with("tmp/")).collect();
+    let left: Vec<String> =
+        world.objects().into_keys().filter(|name| name.starts_with("blobs/") || name.starts_with("tmp/")).collect();
     assert_eq!(left, Vec::<String>::new(), "all space is given back");
 }
 
@@ -145,7 +146,15 @@ impl Job {
     async fn new(world: &World, title: &str, base: Option<Digest>, content: Vec<u8>, seams: &Seams) -> Self {
         let key = world.repository.new_image_key(world.team).await.unwrap();
         let record = empty_record(world, title);
-        Self { location: world.location(), seams: seams.clone(), key, record, base, content, layer: title.as_bytes().to_vec() }
+        Self {
+            location: world.location(),
+            seams: seams.clone(),
+            key,
+            record,
+            base,
+            content,
+            layer: title.as_bytes().to_vec(),
+        }
     }
 
     async fn run(&self, world: &World, hook: Arc<dyn Hook>) -> Result<ImageRef, Error> {
@@ -162,7 +171,9 @@ impl Job {
     async fn save(&self, repository: &Repository, backend: Arc<HookedBackend>) -> Result<ImageRef, Error> {
         // A base that is gone by now is no base.
         let access = match repository.access_to_write(&self.key, self.base.as_ref()).await {
-            Err(error) if error.is_breakage() && self.base.is_some() => repository.access_to_write(&self.key, None).await?,
+            Err(error) if error.is_breakage() && self.base.is_some() => {
+                repository.access_to_write(&self.key, None).await?
+            }
             other => other?,
         };
         let session = ImageSession::over(backend, &access, &self.seams).await?;
@@ -217,7 +228,12 @@ async fn whatever_call_fails_a_save_is_whole_or_absent_and_may_be_tried_again() 
     assert!(failed > 60, "only {failed} failures were injected");
     world.repository.collect(&CollectOptions { pin_expiry: Duration::ZERO, ..now() }).await.unwrap();
     let objects = world.objects();
-    let left: Vec<&String> = objects.keys().filter(|name| ["blobs", "refs", "pins", "tmp", "staging", "condemned"].iter().any(|part| name.starts_with(part))).collect();
+    let left: Vec<&String> = objects
+        .keys()
+        .filter(|name| {
+            ["blobs", "refs", "pins", "tmp", "staging", "condemned"].iter().any(|part| name.starts_with(part))
+        })
+        .collect();
     assert_eq!(left, Vec::<&String>::new(), "nothing is left over");
 }
 
@@ -341,11 +357,18 @@ async fn play(order: [(Actor, usize); 3]) -> [usize; 3] {
     assert_eq!((report.images, &report.broken), (2, &vec![]), "{order:?}");
     for (job, reference) in [&by_layer, &by_base].into_iter().zip([by_layer.record.image, by_base.record.image]) {
         let reference = world.repository.image(reference).await.unwrap().unwrap();
-        assert!(read_all(&world.repository, &world.seams, &reference).await.unwrap()["messages/61"] == job.content, "{order:?}");
+        assert!(
+            read_all(&world.repository, &world.seams, &reference).await.unwrap()["messages/61"] == job.content,
+            "{order:?}"
+        );
     }
     // What is live stays when everything is over and collected once more.
     world.repository.collect(&now()).await.unwrap();
-    assert_eq!(world.repository.verify(Scope::All, &|_| {}).await.unwrap().broken, vec![], "{order:?}, collected again");
+    assert_eq!(
+        world.repository.verify(Scope::All, &|_| {}).await.unwrap().broken,
+        vec![],
+        "{order:?}, collected again"
+    );
     counts
 }
 
@@ -382,12 +405,8 @@ async fn two_writers_and_a_collection_harm_no_image_wherever_one_of_them_pauses(
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_writers_and_a_collection_harm_no_image_when_several_pause() {
     use Actor::{Base, Collector, Layer};
-    let orders = [
-        [Layer, Collector, Base],
-        [Collector, Layer, Base],
-        [Base, Collector, Layer],
-        [Collector, Base, Layer],
-    ];
+    let orders =
+        [[Layer, Collector, Base], [Collector, Layer, Base], [Base, Collector, Layer], [Collector, Base, Layer]];
     let numbers = noise(90, 11);
     for (round, at) in numbers.chunks_exact(3).enumerate() {
         let order = orders[round % orders.len()];

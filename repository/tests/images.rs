@@ -30,7 +30,8 @@ async fn a_saved_image_is_read_as_it_was_by_whoever_has_the_key() {
         let found = bytes.windows(11).any(|window| window == b"canary-5e1f");
         assert!(!found, "{name} shows what is secret");
     }
-    let left: Vec<_> = world.objects().into_keys().filter(|name| name.starts_with("staging") || name.starts_with("tmp")).collect();
+    let left: Vec<_> =
+        world.objects().into_keys().filter(|name| name.starts_with("staging") || name.starts_with("tmp")).collect();
     assert_eq!(left, Vec::<String>::new());
 }
 
@@ -74,7 +75,12 @@ async fn a_catalog_is_rebuilt_from_the_repository_alone() {
     let world = World::new().await;
     let first = world.save("first", &[(b"a", prose(1000, 1))], None).await;
     let second = world.save("second", &[(b"a", prose(2000, 2))], None).await;
-    let note = |body: &str| Note { kind: "labels".to_owned(), body: body.to_owned(), by: "dana".to_owned(), at: Default::default() };
+    let note = |body: &str| Note {
+        kind: "labels".to_owned(),
+        body: body.to_owned(),
+        by: "dana".to_owned(),
+        at: Default::default(),
+    };
     assert_eq!(world.repository.note(&first.reference.record, &note("1")).await.unwrap(), 1);
     assert_eq!(world.repository.note(&first.reference.record, &note("2")).await.unwrap(), 2);
     let repository = world.reopen().await;

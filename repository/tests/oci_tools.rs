@@ -28,7 +28,11 @@ fn is_whole(world: &World, saved: &Saved, copy: &Path) {
         if *name == format!("blobs/sha256/{}", saved.reference.index.hex()) {
             continue;
         }
-        assert!(std::fs::read(copy.join(name)).is_ok_and(|copied| copied == *bytes), "{name} is not in the copy: {}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
+        assert!(
+            std::fs::read(copy.join(name)).is_ok_and(|copied| copied == *bytes),
+            "{name} is not in the copy: {}",
+            String::from_utf8_lossy(&bytes[..bytes.len().min(300)])
+        );
         compared += 1;
     }
     assert!(compared > 10);
@@ -42,11 +46,13 @@ async fn skopeo_copies_images_and_single_containers_out_of_the_directory() {
     let (image, at) = (saved.reference.image, world.path(""));
     let at = at.to_str().unwrap().trim_end_matches('/');
     let whole = format!("oci:{at}:{image}");
-    let Some(_) = run("skopeo", &["copy", "--all", &whole, &format!("oci:{}:copy", out.path().join("all").display())]) else {
+    let Some(_) = run("skopeo", &["copy", "--all", &whole, &format!("oci:{}:copy", out.path().join("all").display())])
+    else {
         return;
     };
     is_whole(&world, &saved, &out.path().join("all"));
-    for (reference, architecture) in [(format!("{image}/web"), "amd64"), (format!("{image}/web-linux-arm64"), "arm64")] {
+    for (reference, architecture) in [(format!("{image}/web"), "amd64"), (format!("{image}/web-linux-arm64"), "arm64")]
+    {
         let from = format!("oci:{at}:{reference}");
         let shown = run("skopeo", &["inspect", &from]).unwrap();
         assert!(shown.contains(&format!("\"Architecture\": \"{architecture}\"")), "{shown}");
@@ -66,13 +72,23 @@ async fn oras_copies_images_and_single_containers_out_of_the_directory() {
     let (image, at) = (saved.reference.image, world.path(""));
     let at = at.to_str().unwrap().trim_end_matches('/');
     let to = out.path().join("all");
-    let arguments = ["cp", "--from-oci-layout", &format!("{at}:{image}"), "--to-oci-layout", &format!("{}:copy", to.display())];
+    let arguments =
+        ["cp", "--from-oci-layout", &format!("{at}:{image}"), "--to-oci-layout", &format!("{}:copy", to.display())];
     let Some(_) = run("oras", &arguments) else { return };
     is_whole(&world, &saved, &to);
     let index = format!("blobs/sha256/{}", saved.reference.index.hex());
     assert_eq!(std::fs::read(to.join(&index)).unwrap(), world.objects()[&index], "oras keeps the index too");
     let one = out.path().join("one");
-    run("oras", &["cp", "--from-oci-layout", &format!("{at}:{image}/web"), "--to-oci-layout", &format!("{}:web", one.display())]);
+    run(
+        "oras",
+        &[
+            "cp",
+            "--from-oci-layout",
+            &format!("{at}:{image}/web"),
+            "--to-oci-layout",
+            &format!("{}:web", one.display()),
+        ],
+    );
     let ocopea_repository::Body::Container { platforms, .. } = &saved.record.components[1].body else { panic!() };
     assert!(one.join(format!("blobs/sha256/{}", platforms[0].manifest.hex())).exists());
 }

@@ -56,12 +56,9 @@ fn made_finalizer(name: &str) -> bool {
 fn made_label(key: &str) -> bool {
     key.starts_with("ocopea.dev/")
         || matches!(
-        key,
-        "controller-uid"
-            | "batch.kubernetes.io/controller-uid"
-            | "batch.kubernetes.io/job-name"
-            | "job-name"
-    )
+            key,
+            "controller-uid" | "batch.kubernetes.io/controller-uid" | "batch.kubernetes.io/job-name" | "job-name"
+        )
 }
 
 /// The object as its owner wants it.
@@ -197,7 +194,8 @@ fn job(object: &mut Value) {
 fn service_account(object: &mut Value) {
     let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let (tokens, pulls) = (format!("{name}-token-"), format!("{name}-dockercfg-"));
-    let made = |secret: &Value| secret["name"].as_str().is_some_and(|s| s.starts_with(&tokens) || s.starts_with(&pulls));
+    let made =
+        |secret: &Value| secret["name"].as_str().is_some_and(|s| s.starts_with(&tokens) || s.starts_with(&pulls));
     without(object, "secrets", made);
 }
 
@@ -250,7 +248,10 @@ mod tests {
         assert_eq!(cleaned["metadata"]["finalizers"], json!(["a.example/b"]));
         let claim = json!({"kind": "PersistentVolumeClaim", "metadata": {"name": "c", "finalizers": ["kubernetes.io/pvc-protection"],
             "annotations": {"pv.kubernetes.io/bind-completed": "yes", "ocopea.dev/finished": "true"}}, "spec": {"volumeName": "pvc-1", "storageClassName": "fast"}});
-        assert_eq!(clean(&claim), json!({"kind": "PersistentVolumeClaim", "metadata": {"name": "c"}, "spec": {"storageClassName": "fast"}}));
+        assert_eq!(
+            clean(&claim),
+            json!({"kind": "PersistentVolumeClaim", "metadata": {"name": "c"}, "spec": {"storageClassName": "fast"}})
+        );
     }
 
     #[test]

@@ -46,10 +46,7 @@ pub fn rank(object: &Value) -> Option<usize> {
 
 /// Whether applying it makes something run.
 pub fn starts_something(object: &Value) -> bool {
-    matches!(
-        group_of(object),
-        ("apps", _) | ("batch", _) | ("", "Pod" | "ReplicationController") | ("autoscaling", _)
-    )
+    matches!(group_of(object), ("apps", _) | ("batch", _) | ("", "Pod" | "ReplicationController") | ("autoscaling", _))
 }
 
 /// Whether it is a workload whose readiness is waited for.
@@ -62,7 +59,8 @@ pub fn is_finished(object: &Value) -> bool {
     match group_of(object) {
         ("batch", "Job") => object["status"]["conditions"].as_array().is_some_and(|conditions| {
             conditions.iter().any(|c| {
-                matches!(c["type"].as_str(), Some("Complete" | "Failed" | "SuccessCriteriaMet")) && c["status"] == "True"
+                matches!(c["type"].as_str(), Some("Complete" | "Failed" | "SuccessCriteriaMet"))
+                    && c["status"] == "True"
             })
         }),
         ("", "Pod") => matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed")),
@@ -123,8 +121,13 @@ pub fn refusals(object: &Value, namespace: &str) -> Vec<Refusal> {
                 found.push(refuse("a privileged container", "remove it from the workload and save again"));
             }
             let added = container["securityContext"]["capabilities"]["add"].as_array().into_iter().flatten();
-            for capability in added.filter_map(Value::as_str).filter(|c| OWNS_THE_NODE.contains(&c.trim_start_matches("CAP_"))) {
-                found.push(refuse(&format!("the capability {capability}"), "remove it from the workload and save again"));
+            for capability in
+                added.filter_map(Value::as_str).filter(|c| OWNS_THE_NODE.contains(&c.trim_start_matches("CAP_")))
+            {
+                found.push(refuse(
+                    &format!("the capability {capability}"),
+                    "remove it from the workload and save again",
+                ));
             }
             let host_port = |p: &Value| p["hostPort"].as_i64().is_some_and(|port| port != 0);
             if container["ports"].as_array().is_some_and(|ports| ports.iter().any(host_port)) {
@@ -156,9 +159,7 @@ fn foreign_subjects(object: &Value, namespace: &str) -> Option<String> {
         .into_iter()
         .flatten()
         .filter(|s| s["kind"] == "ServiceAccount" && s["namespace"].as_str().is_some_and(|n| n != namespace))
-        .map(|s| {
-            format!("{}/{}", s["namespace"].as_str().unwrap_or_default(), s["name"].as_str().unwrap_or_default())
-        })
+        .map(|s| format!("{}/{}", s["namespace"].as_str().unwrap_or_default(), s["name"].as_str().unwrap_or_default()))
         .collect();
     (!foreign.is_empty()).then(|| foreign.join(", "))
 }
@@ -189,8 +190,10 @@ mod tests {
 
     #[test]
     fn rights_for_others_and_other_peoples_addresses_are_refused() {
-        let binding = |namespace: &str| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "b"},
-            "subjects": [{"kind": "ServiceAccount", "name": "web", "namespace": namespace}]});
+        let binding = |namespace: &str| {
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "b"},
+            "subjects": [{"kind": "ServiceAccount", "name": "web", "namespace": namespace}]})
+        };
         assert!(refusals(&binding("shop"), "shop").is_empty());
         assert!(refusals(&binding("monitoring"), "shop")[0].needed.contains("monitoring/web"));
         let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"externalIPs": ["10.0.0.1"]}});

@@ -57,9 +57,8 @@ pub fn to_files(objects: &[Value]) -> Result<BTreeMap<String, Bytes>, TaskFailur
     let mut files = BTreeMap::new();
     for object in objects {
         let reference = object_ref(object);
-        let mut text = serde_json::to_vec_pretty(&canonical(object)).map_err(|error| {
-            TaskFailure::permanent("config.encode", format!("can't save {reference}"), error)
-        })?;
+        let mut text = serde_json::to_vec_pretty(&canonical(object))
+            .map_err(|error| TaskFailure::permanent("config.encode", format!("can't save {reference}"), error))?;
         text.push(b'\n');
         let version = reference.api_version.replace('/', "_");
         files.insert(format!("{version}_{}/{}.json", reference.kind, reference.name), text.into());
@@ -104,7 +103,9 @@ mod tests {
     /// The same value with every map's keys in the opposite order.
     fn turned(value: &Value) -> Value {
         match value {
-            Value::Object(map) => Value::Object(map.iter().rev().map(|(key, value)| (key.clone(), turned(value))).collect()),
+            Value::Object(map) => {
+                Value::Object(map.iter().rev().map(|(key, value)| (key.clone(), turned(value))).collect())
+            }
             Value::Array(items) => Value::Array(items.iter().map(turned).collect()),
             other => other.clone(),
         }

@@ -40,10 +40,7 @@ pub fn services_of(workload: &Value, services: &[Service]) -> Vec<String> {
 /// Whether `host` names `service` (or a pod of it, for headless ones) within `namespace`.
 pub fn names_service(host: &str, service: &str, namespace: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
-    let bare = host
-        .strip_suffix(".svc.cluster.local")
-        .or_else(|| host.strip_suffix(".svc"))
-        .unwrap_or(&host);
+    let bare = host.strip_suffix(".svc.cluster.local").or_else(|| host.strip_suffix(".svc")).unwrap_or(&host);
     let local = bare.strip_suffix(&format!(".{namespace}")).unwrap_or(bare);
     local == service || local.ends_with(&format!(".{service}"))
 }
@@ -93,16 +90,23 @@ mod tests {
     #[test]
     fn hosts_are_renamed_by_meaning_and_nothing_else_is() {
         let rename = |text: &str| rename_hosts(text, &known(), "shop", "copy");
-        assert_eq!(rename("mongodb://u:p@db.shop.svc.cluster.local:27017/shop"), "mongodb://u:p@db.copy.svc.cluster.local:27017/shop");
+        assert_eq!(
+            rename("mongodb://u:p@db.shop.svc.cluster.local:27017/shop"),
+            "mongodb://u:p@db.copy.svc.cluster.local:27017/shop"
+        );
         assert_eq!(rename("db-0.db.shop.svc,db.shop"), "db-0.db.copy.svc,db.copy");
         assert_eq!(rename("http://shop.example.com/shop/db?x=shop"), "http://shop.example.com/shop/db?x=shop");
-        assert_eq!(rename("db.shopping.svc db.shop.example.com mydb.shop"), "db.shopping.svc db.shop.example.com mydb.shop");
+        assert_eq!(
+            rename("db.shopping.svc db.shop.example.com mydb.shop"),
+            "db.shopping.svc db.shop.example.com mydb.shop"
+        );
         assert_eq!(rename("db"), "db");
     }
 
     #[test]
     fn a_host_names_its_service_in_every_form() {
-        for host in ["db", "DB", "db.shop", "db.shop.svc", "db.shop.svc.cluster.local.", "db-0.db", "db-0.db.shop.svc"] {
+        for host in ["db", "DB", "db.shop", "db.shop.svc", "db.shop.svc.cluster.local.", "db-0.db", "db-0.db.shop.svc"]
+        {
             assert!(names_service(host, "db", "shop"), "{host}");
         }
         for host in ["mydb", "db.other", "db.example.com", "shop", ""] {

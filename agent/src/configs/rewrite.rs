@@ -194,7 +194,12 @@ impl Rewrite<'_> {
     fn container(&self, container: &mut Value, known: &[Service], note: &mut impl FnMut(String)) {
         for env in each(container, &["env"]) {
             if let Some(renamed) = env["value"].as_str().and_then(|value| self.renamed(value, known)) {
-                note(format!("variable {}: host names of {} → {}", env["name"].as_str().unwrap_or_default(), self.from, self.to));
+                note(format!(
+                    "variable {}: host names of {} → {}",
+                    env["name"].as_str().unwrap_or_default(),
+                    self.from,
+                    self.to
+                ));
                 if let Some(value) = env.get_mut("value") {
                     *value = Value::from(renamed);
                 }
@@ -214,7 +219,9 @@ impl Rewrite<'_> {
         for (key, value) in data.and_then(Value::as_object_mut).into_iter().flatten() {
             let Some(text) = value.as_str() else { continue };
             let plain = if encoded {
-                let Some(plain) = STANDARD.decode(text.trim()).ok().and_then(|b| String::from_utf8(b).ok()) else { continue };
+                let Some(plain) = STANDARD.decode(text.trim()).ok().and_then(|b| String::from_utf8(b).ok()) else {
+                    continue;
+                };
                 plain
             } else {
                 text.to_owned()
@@ -257,12 +264,22 @@ mod tests {
         assert_eq!(split_image("nginx"), ("docker.io/library/nginx".into(), None, None));
         assert_eq!(split_image("bitnami/redis:7"), ("docker.io/bitnami/redis".into(), Some("7".into()), None));
         assert_eq!(split_image("h:5000/a/b"), ("h:5000/a/b".into(), None, None));
-        assert_eq!(split_image("h:5000/a/b:1@sha256:x"), ("h:5000/a/b".into(), Some("1".into()), Some("sha256:x".into())));
+        assert_eq!(
+            split_image("h:5000/a/b:1@sha256:x"),
+            ("h:5000/a/b".into(), Some("1".into()), Some("sha256:x".into()))
+        );
     }
 
     #[test]
     fn what_means_the_old_namespace_means_the_new_one() {
-        let rewrite = Rewrite { from: "shop", to: "copy", containers: &[], placements: &[], environment: "e".into(), operation: "o".into() };
+        let rewrite = Rewrite {
+            from: "shop",
+            to: "copy",
+            containers: &[],
+            placements: &[],
+            environment: "e".into(),
+            operation: "o".into(),
+        };
         let objects = [
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "db"}, "spec": {"ports": [{"port": 1}]}}),
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "alias"}, "spec": {"type": "ExternalName", "externalName": "db.shop.svc.cluster.local"}}),
@@ -288,11 +305,27 @@ mod tests {
         let user = ObjectRef { api_version: "apps/v1".into(), kind: "Deployment".into(), name: "web".into() };
         let digest: ocopea_protocol::names::Digest = format!("sha256:{}", "1".repeat(64)).parse().unwrap();
         let containers = vec![ContainerFound {
-            name: "chat".parse().unwrap(), repository: "h:5000/chat".into(), tag: Some("1".into()), digest,
-            used_by: vec![user], pull_secrets: vec![],
+            name: "chat".parse().unwrap(),
+            repository: "h:5000/chat".into(),
+            tag: Some("1".into()),
+            digest,
+            used_by: vec![user],
+            pull_secrets: vec![],
         }];
-        let placements = vec![ContainerPlacement { component: "chat".parse().unwrap(), digest, target: "r/x/chat".into(), push: true }];
-        let rewrite = Rewrite { from: "shop", to: "copy", containers: &containers, placements: &placements, environment: "e".into(), operation: "o".into() };
+        let placements = vec![ContainerPlacement {
+            component: "chat".parse().unwrap(),
+            digest,
+            target: "r/x/chat".into(),
+            push: true,
+        }];
+        let rewrite = Rewrite {
+            from: "shop",
+            to: "copy",
+            containers: &containers,
+            placements: &placements,
+            environment: "e".into(),
+            operation: "o".into(),
+        };
         let objects = [
             json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"template": {"spec": {"containers":
                 [{"name": "c", "image": "h:5000/chat:1", "env": [{"name": "U", "value": "db.shop.svc"}]}]}}}}),
@@ -304,7 +337,9 @@ mod tests {
         assert_eq!(container["image"], format!("r/x/chat@{digest}"));
         assert_eq!(container["env"][0]["value"], "db.copy.svc");
         assert_eq!(out[1]["data"]["uri"], STANDARD.encode("x://db.copy.svc/shop"));
-        assert!(out.iter().all(|o| o["metadata"]["namespace"] == "copy" && o["metadata"]["labels"][ENVIRONMENT] == "e"));
+        assert!(
+            out.iter().all(|o| o["metadata"]["namespace"] == "copy" && o["metadata"]["labels"][ENVIRONMENT] == "e")
+        );
         assert_eq!(changes.len(), 3, "{changes:?}");
         assert!(changes.iter().all(|c| !c.detail.contains("x://")));
     }

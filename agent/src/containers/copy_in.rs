@@ -5,17 +5,13 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, stream};
 use oci_client::RegistryOperation;
 use ocopea_protocol::{
-    failure::TaskFailure,
-    image::ComponentCopied,
-    inventory::ContainerFound,
-    names::Digest,
-    task::Progress,
+    failure::TaskFailure, image::ComponentCopied, inventory::ContainerFound, names::Digest, task::Progress,
 };
 use ocopea_repository::ImageSession;
 
 use super::{
     manifest::{self, Blob, Manifest},
-    registry::{Remote, RegistryContext},
+    registry::{RegistryContext, Remote},
 };
 use crate::failures::repository;
 
@@ -118,7 +114,8 @@ async fn platform_of(remote: &Remote, what: &str, config: &Blob) -> Result<Strin
         architecture: Option<String>,
         variant: Option<String>,
     }
-    let fault = |why: String| TaskFailure::permanent("container.config", format!("can't copy container image {what}"), why);
+    let fault =
+        |why: String| TaskFailure::permanent("container.config", format!("can't copy container image {what}"), why);
     if config.size > manifest::LONGEST as u64 {
         return Err(fault(format!("its config claims {} bytes", config.size)));
     }
@@ -137,7 +134,8 @@ async fn platform_of(remote: &Remote, what: &str, config: &Blob) -> Result<Strin
     if found != config.digest {
         return Err(remote.wrong_digest(&config.digest.to_string(), &found));
     }
-    let parsed: Config = serde_json::from_slice(&bytes).map_err(|error| fault(format!("its config is not valid: {error}")))?;
+    let parsed: Config =
+        serde_json::from_slice(&bytes).map_err(|error| fault(format!("its config is not valid: {error}")))?;
     let os = parsed.os.unwrap_or_else(|| "linux".to_owned());
     let architecture = parsed.architecture.unwrap_or_else(|| "unknown".to_owned());
     Ok(match parsed.variant.filter(|variant| !variant.is_empty()) {

@@ -53,8 +53,8 @@ impl Credentials {
         if text.len() > LONGEST {
             return Err(fault(format!("longer than {LONGEST} bytes")));
         }
-        let config: DockerConfig =
-            serde_json::from_slice(text).map_err(|error| fault(format!("is not the expected JSON: line {}", error.line())))?;
+        let config: DockerConfig = serde_json::from_slice(text)
+            .map_err(|error| fault(format!("is not the expected JSON: line {}", error.line())))?;
         let mut by_prefix = BTreeMap::new();
         for (key, auth) in config.auths {
             if let Some(credential) = auth.credential().map_err(fault)? {

@@ -70,11 +70,13 @@ struct RawPlatform {
 
 /// Reads a manifest. `what` names the image in errors.
 pub(super) fn parse(what: &str, bytes: &[u8]) -> Result<(Manifest, String), TaskFailure> {
-    let fault = |why: String| TaskFailure::permanent("container.manifest", format!("can't copy container image {what}"), why);
+    let fault =
+        |why: String| TaskFailure::permanent("container.manifest", format!("can't copy container image {what}"), why);
     if bytes.len() > LONGEST {
         return Err(fault(format!("its manifest is longer than {LONGEST} bytes")));
     }
-    let raw: Raw = serde_json::from_slice(bytes).map_err(|error| fault(format!("its manifest is not valid: {error}")))?;
+    let raw: Raw =
+        serde_json::from_slice(bytes).map_err(|error| fault(format!("its manifest is not valid: {error}")))?;
     if raw.schema_version != 2 {
         return Err(fault(format!("its manifest has schema version {}, only 2 is supported", raw.schema_version)));
     }

@@ -9,7 +9,7 @@ use ocopea_repository::ImageSession;
 
 use super::{
     manifest::{self, Blob, Manifest},
-    registry::{Remote, RegistryContext},
+    registry::{RegistryContext, Remote},
 };
 use crate::failures::repository;
 
@@ -90,9 +90,7 @@ async fn push_blob(remote: &Remote, blob: &Blob, session: &ImageSession) -> Resu
                 .get_blob(&blob.digest)
                 .await
                 .map_err(|error| repository(&format!("can't push {name}"), &error))?;
-            Ok(stream
-                .map_err(|error| OciDistributionError::IoError(std::io::Error::other(error.to_string())))
-                .boxed())
+            Ok(stream.map_err(|error| OciDistributionError::IoError(std::io::Error::other(error.to_string()))).boxed())
         })
         .await
 }

@@ -350,12 +350,14 @@ impl Remote {
     fn failure(&self, verb: &str, error: &OciDistributionError) -> TaskFailure {
         let what = format!("can't {verb} {}", self.name());
         if is_denied(error) {
-            return TaskFailure::permanent("registry.denied", what, "the registry refused the credentials")
-                .next("check the pull secret of the application, or sign in with `docker login` as the user who runs Ocopea");
+            return TaskFailure::permanent("registry.denied", what, "the registry refused the credentials").next(
+                "check the pull secret of the application, or sign in with `docker login` as the user who runs Ocopea",
+            );
         }
         let cause = sanitised(error);
         if is_passing(error) {
-            TaskFailure::retryable("registry.unreachable", what, cause).next("check that the registry runs and can be reached from here")
+            TaskFailure::retryable("registry.unreachable", what, cause)
+                .next("check that the registry runs and can be reached from here")
         } else {
             TaskFailure::permanent("registry.refused", what, cause)
         }

@@ -16,8 +16,8 @@ use ocopea_protocol::{
     image::{Consistency, DataKind, StreamInfo},
     inventory::Gap,
     names::ComponentName,
-    secret::Secret,
     seams::Seams,
+    secret::Secret,
     task::Progress,
 };
 use ocopea_repository::{DataReader, DataWriter};

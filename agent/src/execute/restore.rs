@@ -8,9 +8,7 @@ use ocopea_protocol::{
     image::{DataKind, StreamInfo},
     inventory::ContainerFound,
     names::Namespace,
-    plan::{
-        ApplyPhase, ContainerPlacement, DataPlacement, PlanStep, Refusal, RestorePlan, StepAction, VersionChoice,
-    },
+    plan::{ApplyPhase, ContainerPlacement, DataPlacement, PlanStep, Refusal, RestorePlan, StepAction, VersionChoice},
     task::{RestoreTarget, Source, TaskOutput},
 };
 use ocopea_repository::{Body, Record};
@@ -109,7 +107,12 @@ impl Task {
         for placement in &containers {
             let detail = format!("{}@{}", placement.target, placement.digest);
             if placement.push {
-                step(StepAction::Push, format!("container {}", placement.component), detail, "from the repository to the site's registry");
+                step(
+                    StepAction::Push,
+                    format!("container {}", placement.component),
+                    detail,
+                    "from the repository to the site's registry",
+                );
             } else {
                 step(StepAction::Change, format!("container {}", placement.component), detail, "asked for with --set");
             }
@@ -118,7 +121,10 @@ impl Task {
         for object in &saved.objects {
             refusals.extend(kinds::refusals(object, &saved.record.namespace));
             for image in unplaced(object, &saved.containers) {
-                notices.push(format!("{} uses {image}, which is not part of the image: its nodes pull it themselves", object_ref(object)));
+                notices.push(format!(
+                    "{} uses {image}, which is not part of the image: its nodes pull it themselves",
+                    object_ref(object)
+                ));
             }
         }
         refusals.extend(self.storage_refusals(&objects).await?);
@@ -131,12 +137,22 @@ impl Task {
             let items: u64 = streams.iter().map(|s| s.items).sum();
             let bytes: u64 = streams.iter().map(|s| s.bytes).sum();
             let detail = format!("as saved, load {} streams, {items} items, {bytes} bytes", streams.len());
-            step(StepAction::Load, format!("{} {}", placement.kind, placement.component), detail, "before any of its consumers starts");
+            step(
+                StepAction::Load,
+                format!("{} {}", placement.kind, placement.component),
+                detail,
+                "before any of its consumers starts",
+            );
         }
         for object in &objects {
             let reference = object_ref(object);
             if finished(object) {
-                step(StepAction::Leave, reference.to_string(), "it had done its work".to_owned(), "kept in the image, not run again");
+                step(
+                    StepAction::Leave,
+                    reference.to_string(),
+                    "it had done its work".to_owned(),
+                    "kept in the image, not run again",
+                );
                 continue;
             }
             let own: Vec<&str> = changes.iter().filter(|c| c.object == reference).map(|c| c.detail.as_str()).collect();
@@ -216,7 +232,9 @@ impl Task {
                     push: true,
                 }),
                 Some(choice) => {
-                    if let Some(placement) = self.resolve_version(container, choice, &registry.base(), &registry.host, refusals).await? {
+                    if let Some(placement) =
+                        self.resolve_version(container, choice, &registry.base(), &registry.host, refusals).await?
+                    {
                         placements.push(placement);
                     }
                 }
@@ -236,7 +254,8 @@ impl Task {
         // The application's own path where the site's registry is the one it came from; else the name below the site's.
         let path = container.repository.split_once('/').map_or("", |(_, path)| path);
         let same_host = container.repository.split('/').next() == Some(host);
-        let mut candidates = vec![format!("{host}/{path}"), format!("{base}/{path}"), format!("{base}/{}", container.name)];
+        let mut candidates =
+            vec![format!("{host}/{path}"), format!("{base}/{path}"), format!("{base}/{}", container.name)];
         if same_host {
             candidates.truncate(1);
         }
@@ -270,7 +289,9 @@ impl Task {
             return Ok(Vec::new());
         }
         let fits = |platform: &str| {
-            nodes.iter().any(|node| platform == node || platform.strip_prefix(node).is_some_and(|rest| rest.starts_with('/')))
+            nodes
+                .iter()
+                .any(|node| platform == node || platform.strip_prefix(node).is_some_and(|rest| rest.starts_with('/')))
         };
         let mut refusals = Vec::new();
         for component in &saved.record.components {
@@ -337,8 +358,13 @@ impl Task {
                 };
                 (!fits).then(|| Refusal {
                     what,
-                    needed: class.map_or("a default storage class".to_owned(), |class| format!("storage class {class}")),
-                    found: if classes.names.is_empty() { "no storage class".to_owned() } else { classes.names.join(", ") },
+                    needed: class
+                        .map_or("a default storage class".to_owned(), |class| format!("storage class {class}")),
+                    found: if classes.names.is_empty() {
+                        "no storage class".to_owned()
+                    } else {
+                        classes.names.join(", ")
+                    },
                     next: "make a storage class of that name at the site".to_owned(),
                 })
             })
@@ -387,7 +413,11 @@ impl Task {
     }
 
     /// The rewritten objects, if they are still what the plan said.
-    async fn approved(&self, target: &RestoreTarget, objects_digest_wanted: &str) -> Result<(Saved, Vec<Value>), TaskFailure> {
+    async fn approved(
+        &self,
+        target: &RestoreTarget,
+        objects_digest_wanted: &str,
+    ) -> Result<(Saved, Vec<Value>), TaskFailure> {
         let saved = self.saved(target).await?;
         let (objects, _) = self.rewrite(target, &saved, &target.containers);
         if objects_digest(&objects) != objects_digest_wanted {
@@ -466,9 +496,9 @@ impl Task {
         let application = Application::planned(&self.site.platform, &source, objects).await?;
         let located = match placement.server.first() {
             Some(workload) => application.serving(workload),
-            None => application.data.iter().find(|d| {
-                d.found.kind == DataKind::Volume && d.found.claims == placement.claims
-            }),
+            None => {
+                application.data.iter().find(|d| d.found.kind == DataKind::Volume && d.found.claims == placement.claims)
+            }
         };
         let Some(located) = located else {
             return Err(TaskFailure::retryable("data.not-there", what, "its server doesn't run at the target"));
@@ -635,11 +665,18 @@ mod tests {
     #[test]
     fn a_swallowed_batch_and_changed_rows_are_found_by_name() {
         let stream = |name: &str, items, content: &str| StreamInfo {
-            name: name.to_owned(), unit: "rows".to_owned(), items, bytes: 0, content: content.to_owned(),
+            name: name.to_owned(),
+            unit: "rows".to_owned(),
+            items,
+            bytes: 0,
+            content: content.to_owned(),
         };
         let placement = DataPlacement {
-            component: "db".parse().unwrap(), kind: DataKind::PostgreSql,
-            manifest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(), server: vec![], claims: vec![],
+            component: "db".parse().unwrap(),
+            kind: DataKind::PostgreSql,
+            manifest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            server: vec![],
+            claims: vec![],
         };
         let wanted = [stream("a", 3, "x"), stream("b", 2, "y"), stream("c", 1, "z")];
         assert!(compare(&placement, &wanted, &wanted).is_ok());

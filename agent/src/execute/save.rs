@@ -75,7 +75,13 @@ impl Task {
                 .iter()
                 .find(|g| g.name == *name)
                 .map_or_else(|| format!("component {name}"), |gap| gap.what.clone());
-            gaps.push(Gap { name: name.clone(), what, why: "left out by name".to_owned(), blocking: false, next: String::new() });
+            gaps.push(Gap {
+                name: name.clone(),
+                what,
+                why: "left out by name".to_owned(),
+                blocking: false,
+                next: String::new(),
+            });
         }
         Ok(TaskOutput::Inspected(Box::new(Inventory {
             namespace: source.namespace.clone(),
@@ -230,8 +236,7 @@ impl Task {
         let reached = reach(&self.site.platform, &source.namespace, located, &self.stop, &self.progress).await?;
         let session: ImageSession = self.session(access).await?;
         let what = format!("can't save {}", data.name);
-        let writer =
-            session.component(&data.name, data.kind).await.map_err(|error| repository(&what, &error))?;
+        let writer = session.component(&data.name, data.kind).await.map_err(|error| repository(&what, &error))?;
         let copied = tokio::select! {
             () = self.stop.cancelled() => return Err(TaskFailure::cancelled(what)),
             copied = reached.driver.copy(&reached.subject, snapshot, &writer) => copied?,

@@ -155,7 +155,10 @@ impl Platform {
                     continue;
                 }
                 Err(error) => {
-                    return Err(kubernetes(&format!("can't list {} in namespace {namespace}", resource.plural), &error));
+                    return Err(kubernetes(
+                        &format!("can't list {} in namespace {namespace}", resource.plural),
+                        &error,
+                    ));
                 }
             };
             count += objects.len();

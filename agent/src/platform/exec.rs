@@ -5,7 +5,7 @@ use std::process::Stdio;
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::AttachParams};
-use ocopea_protocol::{failure::TaskFailure, secret::Secret, seams::Seams};
+use ocopea_protocol::{failure::TaskFailure, seams::Seams, secret::Secret};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use super::Platform;
@@ -142,8 +142,7 @@ impl Tools for PodTools {
         // The environment must not stand in the process list of the node: the shell reads it from its own input,
         // one NAME=VALUE line each up to an empty line, and hands the rest on.
         let script = "while IFS= read -r l && [ -n \"$l\" ]; do export \"$l\"; done; exec \"$@\"";
-        let mut command: Vec<String> =
-            ["sh", "-c", script, "sh", program].into_iter().map(str::to_owned).collect();
+        let mut command: Vec<String> = ["sh", "-c", script, "sh", program].into_iter().map(str::to_owned).collect();
         command.extend(arguments.iter().cloned());
         let mut head = String::new();
         for (name, value) in environment {

@@ -1,11 +1,9 @@
 //! Single facts about a cluster.
 
-use k8s_openapi::{
-    api::{
-        core::v1::{Node, Secret, Service},
-        networking::v1::Ingress,
-        storage::v1::StorageClass,
-    },
+use k8s_openapi::api::{
+    core::v1::{Node, Secret, Service},
+    networking::v1::Ingress,
+    storage::v1::StorageClass,
 };
 use kube::{Api, api::ListParams};
 use ocopea_protocol::failure::TaskFailure;
@@ -35,9 +33,7 @@ impl Platform {
         let mut found: Vec<String> = nodes
             .into_iter()
             .filter_map(|node| node.status)
-            .filter(|status| {
-                status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
-            })
+            .filter(|status| status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True"))
             .filter_map(|status| status.node_info)
             .map(|info| format!("{}/{}", info.operating_system, info.architecture))
             .collect();
@@ -127,7 +123,8 @@ impl Platform {
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         let service = services.get_opt(name).await.map_err(|error| kubernetes(&what, &error))?;
         let Some(spec) = service.and_then(|service| service.spec) else {
-            let list = services.list(&ListParams::default().limit(500)).await.map_err(|error| kubernetes(&what, &error))?;
+            let list =
+                services.list(&ListParams::default().limit(500)).await.map_err(|error| kubernetes(&what, &error))?;
             let names: Vec<String> = list.into_iter().filter_map(|service| service.metadata.name).collect();
             return Err(TaskFailure::permanent("connect.not-found", what, "there is no Service of that name")
                 .next(format!("there are: {}", names.join(", "))));
@@ -137,9 +134,10 @@ impl Platform {
         if selector.is_empty() {
             return Err(TaskFailure::permanent("connect.no-selector", what, "the Service selects no pods"));
         }
-        let pod = self.ready_pod(namespace, &selector.join(",")).await?.ok_or_else(|| {
-            TaskFailure::retryable("connect.no-pod", what.clone(), "no pod behind it is ready")
-        })?;
+        let pod = self
+            .ready_pod(namespace, &selector.join(","))
+            .await?
+            .ok_or_else(|| TaskFailure::retryable("connect.no-pod", what.clone(), "no pod behind it is ready"))?;
         let first = spec.ports.iter().flatten().next();
         let target = first.and_then(|port| match &port.target_port {
             Some(k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(number)) => u16::try_from(*number).ok(),

@@ -60,8 +60,12 @@ impl Platform {
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 let there = api.get_opt(name).await.map_err(|error| kubernetes(&what, &error))?;
                 if !there.is_some_and(|there| carries(&there, mark)) {
-                    return Err(TaskFailure::conflict("environment.exists", what, "a namespace of that name exists already")
-                        .next("choose another name with --as"));
+                    return Err(TaskFailure::conflict(
+                        "environment.exists",
+                        what,
+                        "a namespace of that name exists already",
+                    )
+                    .next("choose another name with --as"));
                 }
             }
             Err(error) => return Err(kubernetes(&what, &error)),

@@ -47,7 +47,8 @@ impl Platform {
                 let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
                 let what = format!("can't look after {}/{name}", resource.kind.to_lowercase());
                 let object = api.get(name).await.map_err(|error| kubernetes(&what, &error))?;
-                let object = serde_json::to_value(object).map_err(|e| TaskFailure::permanent("site.answer", what, e))?;
+                let object =
+                    serde_json::to_value(object).map_err(|e| TaskFailure::permanent("site.answer", what, e))?;
                 if let Some(why) = not_ready(&resource.kind, &object) {
                     waiting.push(format!("{}/{name} {why}", resource.kind.to_lowercase()));
                 }
@@ -118,16 +119,16 @@ impl Platform {
             .list(&ListParams::default().labels(labels).limit(500))
             .await
             .map_err(|error| kubernetes(&format!("can't list the pods of {namespace}"), &error))?;
-        let mut names: Vec<String> = list
-            .into_iter()
-            .filter(|pod| {
-                pod.metadata.deletion_timestamp.is_none()
-                    && pod.status.as_ref().and_then(|s| s.conditions.as_ref()).is_some_and(|conditions| {
-                        conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
-                    })
-            })
-            .filter_map(|pod| pod.metadata.name)
-            .collect();
+        let mut names: Vec<String> =
+            list.into_iter()
+                .filter(|pod| {
+                    pod.metadata.deletion_timestamp.is_none()
+                        && pod.status.as_ref().and_then(|s| s.conditions.as_ref()).is_some_and(|conditions| {
+                            conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+                        })
+                })
+                .filter_map(|pod| pod.metadata.name)
+                .collect();
         names.sort();
         Ok(names.into_iter().next())
     }
@@ -143,7 +144,9 @@ fn pod_troubles(pod: &Pod) -> Vec<Trouble> {
         let patience = match reason {
             "InvalidImageName" => Duration::ZERO,
             "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" => PULL_PATIENCE,
-            "CrashLoopBackOff" | "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => PATIENCE,
+            "CrashLoopBackOff" | "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+                PATIENCE
+            }
             _ => continue,
         };
         let message = waiting.message.as_deref().unwrap_or_default();
@@ -176,9 +179,9 @@ fn not_ready(kind: &str, object: &Value) -> Option<String> {
             (seen < generation || ready < wanted).then(|| format!("has {ready} of {wanted} ready"))
         }
         "Pod" => {
-            let ready = status["conditions"].as_array().is_some_and(|conditions| {
-                conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
-            });
+            let ready = status["conditions"]
+                .as_array()
+                .is_some_and(|conditions| conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"));
             let done = status["phase"] == "Succeeded";
             (!ready && !done).then(|| format!("is {}", status["phase"].as_str().unwrap_or("pending").to_lowercase()))
         }
@@ -201,7 +204,10 @@ mod tests {
         };
         let waiting = |reason: &str| pod(json!({"waiting": {"reason": reason, "message": "because"}}));
         assert_eq!(pod_troubles(&waiting("InvalidImageName"))[0].patience, Duration::ZERO);
-        assert!(pod_troubles(&waiting("ImagePullBackOff"))[0].patience < pod_troubles(&waiting("CrashLoopBackOff"))[0].patience);
+        assert!(
+            pod_troubles(&waiting("ImagePullBackOff"))[0].patience
+                < pod_troubles(&waiting("CrashLoopBackOff"))[0].patience
+        );
         assert_eq!(pod_troubles(&waiting("ContainerCreating")), []);
         assert!(pod_troubles(&waiting("ErrImagePull"))[0].what.contains("pod p: ErrImagePull because"));
     }
@@ -216,6 +222,9 @@ mod tests {
         assert_eq!(not_ready("Deployment", &fresh), None);
         let none = json!({"metadata": {"generation": 1}, "spec": {"replicas": 0}, "status": {"observedGeneration": 1}});
         assert_eq!(not_ready("StatefulSet", &none), None);
-        assert_eq!(not_ready("DaemonSet", &json!({"status": {"numberReady": 1, "desiredNumberScheduled": 2}})), Some("has 1 of 2 ready".into()));
+        assert_eq!(
+            not_ready("DaemonSet", &json!({"status": {"numberReady": 1, "desiredNumberScheduled": 2}})),
+            Some("has 1 of 2 ready".into())
+        );
     }
 }

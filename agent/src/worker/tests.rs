@@ -129,7 +129,12 @@ fn some_spec() -> TaskSpec {
 }
 
 fn limits() -> Limits {
-    Limits { poll: Duration::from_millis(50), grace: Duration::from_millis(100), patience: Duration::from_millis(300), ..Limits::default() }
+    Limits {
+        poll: Duration::from_millis(50),
+        grace: Duration::from_millis(100),
+        patience: Duration::from_millis(300),
+        ..Limits::default()
+    }
 }
 
 fn never(_: &Request, _: usize) -> Option<Answer> {
@@ -138,7 +143,10 @@ fn never(_: &Request, _: usize) -> Option<Answer> {
 
 fn outcomes(peer: &Peer) -> Vec<Outcome> {
     let finishes = peer.requests(|r| matches!(r, Request::Finish { .. }));
-    finishes.into_iter().filter_map(|r| if let Request::Finish { outcome, .. } = r { Some(outcome) } else { None }).collect()
+    finishes
+        .into_iter()
+        .filter_map(|r| if let Request::Finish { outcome, .. } = r { Some(outcome) } else { None })
+        .collect()
 }
 
 /// Runs worker and peer until `enough` holds, then stops the worker and waits for its end.
@@ -370,6 +378,12 @@ async fn copies_wait_for_permits_and_light_tasks_do_not() {
         .map(|r| matches!(r, Request::Claim { .. }))
         .collect();
     // Two claims at once at most: one copy and the light one.
-    let most = order.iter().scan(0i32, |open, claim| { *open += if *claim { 1 } else { -1 }; Some(*open) }).max();
+    let most = order
+        .iter()
+        .scan(0i32, |open, claim| {
+            *open += if *claim { 1 } else { -1 };
+            Some(*open)
+        })
+        .max();
     assert_eq!(most, Some(2), "{order:?}");
 }

@@ -86,10 +86,8 @@ pub(super) async fn get(
     let body = serde_json::from_str(&found.body).ok();
     let mut view = view(found);
     view.body = body;
-    view.comments = comments
-        .into_iter()
-        .map(|c| CommentView { author: c.author, at: c.at.rfc3339(), body: c.body })
-        .collect();
+    view.comments =
+        comments.into_iter().map(|c| CommentView { author: c.author, at: c.at.rfc3339(), body: c.body }).collect();
     Ok(Json(view))
 }
 

@@ -45,7 +45,13 @@ pub trait SiteAccess: Send + Sync {
     ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, TaskFailure>;
 
     /// A loopback port that leads to a service, for as long as the answer is kept.
-    async fn connect(&self, site: &str, namespace: &str, service: &str, port: u16) -> Result<OpenConnection, TaskFailure>;
+    async fn connect(
+        &self,
+        site: &str,
+        namespace: &str,
+        service: &str,
+        port: u16,
+    ) -> Result<OpenConnection, TaskFailure>;
 }
 
 /// An open way to a service.

@@ -86,7 +86,8 @@ fn source_of(input: &SaveInput) -> Result<(Source, Vec<GivenCredentials>), Probl
         .credentials
         .iter()
         .map(|given| {
-            let service: ComponentName = given.service.parse().map_err(|error| Problem::invalid("credentials", error))?;
+            let service: ComponentName =
+                given.service.parse().map_err(|error| Problem::invalid("credentials", error))?;
             Ok(GivenCredentials { service, user: given.user.clone(), password: Secret::new(given.password.clone()) })
         })
         .collect::<Result<Vec<_>, Problem>>()?;
@@ -172,7 +173,12 @@ pub(super) async fn save(
     let coordinator = &state.coordinator;
     let site = coordinator.catalog.site(&input.site).await?;
     let request = save_request(coordinator, &input).await?;
-    let application = request.source.selector.as_deref().and_then(|s| s.split(['=', ',']).nth(1)).unwrap_or(request.source.namespace.as_str());
+    let application = request
+        .source
+        .selector
+        .as_deref()
+        .and_then(|s| s.split(['=', ',']).nth(1))
+        .unwrap_or(request.source.namespace.as_str());
     let mut base = coordinator.catalog.last_image_of(actor.team, application).await?.map(|image| image.record);
     if base.is_none() {
         // A copy that Ocopea deployed shares its bytes with the image that it came from.

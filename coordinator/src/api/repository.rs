@@ -43,7 +43,8 @@ pub(super) async fn verify(
         Some(name) => Some(catalog.image(actor.team, name).await?.id),
         None => None,
     };
-    let operation = accept(catalog, &actor, order(Request::Verify(VerifyRequest { image }), "verify the repository"), None).await?;
+    let operation =
+        accept(catalog, &actor, order(Request::Verify(VerifyRequest { image }), "verify the repository"), None).await?;
     state.coordinator.ring();
     Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
 }
@@ -86,14 +87,17 @@ pub(super) async fn reindex(Extract(state): Extract<State>, caller: Caller) -> R
         for note in &one.notes {
             match note.kind.as_str() {
                 "labels" => {
-                    let changes: BTreeMap<String, Option<String>> = serde_json::from_str(&note.body).unwrap_or_default();
+                    let changes: BTreeMap<String, Option<String>> =
+                        serde_json::from_str(&note.body).unwrap_or_default();
                     transaction.change_labels(&mut image, &changes).await?;
                 }
                 "comment" => transaction.add_comment(image.id, &note.by, &note.body).await?,
                 _ => {}
             }
         }
-        transaction.audit(Some(actor.team), Some(actor.user), "image.reindex", &image.id.to_string(), &image.name).await?;
+        transaction
+            .audit(Some(actor.team), Some(actor.user), "image.reindex", &image.id.to_string(), &image.name)
+            .await?;
         transaction.commit().await?;
         answer.added += 1;
     }

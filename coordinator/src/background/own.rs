@@ -137,7 +137,8 @@ impl Coordinator {
         let inventory = save::inventory(tasks)?.ok_or_else(|| fault("there is no inventory"))?;
         let image = context.image.ok_or_else(|| fault("the image has no id"))?;
         let mut components = Vec::new();
-        let mut requirements = Requirements { version: 1, kubernetes: Some(inventory.kubernetes.clone()), ..Requirements::default() };
+        let mut requirements =
+            Requirements { version: 1, kubernetes: Some(inventory.kubernetes.clone()), ..Requirements::default() };
         let mut digest = String::new();
         if let Some(TaskOutput::ConfigCopied { component, config_digest, objects, kinds }) =
             tasks.output(&format!("config:{}", context.epoch))?
@@ -160,7 +161,8 @@ impl Coordinator {
             else {
                 return Err(fault("a container's copy is missing"));
             };
-            let names: Vec<String> = own.iter().map(|(platform, _)| platform.clone()).filter(|p| !p.starts_with("unknown")).collect();
+            let names: Vec<String> =
+                own.iter().map(|(platform, _)| platform.clone()).filter(|p| !p.starts_with("unknown")).collect();
             platforms = Some(match platforms {
                 None => names,
                 Some(before) => before.into_iter().filter(|p| names.contains(p)).collect(),

@@ -135,7 +135,10 @@ impl<'a> Tasks<'a> {
     pub fn check(&self, relevant: impl Fn(&Task) -> bool) -> Result<(), TaskFailure> {
         for task in self.0.iter().filter(|task| !task.undo && relevant(task)) {
             if matches!(task.state, TaskState::Failed | TaskState::Cancelled) {
-                return Err(task.failure.clone().unwrap_or_else(|| TaskFailure::cancelled(format!("{} was called off", task.label))));
+                return Err(task
+                    .failure
+                    .clone()
+                    .unwrap_or_else(|| TaskFailure::cancelled(format!("{} was called off", task.label))));
             }
         }
         Ok(())
@@ -143,7 +146,12 @@ impl<'a> Tasks<'a> {
 }
 
 /// A task for a site.
-pub fn site_task(label: impl Into<String>, site: SiteId, needs: &[&str], spec: &TaskSpec) -> Result<NewTask, TaskFailure> {
+pub fn site_task(
+    label: impl Into<String>,
+    site: SiteId,
+    needs: &[&str],
+    spec: &TaskSpec,
+) -> Result<NewTask, TaskFailure> {
     Ok(NewTask {
         label: label.into(),
         kind: spec.kind().as_str().to_owned(),
@@ -221,7 +229,8 @@ pub fn as_undo(mut task: NewTask) -> NewTask {
 
 /// JSON of what the catalog keeps.
 pub fn encode(value: &impl Serialize) -> Result<String, TaskFailure> {
-    serde_json::to_string(value).map_err(|error| TaskFailure::permanent("plan.encode", "can't write down the plan", error))
+    serde_json::to_string(value)
+        .map_err(|error| TaskFailure::permanent("plan.encode", "can't write down the plan", error))
 }
 
 /// Reads it.

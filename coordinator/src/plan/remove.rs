@@ -26,8 +26,7 @@ pub fn next(operation: &Operation, request: &RemoveRequest, tasks: &Tasks<'_>) -
     let mut next = Next::default();
     next.add.push(site_task("namespace", site, &[], &TaskSpec::RemoveNamespace(request.mark.clone()))?);
     for placement in request.placements.iter().filter(|placement| placement.push) {
-        let spec =
-            TaskSpec::RemoveContainer { placement: placement.clone(), environment: request.mark.environment };
+        let spec = TaskSpec::RemoveContainer { placement: placement.clone(), environment: request.mark.environment };
         next.add.push(site_task(format!("push:{}", placement.component), site, &["namespace"], &spec)?);
     }
     if next.add.iter().all(|task| tasks.succeeded(&task.label)) {

@@ -41,9 +41,9 @@ pub fn plan(tasks: &Tasks<'_>) -> Result<Option<RestorePlan>, TaskFailure> {
 }
 
 fn target(operation: &Operation, request: &RestoreRequest, context: &Context) -> Result<RestoreTarget, TaskFailure> {
-    let environment = context
-        .environment
-        .ok_or_else(|| TaskFailure::permanent("plan.environment", "can't plan the restore", "it names no environment"))?;
+    let environment = context.environment.ok_or_else(|| {
+        TaskFailure::permanent("plan.environment", "can't plan the restore", "it names no environment")
+    })?;
     Ok(RestoreTarget {
         mark: EnvironmentMark {
             environment,
@@ -59,7 +59,12 @@ fn target(operation: &Operation, request: &RestoreRequest, context: &Context) ->
 }
 
 /// What happens next.
-pub fn next(operation: &Operation, request: &RestoreRequest, context: &Context, tasks: &Tasks<'_>) -> Result<Next, TaskFailure> {
+pub fn next(
+    operation: &Operation,
+    request: &RestoreRequest,
+    context: &Context,
+    tasks: &Tasks<'_>,
+) -> Result<Next, TaskFailure> {
     tasks.check(|_| true)?;
     let site = site_of(operation)?;
     let mut target = target(operation, request, context)?;
@@ -126,8 +131,12 @@ fn load_task(
     placement: &ocopea_protocol::plan::DataPlacement,
     request: &RestoreRequest,
 ) -> Result<NewTask, TaskFailure> {
-    let streams =
-        request.streams.iter().find(|(name, _)| *name == placement.component).map(|(_, s)| s.clone()).unwrap_or_default();
+    let streams = request
+        .streams
+        .iter()
+        .find(|(name, _)| *name == placement.component)
+        .map(|(_, s)| s.clone())
+        .unwrap_or_default();
     let spec = TaskSpec::LoadData { target: target.clone(), placement: placement.clone(), streams };
     site_task(label, site, needs, &spec)
 }
@@ -143,14 +152,23 @@ fn refuse(request: &RestoreRequest, plan: &RestorePlan) -> Result<(), TaskFailur
         return Err(TaskFailure::permanent("restore.refused", what, cause.join("; ")).next(next.join("; ")));
     }
     if let Some(approved) = request.approve.as_ref().filter(|approved| **approved != plan.digest) {
-        return Err(TaskFailure::conflict("restore.plan-changed", what, format!("the plan is now {}, approved was {approved}", plan.digest))
-            .next("look at the plan again with --dry-run"));
+        return Err(TaskFailure::conflict(
+            "restore.plan-changed",
+            what,
+            format!("the plan is now {}, approved was {approved}", plan.digest),
+        )
+        .next("look at the plan again with --dry-run"));
     }
     Ok(())
 }
 
 /// Takes back all that may have been made, and nothing else: each by this environment's own mark.
-pub fn undo(operation: &Operation, request: &RestoreRequest, context: &Context, tasks: &Tasks<'_>) -> Result<Vec<NewTask>, TaskFailure> {
+pub fn undo(
+    operation: &Operation,
+    request: &RestoreRequest,
+    context: &Context,
+    tasks: &Tasks<'_>,
+) -> Result<Vec<NewTask>, TaskFailure> {
     let site = site_of(operation)?;
     let mut undo = Vec::new();
     if tasks.begun("pin") {

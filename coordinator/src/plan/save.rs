@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use ocopea_catalog_db::{operations::Operation, tasks::{NewTask, Task}};
+use ocopea_catalog_db::{
+    operations::Operation,
+    tasks::{NewTask, Task},
+};
 use ocopea_protocol::{
     failure::TaskFailure,
+    image::{ImageAccess, Location},
     inventory::{Gap, Inventory},
     message::HolderOrder,
     secret::Secret32,
-    image::{ImageAccess, Location},
     task::{HolderState, Source, TaskOutput, TaskSpec},
 };
 use serde::{Deserialize, Serialize};
@@ -61,7 +64,12 @@ pub fn inventory(tasks: &Tasks<'_>) -> Result<Option<Inventory>, TaskFailure> {
 }
 
 /// What happens next.
-pub fn next(operation: &Operation, request: &SaveRequest, context: &Context, tasks: &Tasks<'_>) -> Result<Next, TaskFailure> {
+pub fn next(
+    operation: &Operation,
+    request: &SaveRequest,
+    context: &Context,
+    tasks: &Tasks<'_>,
+) -> Result<Next, TaskFailure> {
     let epoch = context.epoch;
     let current = |task: &Task| epoch_of(task).is_none_or(|of| of == epoch);
     let site = site_of(operation)?;
@@ -70,7 +78,11 @@ pub fn next(operation: &Operation, request: &SaveRequest, context: &Context, tas
     if let Some(lost) = tasks.0.iter().find(|t| is_holder(t) && current(t) && t.attempt > 1) {
         if epoch + 1 >= MOST_EPOCHS {
             return Err(lost.failure.clone().unwrap_or_else(|| {
-                TaskFailure::permanent("save.holder-lost", format!("can't save {}", source.namespace), format!("the snapshots were lost {MOST_EPOCHS} times"))
+                TaskFailure::permanent(
+                    "save.holder-lost",
+                    format!("can't save {}", source.namespace),
+                    format!("the snapshots were lost {MOST_EPOCHS} times"),
+                )
             }));
         }
         next.epoch = Some(epoch + 1);
@@ -83,7 +95,8 @@ pub fn next(operation: &Operation, request: &SaveRequest, context: &Context, tas
     let records = context.base.into_iter().collect();
     next.add.push(own_task("pin", &[], &OwnTask::Pin { records })?);
     for container in &inventory.containers {
-        let spec = TaskSpec::CopyContainer { source: source.clone(), container: container.clone(), access: no_access() };
+        let spec =
+            TaskSpec::CopyContainer { source: source.clone(), container: container.clone(), access: no_access() };
         next.add.push(site_task(format!("container:{}", container.name), site, &["pin"], &spec)?);
     }
     let mut open = Vec::new();
@@ -100,7 +113,11 @@ pub fn next(operation: &Operation, request: &SaveRequest, context: &Context, tas
     if open.len() < inventory.data.len() && !all_copied(&inventory, epoch, tasks) {
         return Ok(next);
     }
-    let config = TaskSpec::CopyConfig { source: source.clone(), access: no_access(), fingerprint: inventory.fingerprint.clone() };
+    let config = TaskSpec::CopyConfig {
+        source: source.clone(),
+        access: no_access(),
+        fingerprint: inventory.fingerprint.clone(),
+    };
     next.add.push(site_task(format!("config:{epoch}"), site, &["pin"], &config)?);
     for (data, task, snapshot) in open {
         let spec = TaskSpec::CopyData {
@@ -115,7 +132,9 @@ pub fn next(operation: &Operation, request: &SaveRequest, context: &Context, tas
     }
     let mut needs: Vec<String> = vec![format!("config:{epoch}")];
     needs.extend(inventory.containers.iter().map(|c| format!("container:{}", c.name)));
-    needs.extend(inventory.data.iter().flat_map(|d| [copy_label(d.name.as_str(), epoch), holder_label(d.name.as_str(), epoch)]));
+    needs.extend(
+        inventory.data.iter().flat_map(|d| [copy_label(d.name.as_str(), epoch), holder_label(d.name.as_str(), epoch)]),
+    );
     if needs.iter().all(|need| tasks.succeeded(need)) {
         next.add.push(own_task("commit", &[], &OwnTask::Commit)?);
     }
@@ -158,7 +177,11 @@ pub fn order(holder: &Task, context: &Context, tasks: &Tasks<'_>) -> Option<Hold
     Some(match &holder.holder {
         None => HolderOrder::Wait,
         Some(HolderState::Prepared) => {
-            if all.iter().all(|t| t.holder.is_some()) { HolderOrder::OpenNow } else { HolderOrder::Wait }
+            if all.iter().all(|t| t.holder.is_some()) {
+                HolderOrder::OpenNow
+            } else {
+                HolderOrder::Wait
+            }
         }
         Some(HolderState::Open { .. }) => {
             let copied = all.iter().all(|t| {
@@ -205,8 +228,10 @@ fn refuse_gaps(source: &Source, inventory: &Inventory) -> Result<(), TaskFailure
     let blocking: Vec<&Gap> = inventory.gaps.iter().chain(rights).filter(|gap| gap.blocking).collect();
     let Some(first) = blocking.first() else { return Ok(()) };
     let cause: Vec<String> = blocking.iter().map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
-    let mut next: Vec<String> = blocking.iter().filter(|gap| !gap.next.is_empty()).map(|gap| gap.next.clone()).collect();
+    let mut next: Vec<String> =
+        blocking.iter().filter(|gap| !gap.next.is_empty()).map(|gap| gap.next.clone()).collect();
     next.push(format!("or leave it out by name: --without {}", first.name));
     next.dedup();
-    Err(TaskFailure::permanent("save.refused", format!("can't save \"{}\"", source.namespace), cause.join("; ")).next(next.join("; ")))
+    Err(TaskFailure::permanent("save.refused", format!("can't save \"{}\"", source.namespace), cause.join("; "))
+        .next(next.join("; ")))
 }

@@ -173,4 +173,3 @@ fn same(saved: &Path, restored: &Path, _seams: &Seams) -> Result<()> {
     }
     Ok(())
 }
-

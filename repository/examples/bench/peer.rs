@@ -57,7 +57,8 @@ pub async fn save(tree: &Path, place: &Path, seams: &Seams) -> Result<()> {
     let writer = session.component(&name, DataKind::Volume).await?;
     let files = tree::files(tree)?;
     let share = files.len().div_ceil(STREAMS).max(1);
-    let parts = files.chunks(share).enumerate().map(|(number, files)| stream_files(&writer, number, tree, files, seams));
+    let parts =
+        files.chunks(share).enumerate().map(|(number, files)| stream_files(&writer, number, tree, files, seams));
     stream::iter(parts).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
     let data = writer.finish("{}").await?;
     let record = record(team, name, &data, seams);

@@ -28,8 +28,32 @@ impl Random {
 }
 
 const WORDS: &[&str] = &[
-    "the", "message", "user", "chat", "room", "of", "and", "deliver", "order", "to", "in", "created_at", "id", "null",
-    "true", "2026-11-22T", "https://example.com/", "attachment", "lorem", "ipsum", "\":", "\",\"", "{", "}", "\n", " ",
+    "the",
+    "message",
+    "user",
+    "chat",
+    "room",
+    "of",
+    "and",
+    "deliver",
+    "order",
+    "to",
+    "in",
+    "created_at",
+    "id",
+    "null",
+    "true",
+    "2026-11-22T",
+    "https://example.com/",
+    "attachment",
+    "lorem",
+    "ipsum",
+    "\":",
+    "\",\"",
+    "{",
+    "}",
+    "\n",
+    " ",
 ];
 
 /// How contents look.
@@ -90,7 +114,11 @@ pub fn make(place: &Path, bytes: u64, seed: u64) -> Result<u64> {
     let mut number = 0;
     let mut content = Vec::new();
     // A fifth in small files of 1 to 64 KiB, a fifth in files of 0.2 to 4 MiB, the rest in files of 100 to 200 MiB.
-    let parts = [(bytes / 5, 1 << 10, 64 << 10, "small"), (bytes / 5, 200 << 10, 4 << 20, "medium"), (bytes * 3 / 5, 100 << 20, 200 << 20, "large")];
+    let parts = [
+        (bytes / 5, 1 << 10, 64 << 10, "small"),
+        (bytes / 5, 200 << 10, 4 << 20, "medium"),
+        (bytes * 3 / 5, 100 << 20, 200 << 20, "large"),
+    ];
     for (share, least, most, name) in parts {
         let mut left = share as i64;
         while left > 0 {

@@ -25,14 +25,20 @@ pub async fn check(backend: &dyn Backend) {
 async fn objects_are_written_read_and_deleted(backend: &dyn Backend) {
     require(matches!(backend.get("a/b", 10).await, Err(Error::Missing { .. })), "what isn't there is not found");
     require(matches!(backend.create("a/b", Bytes::from_static(b"0123456789")).await, Ok(Put::Created)), "create makes");
-    require(matches!(backend.create("a/b", Bytes::from_static(b"x")).await, Ok(Put::Existed)), "create never overwrites");
+    require(
+        matches!(backend.create("a/b", Bytes::from_static(b"x")).await, Ok(Put::Existed)),
+        "create never overwrites",
+    );
     require(backend.get("a/b", 10).await.is_ok_and(|b| &b[..] == b"0123456789"), "what was written is read");
     require(backend.get("a/b", 9).await.is_err(), "a limit holds");
     require(backend.range("a/b", 3, 4).await.is_ok_and(|b| &b[..] == b"3456"), "a range is read");
     require(backend.range("a/b", 8, 100).await.is_ok_and(|b| &b[..] == b"89"), "a range ends with the object");
     require(backend.create("a/c/d", Bytes::new()).await.is_ok(), "an empty object is fine");
     let names = backend.list("a/").await.map(|l| l.into_iter().map(|e| (e.name, e.size)).collect::<Vec<_>>());
-    require(names.is_ok_and(|n| n == [("a/b".to_owned(), 10), ("a/c/d".to_owned(), 0)]), "a listing is whole and sorted");
+    require(
+        names.is_ok_and(|n| n == [("a/b".to_owned(), 10), ("a/c/d".to_owned(), 0)]),
+        "a listing is whole and sorted",
+    );
     require(backend.replace("a/b", Bytes::from_static(b"new")).await.is_ok(), "replace overwrites");
     require(matches!(backend.head("a/b").await, Ok(Some(e)) if e.size == 3), "head tells the size");
     require(backend.delete("a/b").await.is_ok() && backend.delete("a/b").await.is_ok(), "deleting twice is fine");

@@ -65,7 +65,12 @@ async fn artifact(store: &Store, component: &Component, kind: &str, parts: &mut 
     Ok(())
 }
 
-async fn container(store: &Store, component: &Component, platforms: &[crate::Platform], parts: &mut Parts) -> Result<()> {
+async fn container(
+    store: &Store,
+    component: &Component,
+    platforms: &[crate::Platform],
+    parts: &mut Parts,
+) -> Result<()> {
     let bytes = store.get_blob(&component.manifest, LONGEST_MANIFEST).await?;
     let name = blob_name(&component.manifest);
     if oci::is_index(&oci::media_type(&name, &bytes)?) {

@@ -4,10 +4,7 @@
 //! by every repository key. Rotation adds a generation with a new wrapping key; the hash key stays, so that new
 //! images still share chunks with old ones.
 
-use ocopea_protocol::{
-    ids::TeamId,
-    secret::{Secret32},
-};
+use ocopea_protocol::{ids::TeamId, secret::Secret32};
 use serde::{Deserialize, Serialize};
 
 use super::Repository;
@@ -190,7 +187,9 @@ impl Repository {
         }
         let opened = unwrap_text(&keys.wrap_key, image_aad(key.team).as_bytes(), &key.sealed);
         let opened = opened.and_then(|bytes| key_of(&bytes));
-        opened.ok_or_else(|| Error::damaged(format!("the wrapped key of an image of team {}", key.team), "it doesn't open"))
+        opened.ok_or_else(|| {
+            Error::damaged(format!("the wrapped key of an image of team {}", key.team), "it doesn't open")
+        })
     }
 
     async fn team_objects(&self) -> Result<Vec<String>> {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ocopea_protocol::ids::ImageId;
 
-use super::{ImageRef, Repository, RESERVE};
+use super::{ImageRef, RESERVE, Repository};
 use crate::{
     Error, Result,
     oci::{self, COMPONENT_ANNOTATION, Descriptor, Index, REF_NAME},

@@ -5,8 +5,8 @@ use std::{collections::VecDeque, sync::Mutex};
 use ocopea_protocol::{names::Digest, secret::Secret32};
 
 use super::{
-    END, FOOTER, LONGEST_PAGE, LONGEST_ROOT, MAGIC, MOST_PACKS, MOST_STREAMS, PackRow, ROOT_COUNTER, Root, Section, StreamRow,
-    VERSION,
+    END, FOOTER, LONGEST_PAGE, LONGEST_ROOT, MAGIC, MOST_PACKS, MOST_STREAMS, PackRow, ROOT_COUNTER, Root, Section,
+    StreamRow, VERSION,
 };
 use crate::{
     chunk::{Chunk, ROW},
@@ -114,7 +114,12 @@ impl TocReader {
         Ok(None)
     }
 
-    async fn rows<T: serde::de::DeserializeOwned>(&self, section: Section, pages: &[u32], most: usize) -> Result<Vec<T>> {
+    async fn rows<T: serde::de::DeserializeOwned>(
+        &self,
+        section: Section,
+        pages: &[u32],
+        most: usize,
+    ) -> Result<Vec<T>> {
         let mut all = Vec::new();
         for number in pages {
             let plain = zeroize::Zeroizing::new(self.page(section, *number).await?);

@@ -64,7 +64,11 @@ impl TocWriter {
         let limit = u64::from(u32::MAX);
         let number = self.root.chunks.len() as u64;
         self.root.chunks.push(u32::MAX);
-        u32::try_from(number).map_err(|_| Error::Limit { what: "number of chunk pages".to_owned(), found: number, limit })
+        u32::try_from(number).map_err(|_| Error::Limit {
+            what: "number of chunk pages".to_owned(),
+            found: number,
+            limit,
+        })
     }
 
     async fn chunk_page(&mut self, logical: u32, chunks: &[Chunk]) -> Result<()> {
@@ -126,7 +130,11 @@ impl TocWriter {
     }
 
     /// Writes rows of JSON, so many in a page as fit.
-    pub(crate) async fn json_rows<T: Serialize>(&mut self, section: Section, rows: impl IntoIterator<Item = T>) -> Result<()> {
+    pub(crate) async fn json_rows<T: Serialize>(
+        &mut self,
+        section: Section,
+        rows: impl IntoIterator<Item = T>,
+    ) -> Result<()> {
         let mut page = Vec::new();
         for row in rows {
             page.push(if page.is_empty() { b'[' } else { b',' });

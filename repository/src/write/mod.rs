@@ -176,12 +176,20 @@ impl DataWriter {
         self.shared.check()?;
         if name.len() > LONGEST_NAME {
             let limit = LONGEST_NAME as u64;
-            return Err(Error::Limit { what: "the length of a stream's name".to_owned(), found: name.len() as u64, limit });
+            return Err(Error::Limit {
+                what: "the length of a stream's name".to_owned(),
+                found: name.len() as u64,
+                limit,
+            });
         }
         let mut streams = self.shared.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if streams.len() >= MOST_STREAMS {
             let limit = MOST_STREAMS as u64;
-            return Err(Error::Limit { what: "number of streams of one component".to_owned(), found: limit + 1, limit });
+            return Err(Error::Limit {
+                what: "number of streams of one component".to_owned(),
+                found: limit + 1,
+                limit,
+            });
         }
         if streams.contains_key(name) {
             return Err(Error::Misuse(format!("stream {:?} is written twice", String::from_utf8_lossy(name))));
@@ -211,7 +219,11 @@ impl DataWriter {
         shared.check()?;
         if facts.len() > LONGEST_FACTS {
             let limit = LONGEST_FACTS as u64;
-            return Err(Error::Limit { what: "the length of a driver's facts".to_owned(), found: facts.len() as u64, limit });
+            return Err(Error::Limit {
+                what: "the length of a driver's facts".to_owned(),
+                found: facts.len() as u64,
+                limit,
+            });
         }
         let slots = std::mem::take(&mut *shared.streams.lock().unwrap_or_else(PoisonError::into_inner));
         let mut rows = Vec::with_capacity(slots.len());

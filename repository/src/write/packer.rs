@@ -55,7 +55,11 @@ impl Packer {
         let found = self.packs.len();
         if found >= MOST_PACKS {
             let limit = MOST_PACKS as u64;
-            return Err(Error::Limit { what: "number of packs of one component".to_owned(), found: found as u64, limit });
+            return Err(Error::Limit {
+                what: "number of packs of one component".to_owned(),
+                found: found as u64,
+                limit,
+            });
         }
         Ok(u32::try_from(found).unwrap_or(u32::MAX))
     }
@@ -80,7 +84,11 @@ impl Packer {
     }
 
     /// Places a batch. Full generations of the table come back as runs.
-    pub(crate) async fn place(&mut self, shared: &Arc<Shared>, batch: Vec<Prepared>) -> Result<(Stored, Vec<Vec<Chunk>>)> {
+    pub(crate) async fn place(
+        &mut self,
+        shared: &Arc<Shared>,
+        batch: Vec<Prepared>,
+    ) -> Result<(Stored, Vec<Vec<Chunk>>)> {
         // The same chunk may have come twice since it was looked up, also within the batch: only its first is new.
         let mut places: Vec<Option<Chunk>> = Vec::with_capacity(batch.len());
         let mut twice: Vec<(usize, usize)> = Vec::new();

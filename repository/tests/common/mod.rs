@@ -117,7 +117,8 @@ impl World {
         let (manifest, platforms) = put_container(&session, title).await;
         let data = put_data(&session, "messages", streams).await.unwrap();
         let record = record(self, title, &config, (manifest, &platforms), &data);
-        let reference = self.repository.commit(&CommitRequest { record: record.clone(), key: key.clone() }).await.unwrap();
+        let reference =
+            self.repository.commit(&CommitRequest { record: record.clone(), key: key.clone() }).await.unwrap();
         Saved { reference, record, key, data }
     }
 
@@ -183,9 +184,13 @@ pub async fn put_container(session: &ImageSession, title: &str) -> (Digest, Vec<
     let mut platforms = Vec::new();
     let mut entries = Vec::new();
     for architecture in ["amd64", "arm64"] {
-        let tar = noise(5000, title.bytes().chain(architecture.bytes()).fold(7, |sum, byte| sum * 31 + u64::from(byte)));
+        let tar =
+            noise(5000, title.bytes().chain(architecture.bytes()).fold(7, |sum, byte| sum * 31 + u64::from(byte)));
         let layer = gzip(&tar);
-        let config = format!("{{\"architecture\":\"{architecture}\",\"os\":\"linux\",\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"{}\"]}}}}", sha256(&tar));
+        let config = format!(
+            "{{\"architecture\":\"{architecture}\",\"os\":\"linux\",\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"{}\"]}}}}",
+            sha256(&tar)
+        );
         let layer_digest = put_blob(session, &layer).await;
         let config_digest = put_blob(session, config.as_bytes()).await;
         let manifest = format!(
@@ -193,19 +198,27 @@ pub async fn put_container(session: &ImageSession, title: &str) -> (Digest, Vec<
             config.len(),
             layer.len()
         );
-        let digest = session.put_manifest(manifest.as_bytes(), "application/vnd.oci.image.manifest.v1+json").await.unwrap();
+        let digest =
+            session.put_manifest(manifest.as_bytes(), "application/vnd.oci.image.manifest.v1+json").await.unwrap();
         entries.push(format!(
             "{{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",\"digest\":\"{digest}\",\"size\":{},\"platform\":{{\"architecture\":\"{architecture}\",\"os\":\"linux\"}}}}",
             manifest.len()
         ));
         platforms.push(Platform { platform: format!("linux/{architecture}"), manifest: digest });
     }
-    let index = format!("{{\"schemaVersion\":2,\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"manifests\":[{}]}}", entries.join(","));
+    let index = format!(
+        "{{\"schemaVersion\":2,\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"manifests\":[{}]}}",
+        entries.join(",")
+    );
     let digest = session.put_manifest(index.as_bytes(), "application/vnd.oci.image.index.v1+json").await.unwrap();
     (digest, platforms)
 }
 
-pub async fn put_data(session: &ImageSession, component: &str, streams: &[(&[u8], Vec<u8>)]) -> Result<DataWritten, Error> {
+pub async fn put_data(
+    session: &ImageSession,
+    component: &str,
+    streams: &[(&[u8], Vec<u8>)],
+) -> Result<DataWritten, Error> {
     let writer = session.component(&name(component), DataKind::MongoDb).await?;
     for (stream, content) in streams {
         let mut hasher = writer.item_hasher();
@@ -232,7 +245,11 @@ pub async fn read_stream(session: &ImageSession, manifest: &Digest, stream: &[u8
 }
 
 /// Reads everything of an image as a restore would; the first thing that is wrong is the error.
-pub async fn read_all(repository: &Repository, seams: &Seams, reference: &ImageRef) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+pub async fn read_all(
+    repository: &Repository,
+    seams: &Seams,
+    reference: &ImageRef,
+) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     let mut all = BTreeMap::new();
     let access = repository.access_to_read(&reference.record).await?;
     let session = ImageSession::open(&access, seams).await?;
@@ -274,7 +291,13 @@ pub async fn read_all(repository: &Repository, seams: &Seams, reference: &ImageR
 }
 
 pub fn consistency() -> Consistency {
-    Consistency { level: ConsistencyLevel::Snapshot, why: String::new(), changed: vec![], changed_count: 0, frozen_ms: 0 }
+    Consistency {
+        level: ConsistencyLevel::Snapshot,
+        why: String::new(),
+        changed: vec![],
+        changed_count: 0,
+        frozen_ms: 0,
+    }
 }
 
 pub fn data_component(component: &str, data: &DataWritten) -> Component {
@@ -341,7 +364,13 @@ pub fn empty_record(world: &World, title: &str) -> Record {
     }
 }
 
-pub fn record(world: &World, title: &str, config: &ConfigWritten, container: (Digest, &[Platform]), data: &DataWritten) -> Record {
+pub fn record(
+    world: &World,
+    title: &str,
+    config: &ConfigWritten,
+    container: (Digest, &[Platform]),
+    data: &DataWritten,
+) -> Record {
     let mut record = empty_record(world, title);
     record.config_digest = config.config_digest.clone();
     record.components = components(config, container, data);
