@@ -47,7 +47,7 @@ pub(super) async fn copy(subject: &Subject, snapshot: &str, writer: &DataWriter)
     let (session, who) = Server::sign_in(subject, "save").await?;
     let server = session.server.clone();
     let snapshot = Snapshot::parse(&server, snapshot)?;
-    let mut watch = Watch { session, holders: snapshot.pids.clone(), ours: snapshot.pids.clone() };
+    let mut watch = Watch { session, holders: snapshot.pids.clone() };
     // Once before anything: a holder that is gone can't be told from one that never was.
     watch.look().await?;
     let watching = async {
@@ -145,6 +145,7 @@ async fn everything(
         parameters: lead.parameters().await?,
         databases: vec![],
     };
+    let mut notices = lead.outside().await?;
     lead.close().await;
     let (bytes, items) = (AtomicU64::new(0), AtomicU64::new(0));
     let expected = AtomicU64::new(0);
@@ -169,7 +170,6 @@ async fn everything(
         .collect();
     let copies: Vec<One> = futures::stream::iter(copies).buffered(DATABASES).try_collect().await?;
     let mut streams = Vec::new();
-    let mut notices = Vec::new();
     for (opened, copied) in snapshot.databases.iter().zip(copies) {
         if let Some(database) = databases.iter_mut().find(|database| database.name == opened.name) {
             database.inside = copied.inside;

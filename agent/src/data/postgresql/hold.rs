@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     catalog::Lockable,
-    connect::{Server, Session},
+    connect::{APPLICATION, Server, Session},
     rights, sql,
 };
 use crate::data::{Held, Prepared, Subject};
@@ -109,7 +109,7 @@ impl Prepared for Ready {
             Snapshot { version: 1, pids: self.sessions.iter().map(|session| session.pid).collect(), databases: opened };
         let text = serde_json::to_string(&snapshot)
             .map_err(|error| self.watcher.server.failure("data.snapshot", error.to_string()))?;
-        let watch = Watch { session: self.watcher, holders: snapshot.pids.clone(), ours: snapshot.pids };
+        let watch = Watch { session: self.watcher, holders: snapshot.pids };
         Ok(Box::new(Open { text, sessions: self.sessions, watch }))
     }
 }
@@ -161,8 +161,6 @@ pub(super) struct Watch {
     pub session: Session,
     /// The holder's processes.
     pub holders: Vec<i64>,
-    /// All of this save's processes that are known here.
-    pub ours: Vec<i64>,
 }
 
 impl Watch {
@@ -172,16 +170,18 @@ impl Watch {
             alive: i64,
             waiting: Vec<i64>,
         }
-        let list = |pids: &[i64]| pids.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
-        let (holders, ours) = (list(&self.holders), list(&self.ours));
-        // Who waits is visible in pg_locks to everybody, unlike in pg_stat_activity.
+        let holders: Vec<String> = self.holders.iter().map(i64::to_string).collect();
+        let holders = holders.join(",");
+        // Who waits is visible in pg_locks to everybody, unlike in pg_stat_activity; our own sessions are visible to us.
         let row: Row = self
             .session
             .one(&format!(
-                "WITH waiting AS MATERIALIZED (SELECT DISTINCT pid FROM pg_locks WHERE NOT granted) \
+                "WITH waiting AS MATERIALIZED (SELECT DISTINCT pid FROM pg_locks WHERE NOT granted), \
+                 ours AS MATERIALIZED (SELECT array_agg(pid) || '{{{holders}}}'::int4[] AS pids FROM pg_stat_activity \
+                   WHERE application_name = '{APPLICATION}' AND usename = current_user) \
                  SELECT (SELECT count(*) FROM pg_stat_activity WHERE pid = ANY ('{{{holders}}}'::int4[])) AS alive, \
-                 ARRAY(SELECT pid FROM waiting WHERE pid <> ALL ('{{{ours}}}'::int4[]) \
-                   AND pg_blocking_pids(pid) && '{{{ours}}}'::int4[]) AS waiting"
+                 ARRAY(SELECT w.pid FROM waiting w, ours o WHERE w.pid <> ALL (o.pids) \
+                   AND pg_blocking_pids(w.pid) && o.pids) AS waiting"
             ))
             .await?;
         let server = &self.session.server;

@@ -159,7 +159,7 @@ async fn foundations(
         match here.get(&extension.name) {
             // The owner makes it itself.
             Some(true) => {}
-            Some(false) if super::catalog::allowed(&extension.name) => {
+            Some(false) if super::unloadable::allowed(&extension.name) => {
                 let (name, schema) = (sql::ident(&extension.name), sql::ident(&extension.schema));
                 let statement = format!(
                     "CREATE SCHEMA IF NOT EXISTS {schema}; CREATE EXTENSION IF NOT EXISTS {name} WITH SCHEMA {schema} CASCADE"

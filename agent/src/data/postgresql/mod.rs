@@ -9,7 +9,7 @@
 //! | `recognise`, `binding` | which containers are servers; ways to them in configuration: pure |
 //! | `connect`, `fault` | connections, bounded in time; errors in words |
 //! | `catalog`, `facts` | what the catalogs say; what is remembered beside the streams |
-//! | `rights` | what can't be read, or not be made again |
+//! | `rights`, `unloadable` | what can't be read, or not be made again |
 //! | `hold` | the open snapshots, and giving way |
 //! | `copy`, `rows`, `large_objects`, `tools` | the save |
 //! | `load`, `inside`, `apply`, `roles`, `owners` | the load |
@@ -36,6 +36,7 @@ mod roles;
 mod rows;
 mod sql;
 mod tools;
+mod unloadable;
 
 use std::collections::BTreeMap;
 
