@@ -86,10 +86,10 @@ impl Repository {
                 }
                 Err(error) => return Err(error),
             };
-            if begun || entry.modified + moment.grace <= moment.now {
-                if self.sweep(&epoch, &entry, &list, options, report).await? {
-                    continue;
-                }
+            if (begun || entry.modified + moment.grace <= moment.now)
+                && self.sweep(&epoch, &entry, &list, options, report).await?
+            {
+                continue;
             }
             report.condemned += list.blobs.len() as u64;
             report.condemned_bytes += list.blobs.iter().map(|blob| blob.size).sum::<u64>();
