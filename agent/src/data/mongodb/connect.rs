@@ -1,24 +1,42 @@
-//! Connections, and errors of the server as failures.
+//! Connections, an end in bounded time whatever the server does, and its errors as failures.
 
 use std::time::Duration;
 
 use mongodb::{
     Client,
-    bson::{Document, doc},
+    bson::{Bson, Document, doc},
     error::{Error, ErrorKind},
-    options::{ClientOptions, Credential, ServerAddress},
+    options::{AuthMechanism, ClientOptions, Credential, ServerAddress, Tls, TlsOptions},
 };
 use ocopea_protocol::failure::TaskFailure;
 
+use super::recognise::PASSWORD_FILE;
 use crate::{
-    data::{Login, Reach, ServerReach, Subject},
+    data::{Login, LoginOf, Reach, ServerReach, Subject},
     failures::chain,
 };
 
 /// How long one answer may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
+/// How long it may take to be let in.
+const CONNECT: Duration = Duration::from_secs(20);
+/// How often a server that works on something long is asked whether it still lives.
+const PROBE: Duration = Duration::from_secs(20);
 /// Databases that belong to the server itself.
 pub(super) const OWN: [&str; 3] = ["admin", "local", "config"];
+/// The server doesn't know a command.
+pub(super) const UNKNOWN: &str = "data.unknown-command";
+/// The login may not do it.
+pub(super) const RIGHTS: &str = "data.rights";
+/// Wrong user or password.
+const AUTHENTICATION: &str = "data.authentication";
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Save,
+    Load,
+}
 
 /// A connection with the login that worked.
 pub(super) struct Connected {
@@ -26,36 +44,130 @@ pub(super) struct Connected {
     /// The server's word about itself.
     pub(super) hello: Document,
     pub(super) version: String,
+    /// Who is signed in: `user "shop" (the application's own)`.
+    pub(super) whom: String,
+    /// Its user name; empty without one.
+    pub(super) user: String,
+    /// Every database that the login sees.
+    pub(super) databases: Vec<String>,
+    /// Whether these are all that there are.
+    pub(super) sees_all: bool,
+}
+
+/// What one message may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) documents: usize,
+    pub(super) message: usize,
+}
+
+impl Connected {
+    pub(super) fn is_router(&self) -> bool {
+        self.hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid")
+    }
+
+    pub(super) fn is_replica_set(&self) -> bool {
+        self.hello.get_str("setName").is_ok()
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        let of = |name: &str, least: u64, most: u64| {
+            let claimed = self.hello.get(name).and_then(number).unwrap_or(most);
+            usize::try_from(claimed.clamp(least, most)).unwrap_or(usize::MAX)
+        };
+        Limits {
+            documents: of("maxWriteBatchSize", 1, 100_000),
+            message: of("maxMessageSizeBytes", 17 << 20, 48_000_000),
+        }
+    }
+
+    /// The version's first number.
+    pub(super) fn major(&self) -> u32 {
+        self.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// A number of whatever type that isn't negative.
+pub(super) fn number(value: &Bson) -> Option<u64> {
+    match value {
+        Bson::Int32(value) => u64::try_from(*value).ok(),
+        Bson::Int64(value) => u64::try_from(*value).ok(),
+        Bson::Double(value) if *value >= 0.0 => Some(*value as u64),
+        _ => None,
+    }
 }
 
 /// The server behind a subject.
 pub(super) fn server(subject: &Subject) -> Result<&ServerReach, TaskFailure> {
     match &subject.reach {
         Reach::Server(server) => Ok(server),
-        Reach::Volume(_) => Err(TaskFailure::permanent("data.reach", format!("can't reach {}", subject.name), "it is a volume, not a server")),
+        Reach::Volume(_) => Err(TaskFailure::permanent(
+            "data.reach",
+            format!("can't reach \"{}\"", subject.name),
+            "a MongoDB service is no volume",
+        )),
     }
 }
 
 /// An error of the driver, with what it means for trying again.
 pub(super) fn failure(subject: &Subject, verb: &str, error: &Error) -> TaskFailure {
     let what = format!("can't {verb} \"{}\"", subject.name);
-    let cause = chain(error);
+    let place = server(subject).map(|server| server.address.to_string()).unwrap_or_default();
+    let cause = causes(error);
+    let lost = || {
+        TaskFailure::retryable("data.unreachable", what.clone(), format!("{place}: {cause}"))
+            .next("check that the database runs and answers")
+    };
     match error.kind.as_ref() {
         ErrorKind::Authentication { .. } => denied(subject, what, cause),
-        ErrorKind::Command(command) if matches!(command.code, 11 | 13 | 18) => {
-            denied(subject, what, format!("{} (code {})", command.message, command.code))
-        }
         ErrorKind::Command(command) => {
-            TaskFailure::permanent("data.command", what, format!("{} (code {})", command.message, command.code))
+            let cause = format!("{} (code {})", command.message, command.code);
+            match command.code {
+                11 | 18 | 334 => denied(subject, what, cause),
+                13 => TaskFailure::permanent(RIGHTS, what, cause).next(format!(
+                    "grant its user the role backup (to save) or root (to load), or pass --credentials {}=USER:PASSWORD",
+                    subject.name
+                )),
+                59 => TaskFailure::permanent(UNKNOWN, what, cause),
+                239 | 246 => TaskFailure::retryable("data.snapshot-lost", what, cause)
+                    .next("all snapshots are opened again; raise minSnapshotHistoryWindowInSeconds of the server if this goes on"),
+                // Cursors and sessions that the server gave up; shutting down; elections; time limits.
+                43 | 237 => TaskFailure::retryable("data.cursor-lost", what, cause),
+                6 | 7 | 50 | 89 | 91 | 189 | 262 | 9001 | 10107 | 11600 | 11602 | 13435 | 13436 | 314 => lost(),
+                _ => TaskFailure::permanent("data.command", what, cause),
+            }
         }
         ErrorKind::InsertMany(_) | ErrorKind::Write(_) => TaskFailure::permanent("data.write", what, cause),
-        ErrorKind::InvalidArgument { .. } => TaskFailure::permanent("data.argument", what, cause),
-        _ => TaskFailure::retryable("data.unreachable", what, cause).next("check that the database runs and answers"),
+        ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => {
+            TaskFailure::permanent("data.argument", what, cause)
+        }
+        ErrorKind::InvalidTlsConfig { .. } => TaskFailure::permanent("data.tls", what, cause),
+        _ => lost(),
     }
 }
 
+/// The code of a command's error.
+pub(super) fn code(error: &Error) -> Option<i32> {
+    match error.kind.as_ref() {
+        ErrorKind::Command(command) => Some(command.code),
+        _ => None,
+    }
+}
+
+/// An error with its causes, in the server's words.
+fn causes(error: &Error) -> String {
+    let mut text = error.kind.to_string();
+    if let Some(source) = std::error::Error::source(error) {
+        let more = chain(source);
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+    }
+    text
+}
+
 fn denied(subject: &Subject, what: String, cause: String) -> TaskFailure {
-    TaskFailure::permanent("data.authentication", what, cause).next(format!(
+    TaskFailure::permanent(AUTHENTICATION, what, cause).next(format!(
         "check the application's Secret, or pass --credentials {}=USER:PASSWORD",
         subject.name
     ))
@@ -67,74 +179,236 @@ pub(super) async fn within<T>(
     verb: &str,
     work: impl Future<Output = mongodb::error::Result<T>>,
 ) -> Result<T, TaskFailure> {
+    within_span(subject, ANSWER, verb, work).await
+}
+
+async fn within_span<T>(
+    subject: &Subject,
+    span: Duration,
+    verb: &str,
+    work: impl Future<Output = mongodb::error::Result<T>>,
+) -> Result<T, TaskFailure> {
     tokio::select! {
-        () = subject.stop.cancelled() => Err(TaskFailure::cancelled(format!("stopped: {verb} \"{}\"", subject.name))),
-        answer = subject.seams.timeout(ANSWER, work) => match answer {
+        biased;
+        () = subject.stop.cancelled() => Err(stopped(subject, verb)),
+        answer = subject.seams.timeout(span, work) => match answer {
             Some(Ok(value)) => Ok(value),
             Some(Err(error)) => Err(failure(subject, verb, &error)),
-            None => Err(TaskFailure::retryable("data.hangs", format!("can't {verb} \"{}\"", subject.name), format!("the server didn't answer within {} s", ANSWER.as_secs()))),
+            None => Err(silent(subject, verb, span)),
         },
     }
 }
 
-fn options(server: &ServerReach, login: Option<&Login>) -> ClientOptions {
+pub(super) fn stopped(subject: &Subject, verb: &str) -> TaskFailure {
+    TaskFailure::cancelled(format!("can't {verb} \"{}\"", subject.name))
+}
+
+fn silent(subject: &Subject, verb: &str, span: Duration) -> TaskFailure {
+    let place = server(subject).map(|server| server.address.to_string()).unwrap_or_default();
+    TaskFailure::retryable(
+        "data.hangs",
+        format!("can't {verb} \"{}\"", subject.name),
+        format!("{place} has not answered for {} s", span.as_secs()),
+    )
+    .next("check that the database runs and answers")
+}
+
+/// Waits for `work` for as long as the server still answers other connections: index builds take what they take.
+pub(super) async fn patient<T>(
+    subject: &Subject,
+    connected: &Connected,
+    verb: &str,
+    work: impl Future<Output = mongodb::error::Result<T>>,
+) -> Result<T, TaskFailure> {
+    tokio::pin!(work);
+    let mut missed = 0u32;
+    loop {
+        tokio::select! {
+            biased;
+            () = subject.stop.cancelled() => return Err(stopped(subject, verb)),
+            done = &mut work => return done.map_err(|error| failure(subject, verb, &error)),
+            () = subject.seams.clock.sleep(PROBE) => {}
+        }
+        let admin = connected.client.database("admin");
+        let ping = subject.seams.timeout(PROBE, async { admin.run_command(doc! {"ping": 1}).await });
+        let alive = tokio::select! {
+            biased;
+            () = subject.stop.cancelled() => return Err(stopped(subject, verb)),
+            done = &mut work => return done.map_err(|error| failure(subject, verb, &error)),
+            alive = ping => alive.is_some_and(|answer| answer.is_ok()),
+        };
+        missed = if alive { 0 } else { missed + 1 };
+        if missed >= 2 {
+            return Err(silent(subject, verb, PROBE * 3));
+        }
+    }
+}
+
+/// One command; its answer is small.
+pub(super) async fn run(
+    subject: &Subject,
+    connected: &Connected,
+    database: &str,
+    verb: &str,
+    command: Document,
+) -> Result<Document, TaskFailure> {
+    let database = connected.client.database(database);
+    within(subject, verb, async { database.run_command(command).await }).await
+}
+
+fn flag(login: &Login, name: &str) -> bool {
+    login.options.iter().any(|(key, value)| key.eq_ignore_ascii_case(name) && value == "true")
+}
+
+fn options(subject: &Subject, server: &ServerReach, login: Option<(&Login, String)>) -> Result<ClientOptions, TaskFailure> {
     let address = ServerAddress::Tcp { host: server.address.ip().to_string(), port: Some(server.address.port()) };
     let mut options = ClientOptions::builder()
         .hosts(vec![address])
         .app_name("ocopea".to_owned())
         .direct_connection(true)
-        .connect_timeout(Duration::from_secs(10))
-        .server_selection_timeout(Duration::from_secs(15))
-        .max_pool_size(8)
+        .connect_timeout(Duration::from_secs(8))
+        .server_selection_timeout(Duration::from_secs(10))
+        .max_pool_size(10)
         .retry_reads(true)
         .retry_writes(false)
         .build();
-    if let Some(login) = login.filter(|login| !login.user.is_empty()) {
-        let source = login.options.get("authSource").cloned().or_else(|| {
-            // An administrator's account lives in admin, whatever database its URI names.
-            if login.of == crate::data::LoginOf::Administrator { Some("admin".to_owned()) } else { login.database.clone() }
-        });
-        options.credential = Some(
-            Credential::builder()
-                .username(login.user.clone())
-                .password(login.password.reveal().to_owned())
-                .source(source)
-                .build(),
-        );
+    let Some((login, source)) = login else { return Ok(options) };
+    if flag(login, "tls") || flag(login, "ssl") {
+        // The name in the server's certificate can't be checked through a forwarded port.
+        let tls = TlsOptions::builder().allow_invalid_certificates(true).build();
+        options.tls = Some(Tls::Enabled(tls));
     }
-    options
+    if login.user.is_empty() {
+        return Ok(options);
+    }
+    let mechanism = login.options.iter().find(|(key, _)| key.eq_ignore_ascii_case("authMechanism"));
+    let mechanism = match mechanism.map(|(_, name)| (name, name.parse::<AuthMechanism>())) {
+        None => None,
+        Some((_, Ok(known @ (AuthMechanism::ScramSha1 | AuthMechanism::ScramSha256 | AuthMechanism::Plain)))) => Some(known),
+        Some((name, _)) => {
+            let what = format!("can't sign in to \"{}\"", subject.name);
+            return Err(denied(subject, what, format!("the login's mechanism {name} is not supported")));
+        }
+    };
+    options.credential = Some(
+        Credential::builder()
+            .username(login.user.clone())
+            .password(login.password.reveal().to_owned())
+            .source(source)
+            .mechanism(mechanism)
+            .build(),
+    );
+    Ok(options)
 }
 
-/// Signs in with the first login that works.
-pub(super) async fn connect(subject: &Subject) -> Result<Connected, TaskFailure> {
+/// Databases in which an account of this login may live, likeliest first.
+pub(super) fn sources(login: &Login) -> Vec<String> {
+    let named = login.options.iter().find(|(key, _)| key.eq_ignore_ascii_case("authSource"));
+    if let Some((_, source)) = named {
+        return vec![source.clone()];
+    }
+    let admin = "admin".to_owned();
+    match (login.of, &login.database) {
+        (LoginOf::Application, Some(database)) => vec![database.clone()],
+        (LoginOf::Given, Some(database)) if *database != admin => vec![admin, database.clone()],
+        _ => vec![admin],
+    }
+}
+
+/// Signs in: with the first login that sees every database, else with the first that gets in. A login that the user
+/// gave is the only one tried. Loading begins with the administrator's.
+pub(super) async fn connect(subject: &Subject, purpose: Purpose) -> Result<Connected, TaskFailure> {
     let server = server(subject)?;
-    let logins: Vec<Option<&Login>> =
-        if server.logins.is_empty() { vec![None] } else { server.logins.iter().map(Some).collect() };
-    let mut first = None;
+    let given: Vec<&Login> = server.logins.iter().filter(|login| login.of == LoginOf::Given).collect();
+    let mut logins = if given.is_empty() { server.logins.iter().collect() } else { given };
+    if purpose == Purpose::Load {
+        logins.sort_by_key(|login| login.of != LoginOf::Administrator);
+    }
+    let mut tries: Vec<Option<(&Login, String)>> = Vec::new();
     for login in logins {
+        tries.extend(sources(login).into_iter().map(|source| Some((login, source))));
+    }
+    if tries.is_empty() {
+        tries.push(None);
+    }
+    let mut best: Option<Connected> = None;
+    let mut refusals: Vec<TaskFailure> = Vec::new();
+    for login in tries {
         match try_login(subject, server, login).await {
-            Ok(connected) => return Ok(connected),
-            Err(failure) if failure.code == "data.authentication" => first = first.or(Some(failure)),
+            Ok(connected) if connected.sees_all => return Ok(connected),
+            Ok(connected) => best = best.or(Some(connected)),
+            Err(failure) if failure.code == AUTHENTICATION => refusals.push(failure),
             Err(failure) => return Err(failure),
         }
     }
-    Err(first.unwrap_or_else(|| TaskFailure::permanent("data.login", format!("can't sign in to \"{}\"", subject.name), "no login is known")))
+    if let Some(best) = best {
+        return Ok(best);
+    }
+    let why: Vec<String> = refusals.iter().map(|refusal| refusal.cause.clone()).collect();
+    let next = refusals.into_iter().map(|refusal| refusal.next).find(|next| !next.is_empty());
+    Err(TaskFailure::permanent(AUTHENTICATION, format!("can't sign in to \"{}\"", subject.name), why.join("; "))
+        .next(next.unwrap_or_default()))
 }
 
-async fn try_login(subject: &Subject, server: &ServerReach, login: Option<&Login>) -> Result<Connected, TaskFailure> {
-    let client = Client::with_options(options(server, login)).map_err(|error| failure(subject, "connect to", &error))?;
-    let admin = client.database("admin");
-    let hello = match within(subject, "connect to", async { admin.run_command(doc! {"hello": 1}).await }).await {
-        Ok(hello) => hello,
-        // Servers of the same protocol may only know the older word.
-        Err(failure) if failure.code == "data.command" => {
-            within(subject, "connect to", async { admin.run_command(doc! {"isMaster": 1}).await }).await?
-        }
-        Err(failure) => return Err(failure),
+/// `user "shop" (the application's own)`.
+fn whom(login: Option<&Login>) -> String {
+    let Some(login) = login.filter(|login| !login.user.is_empty()) else { return "nobody (no login is known)".to_owned() };
+    let of = match login.of {
+        LoginOf::Given => "given by --credentials",
+        LoginOf::Application => "the application's own",
+        LoginOf::Administrator => "the server's administrator",
     };
-    let build = within(subject, "connect to", async { admin.run_command(doc! {"buildInfo": 1}).await }).await?;
-    // Proves that the login may do something: some servers answer hello to anybody.
-    within(subject, "list the databases of", async { client.list_database_names().await }).await?;
+    format!("user \"{}\" ({of})", login.user)
+}
+
+/// Signs in with one login.
+pub(super) async fn try_login(
+    subject: &Subject,
+    server: &ServerReach,
+    login: Option<(&Login, String)>,
+) -> Result<Connected, TaskFailure> {
+    let who = whom(login.as_ref().map(|(login, _)| *login));
+    let user = login.as_ref().map(|(login, _)| login.user.clone()).unwrap_or_default();
+    let file = login.as_ref().and_then(|(login, _)| login.options.get(PASSWORD_FILE).cloned());
+    let place = format!("{who} at {}", server.address);
+    let client = Client::with_options(options(subject, server, login)?)
+        .map_err(|error| failure(subject, "connect to", &error))?;
+    let named = |mut failure: TaskFailure| {
+        if failure.code == AUTHENTICATION {
+            failure.cause = format!("{place}: {}", failure.cause);
+            if let Some(file) = &file {
+                failure.next = format!(
+                    "the server takes its password from the file {file}, which can't be read from outside: pass --credentials {}=USER:PASSWORD",
+                    subject.name
+                );
+            }
+        }
+        failure
+    };
+    let admin = client.database("admin");
+    let ask = async |command: Document| {
+        within_span(subject, CONNECT, "connect to", async { admin.run_command(command).await }).await
+    };
+    let hello = match ask(doc! {"hello": 1}).await {
+        // Servers of the same protocol may only know the older word.
+        Err(failure) if failure.code == UNKNOWN => ask(doc! {"isMaster": 1}).await,
+        other => other,
+    };
+    let hello = hello.map_err(named)?;
+    let build = ask(doc! {"buildInfo": 1}).await.map_err(named)?;
+    let all = ask(doc! {"listDatabases": 1, "nameOnly": true, "authorizedDatabases": false}).await;
+    let (listed, sees_all) = match all {
+        Ok(listed) => (listed, true),
+        // Servers answer hello to anybody: here it shows that nobody is signed in.
+        Err(refused) if refused.code == RIGHTS && user.is_empty() => return Err(named(denied(subject, refused.what, refused.cause))),
+        Err(refused) if refused.code == RIGHTS => (ask(doc! {"listDatabases": 1, "nameOnly": true}).await.map_err(named)?, false),
+        Err(other) => return Err(named(other)),
+    };
+    let mut databases: Vec<String> = listed
+        .get_array("databases")
+        .map(|list| list.iter().filter_map(|one| one.as_document()?.get_str("name").ok().map(str::to_owned)).collect())
+        .unwrap_or_default();
+    databases.sort();
     let version = build.get_str("version").unwrap_or("unknown").to_owned();
-    Ok(Connected { client, hello, version })
+    Ok(Connected { client, hello, version, whom: who, user, databases, sees_all })
 }

@@ -1,159 +1,251 @@
 //! Server → streams.
+//!
+//! Workers, one connection each, take parts of collections in order; a part's batches wait until its turn has come, so
+//! a stream is always in the same order and an unchanged collection gives the same bytes again.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
-use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, TryStreamExt, stream};
-use mongodb::bson::{RawDocumentBuf, doc};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use mongodb::bson::Document;
 use ocopea_protocol::{
     failure::TaskFailure,
-    image::{ConsistencyLevel, StreamInfo},
+    image::{Consistency, ConsistencyLevel, StreamInfo},
     task::Progress,
 };
 use ocopea_repository::{DataWriter, ItemHasher, StreamFacts};
+use tokio::sync::mpsc;
 
 use super::{
-    catalog::{self, Collection},
-    connect::{Connected, connect, within},
-    consistency,
+    accounts, catalog,
+    catalog::{Collection, Facts, Size},
+    connect::{Purpose, connect},
+    hold::Snapshot,
+    read::{Batch, Reading, room},
 };
 use crate::{
     data::{Copied, Subject},
     failures::repository,
 };
 
-/// Collections that are read at the same time.
-const AT_ONCE: usize = 3;
-/// Bytes that are handed on together.
-const PIECE: usize = 1024 * 1024;
-/// Documents per answer of the server; it also stops at 16 MB.
-const BATCH: u32 = 10_000;
+/// Connections that read at once.
+const WORKERS: usize = 3;
+/// Batches that wait for their turn, for each part.
+const WAITING: usize = 4;
 /// Names of changed collections that are kept.
 const MOST_CHANGED: usize = 100;
+/// What is written at once.
+const PIECE: usize = 4 * 1024 * 1024;
 
-/// Documents read, hashed and counted.
-pub(super) struct Read {
-    pub(super) items: u64,
-    pub(super) bytes: u64,
-    pub(super) hash: ItemHasher,
+/// A part of a collection that is to be read.
+struct Job {
+    collection: usize,
+    filter: Option<Document>,
+    sink: mpsc::Sender<Option<Batch>>,
 }
 
-/// Reads a whole collection and gives its bytes in pieces.
-pub(super) async fn read<F>(
-    subject: &Subject,
-    connected: &Connected,
-    one: &Collection,
-    mut hasher: ItemHasher,
-    mut give: impl FnMut(Bytes) -> F,
-) -> Result<Read, TaskFailure>
-where
-    F: Future<Output = Result<(), TaskFailure>>,
-{
-    let handle = connected.client.database(&one.database).collection::<RawDocumentBuf>(&one.name);
-    let mut cursor = within(subject, "read", async { handle.find(doc! {}).batch_size(BATCH).no_cursor_timeout(false).await }).await?;
-    let (mut items, mut bytes) = (0u64, 0u64);
-    let mut piece = BytesMut::with_capacity(PIECE + 64 * 1024);
-    while within(subject, "read", cursor.advance()).await? {
-        let document = cursor.current().as_bytes();
-        hasher.add(document);
-        piece.extend_from_slice(document);
-        items += 1;
-        bytes += document.len() as u64;
-        if piece.len() >= PIECE {
-            give(piece.split().freeze()).await?;
-        }
-    }
-    if !piece.is_empty() {
-        give(piece.freeze()).await?;
-    }
-    Ok(Read { items, bytes, hash: hasher })
+/// What workers and writers share.
+struct Shared {
+    reading: Reading,
+    collections: Vec<(Collection, Size)>,
+    queue: Mutex<VecDeque<Job>>,
+    sums: Vec<Mutex<ItemHasher>>,
+    blank: ItemHasher,
+    bytes: AtomicU64,
+    items: AtomicU64,
+    of_bytes: u64,
 }
 
+/// See `DataService::copy`.
 pub(super) async fn copy(subject: &Subject, snapshot: &str, writer: &DataWriter) -> Result<Copied, TaskFailure> {
-    let connected = connect(subject).await?;
-    let (facts, _) = catalog::read(subject, &connected).await?;
-    let of_bytes = catalog::bytes(subject, &connected, &facts).await?.unwrap_or(0);
-    let frozen = serde_json::from_str::<serde_json::Value>(snapshot).is_ok_and(|s| s["frozen"] == true);
-    let (done_bytes, done_items) = (AtomicU64::new(0), AtomicU64::new(0));
     let what = format!("can't save \"{}\"", subject.name);
-    // Owned items: with borrowed ones the compiler can't see that the future may move between threads.
-    let collections: Vec<Collection> = facts.collections.iter().filter(|c| !c.view).cloned().collect();
-    let copies = collections.into_iter().map(|one| {
-        let (connected, done_bytes, done_items, what) = (&connected, &done_bytes, &done_items, what.as_str());
-        async move {
-            let before = catalog::count(subject, connected, &one.database, &one.name).await?;
-            let name = one.stream();
-            let stream = writer.stream(name.as_bytes()).await.map_err(|error| repository(what, &error))?;
-            let stream = tokio::sync::Mutex::new(stream);
-            let hasher = writer.item_hasher();
-            let read = read(subject, connected, &one, hasher, |piece| {
-                let stream = &stream;
-                async move {
-                    let bytes = done_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed) + piece.len() as u64;
-                    (subject.progress)(Progress {
-                        phase: "reading".to_owned(),
-                        bytes,
-                        of_bytes,
-                        new_bytes: writer.written().new_bytes,
-                        items: done_items.load(Ordering::Relaxed),
-                    });
-                    stream.lock().await.write(piece).await.map_err(|error| repository(what, &error))
-                }
-            })
-            .await?;
-            done_items.fetch_add(read.items, Ordering::Relaxed);
-            let facts = StreamFacts {
-                unit: "documents".to_owned(),
-                items: read.items,
-                item_hash: read.hash.sum(),
-                ..StreamFacts::default()
-            };
-            stream.into_inner().finish(facts).await.map_err(|error| repository(what, &error))?;
-            let after = catalog::count(subject, connected, &one.database, &one.name).await?;
-            let info = StreamInfo {
-                name,
-                unit: "documents".to_owned(),
-                items: read.items,
-                bytes: read.bytes,
-                content: hex::encode(read.hash.sum()),
-            };
-            Ok::<_, TaskFailure>((info, before != after || after != read.items))
-        }
-    });
-    let copied: Vec<(StreamInfo, bool)> = stream::iter(copies).buffer_unordered(AT_ONCE).try_collect().await?;
-    let (after, _) = catalog::read(subject, &connected).await?;
-    let mut consistency = consistency(&connected, 0);
-    let mut changed: Vec<String> = copied.iter().filter(|(_, moved)| *moved).map(|(info, _)| info.name.clone()).collect();
-    for one in &after.collections {
-        if !facts.collections.contains(one) {
-            changed.push(format!("{} (made or changed meanwhile)", one.stream()));
-        }
-    }
-    for one in &facts.collections {
-        if !after.collections.iter().any(|other| other.stream() == one.stream()) {
-            changed.push(format!("{} (dropped meanwhile)", one.stream()));
-        }
-    }
-    if frozen {
-        if !changed.is_empty() {
-            return Err(TaskFailure::retryable("save.frozen-changed", what, format!("its writes were held, but it changed: {}", changed.join(", "))));
-        }
-        consistency.level = ConsistencyLevel::Snapshot;
-        consistency.why = "writes were held".to_owned();
-    }
-    changed.sort();
-    consistency.changed_count = changed.len() as u64;
-    changed.truncate(MOST_CHANGED);
-    consistency.changed = changed;
-    let mut streams: Vec<StreamInfo> = copied.into_iter().map(|(info, _)| info).collect();
-    streams.sort_by(|a, b| a.name.cmp(&b.name));
+    let snapshot = Snapshot::parse(subject, snapshot)?;
+    let connected = connect(subject, Purpose::Save).await?;
     let version = connected.version.clone();
+    let before = catalog::read(subject, &connected).await?;
+    if let Some(gap) = before.gaps.iter().find(|gap| gap.blocking) {
+        return Err(TaskFailure::permanent("data.unsupported", what, format!("{}: {}", gap.what, gap.why)).next(gap.next.clone()));
+    }
+    let (mut facts, mut notices) = (before.facts, before.notices);
+    if snapshot.at.is_some() && facts.digest() != snapshot.catalog {
+        return Err(moving(what, "before it was read"));
+    }
+    facts.accounts = accounts::read(subject, &connected).await?;
+    let sizes = catalog::sizes(subject, &connected, &facts).await?;
+    let collections: Vec<(Collection, Size)> =
+        facts.collections.iter().filter(|one| !one.view).cloned().zip(sizes.iter().copied()).collect();
+    let reading = Reading { subject: subject.clone(), connected, at: snapshot.at };
+    let (streams, reading) = everything(reading, collections, writer).await?;
+    let connected = reading.connected;
+    let after = catalog::read(subject, &connected).await?.facts;
+    let mut changed = facts.differences(&after);
+    if snapshot.at.is_some() && !changed.is_empty() {
+        return Err(moving(what, &changed.join(", ")));
+    }
+    if snapshot.at.is_none() {
+        let sizes_after = catalog::sizes(subject, &connected, &after).await?;
+        changed.extend(moved(&facts, &sizes, &after, &sizes_after, &streams));
+    }
+    if snapshot.frozen && !changed.is_empty() {
+        let cause = format!("its writes were held, but it changed: {}", changed.join(", "));
+        return Err(TaskFailure::retryable("save.frozen-changed", what, cause));
+    }
+    let capped: Vec<String> =
+        facts.collections.iter().filter(|one| snapshot.at.is_some() && one.is_capped()).map(Collection::stream).collect();
+    if !capped.is_empty() {
+        notices.push(format!("capped collections have no snapshots, these are as they were when they were read: {}", capped.join(", ")));
+    }
+    notices.extend(facts.accounts.notice());
+    changed.sort();
+    let changed_count = changed.len() as u64;
+    changed.truncate(MOST_CHANGED);
+    let level = if snapshot.at.is_some() || snapshot.frozen { ConsistencyLevel::Snapshot } else { ConsistencyLevel::Inconsistent };
     Ok(Copied {
         streams,
-        consistency,
+        consistency: Consistency { level, why: snapshot.why, changed, changed_count, frozen_ms: 0 },
         version: Some(version),
-        features: Vec::new(),
-        notices: vec!["accounts and roles of the server are not part of the copy: they come back as its own configuration makes them".to_owned()],
+        features: facts.features(),
+        notices,
         facts: serde_json::to_string(&facts).map_err(|error| TaskFailure::permanent("data.facts", what, error))?,
+    })
+}
+
+fn moving(what: String, how: &str) -> TaskFailure {
+    TaskFailure::retryable("data.moving", what, format!("its collections or indexes changed while it was saved: {how}"))
+        .next("it is tried again; save when no migration is running")
+}
+
+/// Collections whose documents or bytes are not those of a moment ago, or were not all read.
+fn moved(before: &Facts, sizes: &[Size], after: &Facts, sizes_after: &[Size], streams: &[StreamInfo]) -> Vec<String> {
+    let named = |facts: &Facts, sizes: &[Size]| -> std::collections::BTreeMap<String, Size> {
+        facts.collections.iter().filter(|one| !one.view).map(Collection::stream).zip(sizes.iter().copied()).collect()
+    };
+    let (before, after) = (named(before, sizes), named(after, sizes_after));
+    let mut out = Vec::new();
+    for stream in streams {
+        let (Some(was), Some(is)) = (before.get(&stream.name), after.get(&stream.name)) else { continue };
+        if was.documents != is.documents || stream.items != is.documents {
+            out.push(format!("{} ({} documents, then {}; {} were read)", stream.name, was.documents, is.documents, stream.items));
+        } else if was.bytes != is.bytes {
+            out.push(format!("{} ({} bytes, then {})", stream.name, was.bytes, is.bytes));
+        }
+    }
+    out
+}
+
+/// Copies all documents of these collections to streams of their own.
+async fn everything(
+    reading: Reading,
+    collections: Vec<(Collection, Size)>,
+    writer: &DataWriter,
+) -> Result<(Vec<StreamInfo>, Reading), TaskFailure> {
+    // The biggest first, so that the end isn't one connection's work alone.
+    let mut order: Vec<usize> = (0..collections.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(collections[*index].1.bytes));
+    let (mut queue, mut waiting) = (VecDeque::new(), Vec::new());
+    for index in order {
+        let (one, size) = &collections[index];
+        let mut receivers = Vec::new();
+        for filter in reading.ranges(one, *size).await? {
+            let (sink, receiver) = mpsc::channel(WAITING);
+            queue.push_back(Job { collection: index, filter, sink });
+            receivers.push(receiver);
+        }
+        waiting.push((index, receivers));
+    }
+    let shared = Arc::new(Shared {
+        sums: collections.iter().map(|_| Mutex::new(writer.item_hasher())).collect(),
+        blank: writer.item_hasher(),
+        bytes: AtomicU64::new(0),
+        items: AtomicU64::new(0),
+        of_bytes: collections.iter().map(|(_, size)| size.bytes).sum(),
+        queue: Mutex::new(queue),
+        collections,
+        reading,
+    });
+    let workers: Vec<_> = (0..WORKERS).map(|_| work(Arc::clone(&shared)).boxed()).collect();
+    let writers: Vec<_> =
+        waiting.into_iter().map(|(index, receivers)| write(Arc::clone(&shared), writer, index, receivers).boxed()).collect();
+    let most = writers.len().max(1);
+    let reading = futures::future::try_join_all(workers);
+    let writing = stream::iter(writers).buffer_unordered(most).try_collect::<Vec<StreamInfo>>();
+    let (_, mut streams) = futures::try_join!(reading, writing)?;
+    streams.sort_by(|a, b| a.name.cmp(&b.name));
+    let shared = Arc::into_inner(shared).ok_or_else(|| TaskFailure::cancelled("can't end the copy"))?;
+    Ok((streams, shared.reading))
+}
+
+/// One connection's work: part after part.
+async fn work(shared: Arc<Shared>) -> Result<(), TaskFailure> {
+    let room = room();
+    loop {
+        let next = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(job) = next else { return Ok(()) };
+        let (one, size) = &shared.collections[job.collection];
+        let read = shared.reading.part(one, job.filter.as_ref(), *size, shared.blank.clone(), &room, Some(&job.sink));
+        let hasher = read.await?;
+        shared.sums[job.collection].lock().unwrap_or_else(PoisonError::into_inner).merge(&hasher);
+        // The word that this part is whole; without it the writer waits for the failure.
+        if job.sink.send(None).await.is_err() {
+            return Err(TaskFailure::cancelled(format!("can't save \"{}\"", shared.reading.subject.name)));
+        }
+    }
+}
+
+/// Writes one collection's stream from its parts, in their order.
+async fn write(
+    shared: Arc<Shared>,
+    writer: &DataWriter,
+    index: usize,
+    parts: Vec<mpsc::Receiver<Option<Batch>>>,
+) -> Result<StreamInfo, TaskFailure> {
+    let subject = &shared.reading.subject;
+    let what = format!("can't save \"{}\"", subject.name);
+    let store = |error: ocopea_repository::Error| repository(&what, &error);
+    let name = shared.collections[index].0.stream();
+    let mut stream = None;
+    for mut part in parts {
+        loop {
+            let Some(received) = part.recv().await else {
+                // Its reader failed, and that failure is what ends the copy: never a stream cut short.
+                std::future::pending::<()>().await;
+                continue;
+            };
+            if stream.is_none() {
+                stream = Some(writer.stream(name.as_bytes()).await.map_err(store)?);
+            }
+            let (Some(stream), Some(batch)) = (&mut stream, received) else { break };
+            for mut rest in batch.pieces {
+                while !rest.is_empty() {
+                    let piece = rest.split_to(rest.len().min(PIECE));
+                    stream.write(piece).await.map_err(store)?;
+                }
+            }
+            let bytes = shared.bytes.fetch_add(batch.bytes, Relaxed) + batch.bytes;
+            let items = shared.items.fetch_add(batch.items, Relaxed) + batch.items;
+            (subject.progress)(Progress {
+                phase: "reading".to_owned(),
+                bytes,
+                of_bytes: shared.of_bytes.max(bytes),
+                new_bytes: writer.written().new_bytes,
+                items,
+            });
+        }
+    }
+    let Some(stream) = stream else { return Err(TaskFailure::cancelled(what)) };
+    let sum = shared.sums[index].lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let facts = StreamFacts { unit: "documents".to_owned(), items: sum.items(), item_hash: sum.sum(), ..StreamFacts::default() };
+    let summary = stream.finish(facts).await.map_err(store)?;
+    Ok(StreamInfo {
+        name,
+        unit: "documents".to_owned(),
+        items: sum.items(),
+        bytes: summary.bytes,
+        content: hex::encode(sum.sum()),
     })
 }

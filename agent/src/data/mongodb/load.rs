@@ -1,17 +1,25 @@
 //! Streams → server, and counting what arrived.
+//!
+//! Documents first, into bare collections; then indexes, unique ones among them; then everything is read back. Only
+//! then come rules for future writes: validators, views, and last what lets documents expire.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError, atomic::AtomicU64},
+};
 
-use bytes::{Buf, BytesMut};
-use futures::{StreamExt, TryStreamExt, stream};
-use mongodb::bson::{Document, RawDocumentBuf, doc};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use mongodb::bson::doc;
 use ocopea_protocol::{failure::TaskFailure, image::StreamInfo, task::Progress};
 use ocopea_repository::DataReader;
 
 use super::{
-    catalog::{self, Collection, Facts},
-    connect::{Connected, OWN, connect, within},
-    copy::read,
+    accounts, catalog,
+    catalog::{Collection, Facts, Size, decode, name_of},
+    connect::{Connected, OWN, Purpose, RIGHTS, UNKNOWN, connect, patient},
+    insert::{Inserting, Stamped},
+    raw,
+    read::{Reading, room},
 };
 use crate::{
     data::{Loaded, Subject},
@@ -19,223 +27,345 @@ use crate::{
 };
 
 /// Collections that are loaded at the same time.
-const AT_ONCE: usize = 3;
-/// Documents and bytes that are sent together.
-const BATCH_DOCUMENTS: usize = 5_000;
-const BATCH_BYTES: usize = 12 * 1024 * 1024;
-/// BSON's own limit, with room for what servers allow themselves.
-const LONGEST_DOCUMENT: usize = 16 * 1024 * 1024 + 16 * 1024;
+const AT_ONCE: usize = 2;
+/// The longest facts that are read.
+const LONGEST_FACTS: usize = 64 << 20;
+/// Options that come after the documents, or never.
+const LATER: [&str; 8] =
+    ["validator", "validationLevel", "validationAction", "expireAfterSeconds", "autoIndexId", "temp", "uuid", "flags"];
+/// How deep a view's pipeline is looked into.
+const DEEPEST: usize = 100;
 
+/// See `DataService::load`.
 pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[StreamInfo]) -> Result<Loaded, TaskFailure> {
-    let facts: Facts = serde_json::from_str(reader.facts())
-        .map_err(|error| TaskFailure::permanent("data.facts", format!("can't load \"{}\"", subject.name), error))?;
-    let connected = connect(subject).await?;
-    drop_what_is_there(subject, &connected).await?;
-    let of_bytes = saved.iter().map(|stream| stream.bytes).sum();
-    let done = AtomicU64::new(0);
-    let loads = facts.collections.iter().filter(|c| !c.view).map(|one| {
-        let one = one.clone();
-        let (connected, done) = (&connected, &done);
-        async move { load_one(subject, connected, reader, &one, done, of_bytes).await }
-    });
-    let loads: Vec<_> = loads.collect();
-    let mut streams: Vec<StreamInfo> = stream::iter(loads).buffer_unordered(AT_ONCE).try_collect().await?;
-    streams.sort_by(|a, b| a.name.cmp(&b.name));
-    make_views(subject, &connected, &facts).await?;
-    // Last: an index that lets documents expire must not take any away before they were counted.
-    for one in facts.collections.iter().filter(|c| !c.view) {
-        make_indexes(subject, &connected, one, true).await?;
-        check_indexes(subject, &connected, one).await?;
+    let what = format!("can't load \"{}\"", subject.name);
+    let facts = parse(&what, reader.facts())?;
+    let entries = reader.streams().await.map_err(|error| repository(&what, &error))?;
+    let named: BTreeSet<Vec<u8>> = facts.collections.iter().filter(|one| !one.view).map(|one| one.stream().into_bytes()).collect();
+    for entry in &entries {
+        if !named.contains(&entry.name) {
+            let cause = format!("stream {} belongs to no collection of the image", String::from_utf8_lossy(&entry.name));
+            return Err(TaskFailure::permanent("repository.damaged", what, cause));
+        }
     }
-    Ok(Loaded { streams, notices: Vec::new() })
+    let connected = connect(subject, Purpose::Load).await?;
+    if connected.is_router() {
+        let cause = "the target is a sharded cluster (mongos), which has not been tried yet";
+        return Err(TaskFailure::permanent("data.unsupported", what, cause).next("restore to a replica set or a single server"));
+    }
+    let mut notices = Vec::new();
+    let saved_major = facts.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    if connected.major() < saved_major {
+        notices.push(format!("it was saved from version {}, the target is {}", facts.version, connected.version));
+    }
+    drop_what_is_there(subject, &connected).await?;
+    let inserting = Inserting {
+        subject,
+        connected: &connected,
+        reader,
+        limits: connected.limits(),
+        room: Inserting::room(),
+        done: AtomicU64::new(0),
+        of_bytes: saved.iter().map(|stream| stream.bytes).sum(),
+        stamped: Mutex::new(Stamped::default()),
+    };
+    let collections: Vec<Collection> = facts.collections.iter().filter(|one| !one.view).cloned().collect();
+    let loads: Vec<_> = collections.iter().map(|one| fill(&inserting, one).boxed()).collect();
+    stream::iter(loads).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
+    let stamped = inserting.stamped.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let reading = Reading { subject: subject.clone(), connected, at: None };
+    let mut streams = read_back(&reading, reader, &collections, saved).await?;
+    let connected = &reading.connected;
+    if stamped.count > 0 {
+        notices.push(format!(
+            "the server put its own time into {} documents with an empty timestamp (0, 0), which it can't keep: {}",
+            stamped.count,
+            stamped.named.join(", ")
+        ));
+        // The count is compared; the content can't be the same.
+        streams.iter_mut().filter(|stream| stamped.streams.contains(&stream.name)).for_each(|stream| stream.content.clear());
+    }
+    for one in &collections {
+        notices.extend(make_rules(subject, connected, one).await?);
+    }
+    for view in in_order(facts.collections.iter().filter(|one| one.view).cloned().collect()) {
+        create(subject, connected, &view).await?;
+    }
+    for one in &collections {
+        make_indexes(subject, connected, one, true).await?;
+        notices.extend(check_indexes(subject, connected, one).await?);
+    }
+    notices.extend(accounts::restore(subject, connected, &facts.accounts).await?);
+    accounts::sign_in_as_application(subject).await?;
+    // The record's own order, so that a comparison reads side by side.
+    let order: BTreeMap<&str, usize> = saved.iter().enumerate().map(|(at, stream)| (stream.name.as_str(), at)).collect();
+    streams.sort_by_key(|stream| order.get(stream.name.as_str()).copied().unwrap_or(usize::MAX));
+    Ok(Loaded { streams, notices })
+}
+
+fn parse(what: &str, text: &str) -> Result<Facts, TaskFailure> {
+    let bad = |why: String| TaskFailure::permanent("repository.damaged", what, format!("the facts of the image can't be read: {why}"));
+    if text.len() > LONGEST_FACTS {
+        return Err(bad("they are too long".to_owned()));
+    }
+    let facts: Facts = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    for one in &facts.collections {
+        if one.name.is_empty() || one.name.contains('\0') || one.database.is_empty() || one.database.contains(['\0', '/', '.', '$']) {
+            return Err(bad(format!("a collection is called {:?}", one.stream())));
+        }
+    }
+    Ok(facts)
 }
 
 /// What the target's own start made has no place beside what was saved.
 async fn drop_what_is_there(subject: &Subject, connected: &Connected) -> Result<(), TaskFailure> {
-    let client = &connected.client;
-    for name in within(subject, "list the databases of", async { client.list_database_names().await }).await? {
+    for name in &connected.databases {
+        let database = connected.client.database(name);
         if !OWN.contains(&name.as_str()) {
-            within(subject, "empty", async { client.database(&name).drop().await }).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn load_one(
-    subject: &Subject,
-    connected: &Connected,
-    reader: &DataReader,
-    one: &Collection,
-    done: &AtomicU64,
-    of_bytes: u64,
-) -> Result<StreamInfo, TaskFailure> {
-    let what = format!("can't load {} into \"{}\"", one.stream(), subject.name);
-    let mut command = doc! {"create": &one.name};
-    command.extend(catalog::decode(&one.options)?);
-    let database = connected.client.database(&one.database);
-    within(subject, "make a collection in", async { database.run_command(command).await }).await?;
-    let handle = database.collection::<RawDocumentBuf>(&one.name);
-    let mut pieces = reader.read(one.stream().as_bytes()).await.map_err(|error| repository(&what, &error))?;
-    let mut buffer = BytesMut::new();
-    let mut batch: Vec<RawDocumentBuf> = Vec::new();
-    let mut batch_bytes = 0;
-    loop {
-        let piece = pieces.next().await.transpose().map_err(|error| repository(&what, &error))?;
-        let ended = piece.is_none();
-        if let Some(piece) = piece {
-            buffer.extend_from_slice(&piece);
-        }
-        while let Some(document) = next_document(&mut buffer).map_err(|why| TaskFailure::permanent("data.stream", what.clone(), why))? {
-            batch_bytes += document.as_bytes().len();
-            batch.push(document);
-            if batch.len() >= BATCH_DOCUMENTS || batch_bytes >= BATCH_BYTES {
-                insert(subject, &handle, &mut batch).await?;
-                report(subject, done, batch_bytes, of_bytes);
-                batch_bytes = 0;
+            patient(subject, connected, &format!("empty {name} of"), async { database.drop().await }).await?;
+        } else if name == "admin" {
+            let listed = catalog::list(subject, connected, name, "list the collections of", doc! {"listCollections": 1, "cursor": {}, "nameOnly": true});
+            let listed = match listed.await {
+                Ok(listed) => listed,
+                Err(failure) if [RIGHTS, UNKNOWN].contains(&failure.code.as_str()) => continue,
+                Err(failure) => return Err(failure),
+            };
+            for entry in listed {
+                let one = name_of(&entry);
+                if !one.is_empty() && !one.starts_with("system.") {
+                    let command = doc! {"drop": &one};
+                    patient(subject, connected, &format!("empty admin.{one} of"), async { database.run_command(command).await }).await?;
+                }
             }
         }
-        if ended {
-            break;
+    }
+    Ok(())
+}
+
+/// Makes a collection, loads its documents and builds its indexes but those that let documents expire.
+async fn fill(inserting: &Inserting<'_>, one: &Collection) -> Result<(), TaskFailure> {
+    if one.name != "system.js" {
+        create(inserting.subject, inserting.connected, one).await?;
+    }
+    inserting.stream(one).await?;
+    make_indexes(inserting.subject, inserting.connected, one, false).await
+}
+
+/// Makes a collection or view, without what would hinder its loading.
+async fn create(subject: &Subject, connected: &Connected, one: &Collection) -> Result<(), TaskFailure> {
+    let options = one.options()?;
+    let mut builder = raw::Builder::new().text("create", &one.name);
+    for option in raw::elements(&options).into_iter().flatten().flatten() {
+        if !LATER.iter().any(|later| later.as_bytes() == option.key) {
+            builder = builder.element(option.whole);
         }
     }
-    if !buffer.is_empty() {
-        return Err(TaskFailure::permanent("data.stream", what, format!("{} bytes behind the last whole document", buffer.len())));
-    }
-    if !batch.is_empty() {
-        insert(subject, &handle, &mut batch).await?;
-        report(subject, done, batch_bytes, of_bytes);
-    }
-    make_indexes(subject, connected, one, false).await?;
-    let found = read(subject, connected, one, reader.item_hasher(), |_| async { Ok(()) }).await?;
-    Ok(StreamInfo {
-        name: one.stream(),
-        unit: "documents".to_owned(),
-        items: found.items,
-        bytes: found.bytes,
-        content: hex::encode(found.hash.sum()),
-    })
+    let command = catalog::command(subject, builder)?;
+    let database = connected.client.database(&one.database);
+    let kind = if one.view { "view" } else { "collection" };
+    patient(subject, connected, &format!("make {kind} {} of", one.stream()), async { database.run_raw_command(command).await })
+        .await
+        .map(|_| ())
 }
 
-fn report(subject: &Subject, done: &AtomicU64, bytes: usize, of_bytes: u64) {
-    let bytes = done.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
-    (subject.progress)(Progress { phase: "loading".to_owned(), bytes, of_bytes, ..Progress::default() });
-}
-
-/// Takes one whole document off the front; `None` when more bytes are needed.
-fn next_document(buffer: &mut BytesMut) -> Result<Option<RawDocumentBuf>, String> {
-    let Some(head) = buffer.first_chunk::<4>() else { return Ok(None) };
-    let length = usize::try_from(i32::from_le_bytes(*head)).map_err(|_| "a document claims a negative length".to_owned())?;
-    if !(5..=LONGEST_DOCUMENT).contains(&length) {
-        return Err(format!("a document claims {length} bytes"));
+/// Rules for writes to come: validators, and expiry of clustered collections.
+async fn make_rules(subject: &Subject, connected: &Connected, one: &Collection) -> Result<Option<String>, TaskFailure> {
+    let options = one.options()?;
+    let mut builder = raw::Builder::new().text("collMod", &one.name);
+    let mut names = Vec::new();
+    for option in raw::elements(&options).into_iter().flatten().flatten() {
+        if LATER[..4].iter().any(|rule| rule.as_bytes() == option.key) {
+            builder = builder.element(option.whole);
+            names.push(String::from_utf8_lossy(option.key).into_owned());
+        }
     }
-    if buffer.len() < length {
+    if names.is_empty() {
         return Ok(None);
     }
-    let bytes = buffer[..length].to_vec();
-    buffer.advance(length);
-    RawDocumentBuf::from_bytes(bytes).map(Some).map_err(|error| format!("a document is not BSON: {error}"))
-}
-
-async fn insert(
-    subject: &Subject,
-    handle: &mongodb::Collection<RawDocumentBuf>,
-    batch: &mut Vec<RawDocumentBuf>,
-) -> Result<(), TaskFailure> {
-    let documents = std::mem::take(batch);
-    within(subject, "load documents into", async {
-        handle.insert_many(&documents).ordered(false).bypass_document_validation(true).await
-    })
-    .await?;
-    Ok(())
-}
-
-async fn make_views(subject: &Subject, connected: &Connected, facts: &Facts) -> Result<(), TaskFailure> {
-    for view in facts.collections.iter().filter(|c| c.view) {
-        // A view may stand on another: servers check that only when it is read, so any order does.
-        let mut command = doc! {"create": &view.name};
-        command.extend(catalog::decode(&view.options)?);
-        let database = connected.client.database(&view.database);
-        within(subject, "make a view in", async { database.run_command(command).await }).await?;
+    let command = catalog::command(subject, builder)?;
+    let database = connected.client.database(&one.database);
+    let verb = format!("set {} of {} of", names.join(", "), one.stream());
+    match patient(subject, connected, &verb, async { database.run_raw_command(command).await }).await {
+        Ok(_) => Ok(None),
+        Err(failure) if failure.code == UNKNOWN => {
+            Ok(Some(format!("{} of {} was not restored: this server has no collMod", names.join(", "), one.stream())))
+        }
+        Err(failure) => Err(failure),
     }
-    Ok(())
 }
 
-fn expires(index: &Document) -> bool {
-    index.contains_key("expireAfterSeconds")
+/// Views so that each comes after those that it reads from.
+fn in_order(views: Vec<Collection>) -> Vec<Collection> {
+    let mut waiting: Vec<(Collection, BTreeSet<String>)> = views
+        .into_iter()
+        .map(|view| {
+            let mut sources = BTreeSet::new();
+            if let Ok(options) = view.options() {
+                reads_from(&options, DEEPEST, &mut sources);
+            }
+            sources.remove(&view.name);
+            (view, sources)
+        })
+        .collect();
+    let mut out = Vec::new();
+    while !waiting.is_empty() {
+        let names: BTreeSet<(String, String)> = waiting.iter().map(|(view, _)| (view.database.clone(), view.name.clone())).collect();
+        let free = |(view, sources): &(Collection, BTreeSet<String>)| {
+            !sources.iter().any(|source| names.contains(&(view.database.clone(), source.clone())))
+        };
+        let (now, later): (Vec<_>, Vec<_>) = waiting.into_iter().partition(free);
+        if now.is_empty() {
+            // A circle: the server says what it thinks of it.
+            out.extend(later.into_iter().map(|(view, _)| view));
+            break;
+        }
+        out.extend(now.into_iter().map(|(view, _)| view));
+        waiting = later;
+    }
+    out
+}
+
+/// Collections that a view's options name: `viewOn`, and `from` and `coll` of its stages.
+fn reads_from(document: &[u8], depth: usize, into: &mut BTreeSet<String>) {
+    if depth == 0 {
+        return;
+    }
+    for element in raw::elements(document).into_iter().flatten().flatten() {
+        match element.kind {
+            0x03 | 0x04 => reads_from(element.value, depth - 1, into),
+            0x02 if [b"viewOn".as_slice(), b"from", b"coll", b"$unionWith"].contains(&element.key) => {
+                let text = element.value.get(4..element.value.len() - 1).unwrap_or_default();
+                into.insert(String::from_utf8_lossy(text).into_owned());
+            }
+            _ => {}
+        }
+    }
 }
 
 async fn make_indexes(subject: &Subject, connected: &Connected, one: &Collection, expiring: bool) -> Result<(), TaskFailure> {
+    let simple = raw::Builder::new().text("locale", "simple").finish();
     let mut wanted = Vec::new();
     for text in &one.indexes {
-        let index = catalog::decode(text)?;
-        if expires(&index) == expiring {
+        let index = decode(text)?;
+        if raw::get(&index, "expireAfterSeconds").is_some() != expiring {
+            continue;
+        }
+        // Where the collection has a collation, an index listed without one has the simple one, not the collection's.
+        if one.has("collation") && raw::get(&index, "collation").is_none() {
+            let mut builder = raw::Builder::new();
+            for element in raw::elements(&index).into_iter().flatten().flatten() {
+                builder = builder.element(element.whole);
+            }
+            wanted.push(builder.document("collation", &simple).finish());
+        } else {
             wanted.push(index);
         }
     }
     if wanted.is_empty() {
         return Ok(());
     }
-    let command = doc! {"createIndexes": &one.name, "indexes": wanted};
+    let builder = raw::Builder::new().text("createIndexes", &one.name).array("indexes", wanted.iter().map(Vec::as_slice));
+    let command = catalog::command(subject, builder)?;
     let database = connected.client.database(&one.database);
-    // Building takes as long as it takes: the task's own deadline and cancellation bound it.
-    tokio::select! {
-        () = subject.stop.cancelled() => Err(TaskFailure::cancelled(format!("stopped: build indexes of \"{}\"", subject.name))),
-        built = async { database.run_command(command).await } => match built {
-            Ok(_) => Ok(()),
-            Err(error) => Err(super::connect::failure(subject, &format!("build the indexes of {} in", one.stream()), &error)),
-        }
-    }
+    let verb = format!("build the indexes of {} of", one.stream());
+    patient(subject, connected, &verb, async { database.run_raw_command(command).await }).await.map(|_| ())
 }
 
-async fn check_indexes(subject: &Subject, connected: &Connected, one: &Collection) -> Result<(), TaskFailure> {
-    let found = catalog::indexes(subject, connected, &one.database, &one.name).await?;
-    let missing: Vec<String> = one
-        .indexes
-        .iter()
-        .map(|text| catalog::decode(text))
-        .collect::<Result<Vec<_>, _>>()?
-        .into_iter()
-        .filter_map(|index| index.get_str("name").map(str::to_owned).ok())
-        .filter(|name| !found.iter().any(|index| index.get_str("name").is_ok_and(|found| found == name)))
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
+/// A missing index fails the restore; one that the server keeps otherwise is named.
+async fn check_indexes(subject: &Subject, connected: &Connected, one: &Collection) -> Result<Vec<String>, TaskFailure> {
+    if one.indexes.is_empty() {
+        return Ok(Vec::new());
     }
-    Err(TaskFailure::permanent(
-        "data.arrival",
-        format!("not all indexes of {} arrived in \"{}\"", one.stream(), subject.name),
-        format!("missing: {}", missing.join(", ")),
-    ))
+    let found = catalog::indexes(subject, connected, &one.database, &one.name).await?;
+    let found: BTreeMap<String, Vec<u8>> = found.into_iter().map(|index| (name_of(&index), index)).collect();
+    let (mut missing, mut notices) = (Vec::new(), Vec::new());
+    for text in &one.indexes {
+        let wanted = decode(text)?;
+        let name = name_of(&wanted);
+        match found.get(&name) {
+            None => missing.push(name),
+            Some(index) => {
+                let lost: Vec<String> = raw::elements(&wanted)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .filter(|element| !["v".as_bytes(), b"background"].contains(&element.key))
+                    .filter(|element| raw::get(index, &String::from_utf8_lossy(element.key)).is_none())
+                    .map(|element| String::from_utf8_lossy(element.key).into_owned())
+                    .collect();
+                if !lost.is_empty() {
+                    notices.push(format!("the target doesn't keep {} of index {name} of {}", lost.join(", "), one.stream()));
+                }
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Ok(notices);
+    }
+    let what = format!("not all indexes of {} arrived in \"{}\"", one.stream(), subject.name);
+    Err(TaskFailure::permanent("data.arrival", what, format!("missing: {}", missing.join(", "))))
+}
+
+/// Reads every collection at the target: what is there, not what was sent.
+async fn read_back(
+    reading: &Reading,
+    reader: &DataReader,
+    collections: &[Collection],
+    saved: &[StreamInfo],
+) -> Result<Vec<StreamInfo>, TaskFailure> {
+    let subject = &reading.subject;
+    let sizes: BTreeMap<&str, (u64, u64)> = saved.iter().map(|stream| (stream.name.as_str(), (stream.items, stream.bytes))).collect();
+    let (of_bytes, done) = (saved.iter().map(|stream| stream.bytes).sum::<u64>(), AtomicU64::new(0));
+    let reads: Vec<_> = collections
+        .iter()
+        .map(|one| {
+            let done = &done;
+            let (documents, bytes) = sizes.get(one.stream().as_str()).copied().unwrap_or_default();
+            let blank = reader.item_hasher();
+            async move {
+                let hasher = reading.part(one, None, Size { documents, bytes }, blank, &room(), None).await?;
+                let bytes_done = done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed) + bytes;
+                (subject.progress)(Progress { phase: "checking".to_owned(), bytes: bytes_done, of_bytes, ..Progress::default() });
+                let (items, content) = (hasher.items(), hex::encode(hasher.sum()));
+                Ok::<_, TaskFailure>(StreamInfo { name: one.stream(), unit: "documents".to_owned(), items, bytes, content })
+            }
+            .boxed()
+        })
+        .collect();
+    stream::iter(reads).buffer_unordered(AT_ONCE + 1).try_collect().await
 }
 
 #[cfg(test)]
 mod tests {
+    use mongodb::bson::{Document, RawDocumentBuf};
+
     use super::*;
 
-    #[test]
-    fn documents_are_cut_out_of_any_pieces() {
-        let one = RawDocumentBuf::try_from(&doc! {"a": 1}).unwrap();
-        let two = RawDocumentBuf::try_from(&doc! {"b": "two"}).unwrap();
-        let all = [one.as_bytes(), two.as_bytes()].concat();
-        for size in 1..all.len() {
-            let mut buffer = BytesMut::new();
-            let mut found = Vec::new();
-            for piece in all.chunks(size) {
-                buffer.extend_from_slice(piece);
-                while let Some(document) = next_document(&mut buffer).unwrap() {
-                    found.push(document);
-                }
-            }
-            assert_eq!(found, [one.clone(), two.clone()]);
-            assert!(buffer.is_empty());
-        }
+    fn view(name: &str, options: &Document) -> Collection {
+        let options = catalog::encode(RawDocumentBuf::try_from(options).unwrap().as_bytes());
+        Collection { database: "d".to_owned(), name: name.to_owned(), options, view: true, indexes: vec![], uuid: String::new() }
     }
 
     #[test]
-    fn lying_lengths_are_refused() {
-        for length in [-1i32, 0, 4, i32::MAX] {
-            let mut buffer = BytesMut::from(&length.to_le_bytes()[..]);
-            assert!(next_document(&mut buffer).is_err(), "{length}");
+    fn views_come_after_what_they_read_and_a_circle_ends() {
+        let views = vec![
+            view("a", &doc! {"viewOn": "b", "pipeline": []}),
+            view("b", &doc! {"viewOn": "messages", "pipeline": [{"$lookup": {"from": "c", "pipeline": [{"$unionWith": {"coll": "d"}}]}}]}),
+            view("c", &doc! {"viewOn": "messages", "pipeline": [{"$unionWith": "d"}]}),
+            view("d", &doc! {"viewOn": "messages"}),
+        ];
+        let names: Vec<String> = in_order(views).into_iter().map(|view| view.name).collect();
+        assert_eq!(names, ["d", "c", "b", "a"]);
+        let circle = vec![view("x", &doc! {"viewOn": "y"}), view("y", &doc! {"viewOn": "x"}), view("z", &doc! {"viewOn": "z"})];
+        assert_eq!(in_order(circle).len(), 3);
+    }
+
+    #[test]
+    fn facts_of_earlier_images_are_read_and_broken_ones_refused() {
+        let old = r#"{"version":"6.0.0","collections":[{"database":"d","name":"c","options":"BQAAAAA=","view":false,"indexes":[]}]}"#;
+        assert_eq!(parse("w", old).unwrap().collections[0].stream(), "d.c");
+        for broken in ["", "{}", &old.replace("\"d\"", "\"d/../x\""), &old.replace("\"c\"", "\"\"")] {
+            assert_eq!(parse("w", broken).unwrap_err().code, "repository.damaged", "{broken}");
         }
     }
 }
