@@ -5,7 +5,7 @@ use ocopea_protocol::{names::Digest, seams::Seams, secret::Secret32};
 
 use crate::{
     backend::Upload,
-    chunk::Chunk,
+    chunk::{Chunk, ZSTD},
     error::{Error, Result},
     keys::{self, Cipher, TAG},
     store::{Sha256, Store, blob_name},
@@ -69,7 +69,7 @@ impl OpenPack {
         let mut upload = store.backend.upload().await?;
         let mut sha = Sha256::new();
         sha.update(MAGIC);
-        upload.write(Bytes::from_static(MAGIC)).await?;
+        upload.write(vec![Bytes::from_static(MAGIC)]).await?;
         let body = Body { key, cipher, sha, offset: MAGIC.len() as u64, index: Vec::new(), chunks: 0 };
         Ok(Self { upload, body, number })
     }
@@ -82,13 +82,13 @@ impl OpenPack {
     pub(crate) async fn append(mut self, store: &Store, ready: Vec<Ready>) -> Result<(Self, Vec<Chunk>)> {
         let (number, mut body) = (self.number, self.body);
         let work = move || {
-            let mut out = Vec::with_capacity(ready.iter().map(|r| r.frame.len() + TAG).sum());
-            let mut chunks = Vec::with_capacity(ready.len());
-            for chunk in ready {
-                chunks.push(body.seal(number, chunk, &mut out)?);
+            let (mut out, mut chunks) = (Vec::with_capacity(ready.len()), Vec::with_capacity(ready.len()));
+            for ready in ready {
+                let (chunk, frame) = body.seal(number, ready)?;
+                chunks.push(chunk);
+                out.push(frame);
             }
-            body.sha.update(&out);
-            Ok::<_, Error>((body, chunks, Bytes::from(out)))
+            Ok::<_, Error>((body, chunks, out))
         };
         let (body, chunks, out) = store.compute(work).await??;
         self.body = body;
@@ -114,7 +114,7 @@ impl OpenPack {
             Ok::<_, Error>((body, Bytes::from(tail)))
         };
         let (body, tail) = store.compute(work).await??;
-        self.upload.write(tail).await?;
+        self.upload.write(vec![tail]).await?;
         let digest = body.sha.finish();
         self.upload.finish(&blob_name(&digest)).await?;
         Ok(Packed { digest, size: body.offset, key: body.key, chunks: body.chunks })
@@ -122,7 +122,7 @@ impl OpenPack {
 }
 
 impl Body {
-    fn seal(&mut self, pack: u32, mut ready: Ready, out: &mut Vec<u8>) -> Result<Chunk> {
+    fn seal(&mut self, pack: u32, mut ready: Ready) -> Result<(Chunk, Bytes)> {
         self.cipher.seal(u64::from(self.chunks), CHUNK_AAD, &mut ready.frame, 0)?;
         let chunk = Chunk {
             hash: ready.hash,
@@ -139,8 +139,8 @@ impl Body {
         }
         self.offset += ready.frame.len() as u64;
         self.chunks += 1;
-        out.extend_from_slice(&ready.frame);
-        Ok(chunk)
+        self.sha.update(&ready.frame);
+        Ok((chunk, ready.frame.into()))
     }
 }
 
@@ -156,11 +156,16 @@ fn wrap(image_key: &Secret32, key: &Secret32, seams: &Seams) -> Result<Vec<u8>> 
     keys::wrap_bytes(&keys::derive(keys::PACK_WRAP, &image_key.0), KEY_AAD, &key.0, seams)
 }
 
-/// Decrypts one chunk in place and gives its raw bytes, verified against its hash.
-pub(crate) fn open_chunk(cipher: &Cipher, chunk_key: &Secret32, chunk: &Chunk, stored: &mut [u8]) -> Option<Vec<u8>> {
-    let plain = cipher.open(u64::from(chunk.ordinal), CHUNK_AAD, stored)?;
-    let raw = crate::chunk::decompress(chunk.flags, plain, chunk.raw)?;
-    (*blake3::keyed_hash(&chunk_key.0, &raw).as_bytes() == chunk.hash).then_some(raw)
+/// Decrypts one chunk in place; its plaintext then stands at the beginning of `stored`. Gives its length.
+pub(crate) fn decrypt_chunk(cipher: &Cipher, chunk: &Chunk, stored: &mut [u8]) -> Option<usize> {
+    cipher.open(u64::from(chunk.ordinal), CHUNK_AAD, stored).map(|plain| plain.len())
+}
+
+/// The raw bytes of a decrypted chunk, verified against its hash.
+pub(crate) fn unpack_chunk(chunk_key: &Secret32, chunk: &Chunk, plain: Bytes) -> Option<Bytes> {
+    let raw = if chunk.flags & ZSTD == 0 { plain } else { crate::chunk::decompress(&plain, chunk.raw)?.into() };
+    let fits = raw.len() == chunk.raw as usize && *blake3::keyed_hash(&chunk_key.0, &raw).as_bytes() == chunk.hash;
+    fits.then_some(raw)
 }
 
 /// Reads a finished pack's own index: its key, and its chunks (as of pack 0).

@@ -254,20 +254,28 @@ async fn fetch(inner: &Arc<Inner>, group: Vec<Chunk>) -> Result<Vec<Bytes>> {
 fn open_all(inner: &Inner, reads: VecDeque<(Vec<Chunk>, Vec<u8>)>) -> Result<Vec<Bytes>> {
     let mut out = Vec::new();
     for (chunks, mut bytes) in reads {
-        let mut rest = bytes.as_mut_slice();
-        for chunk in chunks {
-            let (stored, later) = rest.split_at_mut_checked(chunk.stored as usize).unwrap_or_default();
-            rest = later;
+        let mut plain = Vec::with_capacity(chunks.len());
+        let mut at = 0;
+        for chunk in &chunks {
             let row = inner.packs.get(chunk.pack as usize).ok_or(Error::Stopped)?;
             let cipher = inner.cipher(chunk.pack, row)?;
-            let raw = pack::open_chunk(&cipher, &inner.core.chunk_key, &chunk, stored);
-            let raw = raw.ok_or_else(|| {
-                Error::damaged(blob_name(&row.digest), format!("its chunk {} is not what was saved", chunk.ordinal))
-            })?;
-            out.push(Bytes::from(raw));
+            let stored = bytes.get_mut(at..at + chunk.stored as usize).unwrap_or_default();
+            let length = pack::decrypt_chunk(&cipher, chunk, stored).ok_or_else(|| not_as_saved(row, chunk))?;
+            plain.push((at, length));
+            at += chunk.stored as usize;
+        }
+        let bytes = Bytes::from(bytes);
+        for (chunk, (at, length)) in chunks.iter().zip(plain) {
+            let row = inner.packs.get(chunk.pack as usize).ok_or(Error::Stopped)?;
+            let raw = pack::unpack_chunk(&inner.core.chunk_key, chunk, bytes.slice(at..at + length));
+            out.push(raw.ok_or_else(|| not_as_saved(row, chunk))?);
         }
     }
     Ok(out)
+}
+
+fn not_as_saved(row: &PackRow, chunk: &Chunk) -> Error {
+    Error::damaged(blob_name(&row.digest), format!("its chunk {} is not what was saved", chunk.ordinal))
 }
 
 impl Inner {

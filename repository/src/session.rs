@@ -176,7 +176,7 @@ impl ImageSession {
                     sha
                 })
                 .await?;
-            upload.write(piece).await?;
+            upload.write(vec![piece]).await?;
         }
         if found != size {
             return Err(Error::WrongSize { object: digest.to_string(), expected: size, found });

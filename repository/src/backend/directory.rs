@@ -279,12 +279,14 @@ struct DirectoryUpload {
 
 #[async_trait]
 impl Upload for DirectoryUpload {
-    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+    async fn write(&mut self, pieces: Vec<Bytes>) -> Result<()> {
         let (temporary, mut file) = self.state.take().ok_or(Error::Stopped)?;
         let state = self
             .backend
             .blocking("write", TEMPORARY.to_owned(), move || {
-                file.write_all(&bytes)?;
+                for piece in pieces {
+                    file.write_all(&piece)?;
+                }
                 Ok((temporary, file))
             })
             .await?;

@@ -112,10 +112,10 @@ struct HookedUpload {
 
 #[async_trait]
 impl Upload for HookedUpload {
-    async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        let action = Action::Write(bytes.len());
+    async fn write(&mut self, pieces: Vec<Bytes>) -> Result<()> {
+        let action = Action::Write(pieces.iter().map(Bytes::len).sum());
         self.hook.before(action, "").await?;
-        self.inner.write(bytes).await?;
+        self.inner.write(pieces).await?;
         self.hook.after(action, "").await
     }
 

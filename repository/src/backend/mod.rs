@@ -79,8 +79,8 @@ pub trait Backend: Send + Sync {
 /// An object on its way. Dropped unfinished, nothing of it stays.
 #[async_trait]
 pub trait Upload: Send {
-    /// Appends.
-    async fn write(&mut self, bytes: Bytes) -> Result<()>;
+    /// Appends all of these.
+    async fn write(&mut self, pieces: Vec<Bytes>) -> Result<()>;
 
     /// Gives it its name, over what may be there.
     async fn finish(self: Box<Self>, name: &str) -> Result<()>;

@@ -34,7 +34,7 @@ impl TocWriter {
         let mut sha = Sha256::new();
         sha.update(&header);
         let size = header.len() as u64;
-        upload.write(header.into()).await?;
+        upload.write(vec![header.into()]).await?;
         let root = Root {
             version: super::VERSION,
             kind: kind.to_owned(),
@@ -55,7 +55,7 @@ impl TocWriter {
         self.sha.update(&plain);
         self.size += plain.len() as u64;
         let length = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-        self.upload.write(plain.into()).await?;
+        self.upload.write(vec![plain.into()]).await?;
         self.root.pages.push(length);
         Ok(u32::try_from(number).unwrap_or(u32::MAX))
     }
@@ -175,7 +175,7 @@ impl TocWriter {
         root.extend_from_slice(END);
         self.sha.update(&root);
         let size = self.size + root.len() as u64;
-        self.upload.write(Bytes::from(root)).await?;
+        self.upload.write(vec![Bytes::from(root)]).await?;
         let digest = self.sha.finish();
         self.upload.finish(&blob_name(&digest)).await?;
         self.store.verify_blob(&digest, size).await?;
