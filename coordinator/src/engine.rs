@@ -233,11 +233,10 @@ async fn finish(
         }
         "restore" => {
             if let (Some(environment), Some(plan)) = (operation.environment, restore::plan(&tasks).map_err(malformed)?)
+                && let Some(TaskOutput::Ready { url, .. }) = tasks.output("ready").map_err(malformed)?
             {
-                if let Some(TaskOutput::Ready { url, .. }) = tasks.output("ready").map_err(malformed)? {
-                    transaction.set_environment_facts(environment, url, &plan.containers).await?;
-                    transaction.set_environment_state(environment, EnvironmentState::Running).await?;
-                }
+                transaction.set_environment_facts(environment, url, &plan.containers).await?;
+                transaction.set_environment_state(environment, EnvironmentState::Running).await?;
             }
         }
         "remove" => {

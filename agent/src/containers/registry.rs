@@ -176,10 +176,6 @@ impl Remote {
         let reference = self.reference("latest");
         self.retried("sign in to", |client, auth| {
             let reference = reference.clone();
-            let operation = match operation {
-                RegistryOperation::Push => RegistryOperation::Push,
-                RegistryOperation::Pull => RegistryOperation::Pull,
-            };
             async move { client.auth(&reference, &auth, operation).await.map(drop) }
         })
         .await
