@@ -255,7 +255,7 @@ impl<W: Write> Walk<'_, W> {
             Err(fault) => return self.unreadable_fault(fault).map(|()| Attempt::Told),
         };
         let entry = self.entry(kind, stat, attributes);
-        self.links.told(stat.st_ino, stat.st_nlink.into(), &self.path)?;
+        self.links.told(stat.st_ino, stat.st_nlink, &self.path)?;
         self.tell(entry, told.as_deref())?;
         Ok(Attempt::Told)
     }
@@ -358,7 +358,7 @@ impl<W: Write> Walk<'_, W> {
             let (attributes, told) = attributes::read(On::Open(std::os::fd::AsFd::as_fd(&fd)), &self.path)?;
             let entry = self.entry(Kind::File, &before, attributes);
             if self.contents(&fd, &before, entry, told, attempt == RETRIES)? {
-                self.links.told(before.st_ino, before.st_nlink.into(), &self.path)?;
+                self.links.told(before.st_ino, before.st_nlink, &self.path)?;
                 return Ok(Attempt::Told);
             }
         }
@@ -379,7 +379,7 @@ impl<W: Write> Walk<'_, W> {
         self.totals.entries += 1;
         self.totals.files += 1;
         self.totals.bytes += u64::try_from(stat.st_size).unwrap_or(0);
-        self.links.told(stat.st_ino, stat.st_nlink.into(), &self.path)?;
+        self.links.told(stat.st_ino, stat.st_nlink, &self.path)?;
         self.alive(0)?;
         Ok(Attempt::Told)
     }

@@ -346,6 +346,7 @@ impl<R: Read> FrameReader<R> {
     }
 
     /// The next frame. After a fault there is none.
+    #[expect(clippy::should_implement_trait, reason = "what it gives borrows from it: no iterator can")]
     pub fn next(&mut self) -> Result<Message<'_>, Fault> {
         let mut head = [0; 5];
         self.fill_head(&mut head)?;

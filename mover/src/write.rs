@@ -82,10 +82,9 @@ pub fn write<R: Read, W: Write>(
 
 /// Makes sure that the root is ours alone and empty, and marks it as unfinished.
 fn prepare(root: &OwnedFd) -> Result<(), Fault> {
-    match flock(root, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => return Err(Fault::new(Class::Busy, "another mover writes to this volume")),
-        // Network filesystems that can't lock directories: a pod writes alone anyway.
-        Ok(()) | Err(_) => {}
+    // Network filesystems that can't lock directories answer otherwise: a pod writes alone anyway.
+    if let Err(Errno::WOULDBLOCK) = flock(root, FlockOperation::NonBlockingLockExclusive) {
+        return Err(Fault::new(Class::Busy, "another mover writes to this volume"));
     }
     let fail = |error| Fault::reading(&[], "the root can't be listed", error);
     let (mut found, _) = names(root.as_fd(), None, 0).map_err(fail)?;
