@@ -65,7 +65,13 @@ async fn every_kind_of_document_comes_back_byte_for_byte() {
     odd.documents = vec![nasty(1), bytes(&doc! {"_id": 2, "deep": deep(99)}), bytes(&doc! {"_id": 3})];
     odd.documents.push(bytes(&doc! {"_id": 4, "big": "x".repeat(16 * 1024 * 1024 - 40)}));
     odd.documents.extend((5..3000).map(nasty));
-    let ids = stored([doc! {"_id": Bson::Null}, doc! {"_id": {"a": [1]}}, doc! {"_id": 1.5}, doc! {"_id": "s"}, doc! {"_id": Bson::MinKey}]);
+    let ids = stored([
+        doc! {"_id": Bson::Null},
+        doc! {"_id": {"a": [1]}},
+        doc! {"_id": 1.5},
+        doc! {"_id": "s"},
+        doc! {"_id": Bson::MinKey},
+    ]);
     let mut empty = stored([]);
     empty.options = doc! {"validator": {"$expr": {"$gt": ["$a", 1]}}, "validationLevel": "moderate", "collation": {"locale": "de", "strength": 2}};
     empty.indexes = vec![
@@ -73,7 +79,11 @@ async fn every_kind_of_document_comes_back_byte_for_byte() {
         doc! {"v": 2, "key": {"_fts": "text", "_ftsx": 1}, "name": "words", "weights": {"t": 3}, "default_language": "none", "textIndexVersion": 3},
         doc! {"v": 2, "key": {"at": 1}, "name": "expiry", "expireAfterSeconds": 3600, "collation": {"locale": "fr"}},
     ];
-    let view = Stored { kind: Some("view"), options: doc! {"viewOn": "empty", "pipeline": [{"$match": {"a": 1}}]}, ..Stored::default() };
+    let view = Stored {
+        kind: Some("view"),
+        options: doc! {"viewOn": "empty", "pipeline": [{"$match": {"a": 1}}]},
+        ..Stored::default()
+    };
     let above = Stored { kind: Some("view"), options: doc! {"viewOn": "seen", "pipeline": []}, ..Stored::default() };
     let state = State::replica_set()
         .with("odd names", "a.b \u{2603}", odd)
@@ -89,7 +99,8 @@ async fn every_kind_of_document_comes_back_byte_for_byte() {
     let names: Vec<&str> = saved.copied.streams.iter().map(|stream| stream.name.as_str()).collect();
     assert_eq!(names, ["admin.misplaced", "odd names.a.b \u{2603}", "shop.empty", "shop.ids", "shop.system.js"]);
     assert_eq!(saved.copied.features, ["collation", "text index", "ttl index", "validator", "view"]);
-    let target = Peer::plain(State::default().with("test", "left by init", numbers(5)).with("admin", "init", numbers(1))).await;
+    let target =
+        Peer::plain(State::default().with("test", "left by init", numbers(5)).with("admin", "init", numbers(1))).await;
     let loaded = load(&subject(target.address), &image, &saved).await.unwrap();
     assert_eq!(differences(&saved.copied.streams, &loaded.streams), [String::new(); 0]);
     assert!(loaded.notices.is_empty(), "{:?}", loaded.notices);
@@ -119,10 +130,14 @@ async fn every_kind_of_document_comes_back_byte_for_byte() {
     drop((before, after));
     // Rules for writes to come after the documents, and expiry after everything was read back.
     let state = target.state.lock().unwrap();
-    let at = |found: &dyn Fn(&Document) -> bool| state.commands.iter().rposition(|(_, command)| found(command)).unwrap();
+    let at =
+        |found: &dyn Fn(&Document) -> bool| state.commands.iter().rposition(|(_, command)| found(command)).unwrap();
     let last_insert = at(&|c| is_insert(c));
     let last_read = at(&|c| c.contains_key("find") || c.contains_key("getMore"));
-    let expiry = at(&|c| c.get_array("indexes").is_ok_and(|list| list.iter().any(|i| i.as_document().unwrap().contains_key("expireAfterSeconds"))));
+    let expiry = at(&|c| {
+        c.get_array("indexes")
+            .is_ok_and(|list| list.iter().any(|i| i.as_document().unwrap().contains_key("expireAfterSeconds")))
+    });
     let rules = at(&|c| c.contains_key("collMod"));
     assert!(last_insert < last_read && last_read < rules && rules < expiry);
     let seen = state.commands.iter().position(|(_, c)| c.get_str("create") == Ok("seen")).unwrap();
@@ -138,7 +153,11 @@ async fn every_read_of_a_replica_set_names_one_cluster_time() {
     let repository = TestRepository::new().await;
     let mut capped = numbers(9);
     capped.options = doc! {"capped": true, "size": 4096};
-    let mut state = State::replica_set().with("shop", "messages", numbers(900)).with("shop", "log", capped).with("blog", "posts", numbers(3));
+    let mut state = State::replica_set().with("shop", "messages", numbers(900)).with("shop", "log", capped).with(
+        "blog",
+        "posts",
+        numbers(3),
+    );
     state.hello.extend(doc! {"secondary": true, "isWritablePrimary": false, "ismaster": false});
     let peer = Peer::plain(state).await;
     let subject = subject(peer.address);
@@ -170,11 +189,17 @@ async fn a_snapshot_that_the_server_forgot_fails_the_copy_and_is_worth_another_t
     let state = State::replica_set().with("shop", "messages", numbers(2000));
     let script = scripted(|state, _, command| {
         let mores = state.commands.iter().filter(|(_, command)| is(command, "getMore")).count();
-        (is(command, "getMore") && mores == 3).then(|| error(239, "SnapshotTooOld", "Read timestamp is older than the oldest available timestamp"))
+        (is(command, "getMore") && mores == 3)
+            .then(|| error(239, "SnapshotTooOld", "Read timestamp is older than the oldest available timestamp"))
     });
     let peer = Peer::start(state, script).await;
     let failure = save(&subject(peer.address), &repository.image().await).await.err().unwrap();
-    assert_eq!((failure.code.as_str(), failure.class), ("data.snapshot-lost", FailureClass::Retryable), "{}", text(&failure));
+    assert_eq!(
+        (failure.code.as_str(), failure.class),
+        ("data.snapshot-lost", FailureClass::Retryable),
+        "{}",
+        text(&failure)
+    );
     assert!(failure.next.contains("minSnapshotHistoryWindowInSeconds"));
     // The holder finds it out by itself, too.
     let script = scripted(|_, _, command| {
@@ -203,7 +228,8 @@ async fn a_collection_made_while_a_snapshot_is_read_is_no_silent_mixture() {
             let state = Arc::clone(&peer.state);
             let changer = async move {
                 // As soon as documents are read.
-                while !state.lock().unwrap().commands.iter().any(|(_, c)| is(c, "find") && c.contains_key("batchSize")) {
+                while !state.lock().unwrap().commands.iter().any(|(_, c)| is(c, "find") && c.contains_key("batchSize"))
+                {
                     tokio::task::yield_now().await;
                 }
                 change(&mut state.lock().unwrap());
@@ -215,23 +241,33 @@ async fn a_collection_made_while_a_snapshot_is_read_is_no_silent_mixture() {
             copy(&subject, held.as_ref(), &image).await.err()
         };
         let failure = failure.unwrap();
-        assert_eq!((failure.code.as_str(), failure.class), ("data.moving", FailureClass::Retryable), "{}", text(&failure));
+        assert_eq!(
+            (failure.code.as_str(), failure.class),
+            ("data.moving", FailureClass::Retryable),
+            "{}",
+            text(&failure)
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_router_and_time_series_are_refused_by_name_and_a_set_without_snapshots_says_so() {
-    let router = Peer::plain(State { hello: doc! {"msg": "isdbgrid"}, ..State::default() }.with("shop", "m", numbers(1))).await;
+    let router =
+        Peer::plain(State { hello: doc! {"msg": "isdbgrid"}, ..State::default() }.with("shop", "m", numbers(1))).await;
     let failure = MongoDb.prepare(&subject(router.address), false).await.err().unwrap();
     assert!(failure.code == "data.unsupported" && failure.cause.contains("mongos"), "{}", text(&failure));
     assert!(MongoDb.inspect(&subject(router.address)).await.unwrap().gaps.iter().any(|gap| gap.blocking));
-    let series = Stored { kind: Some("timeseries"), options: doc! {"timeseries": {"timeField": "t"}}, ..Stored::default() };
+    let series =
+        Stored { kind: Some("timeseries"), options: doc! {"timeseries": {"timeField": "t"}}, ..Stored::default() };
     let state = State::default().with("shop", "weather", series).with("shop", "system.buckets.weather", numbers(3));
     let peer = Peer::plain(state).await;
     let failure = MongoDb.prepare(&subject(peer.address), false).await.err().unwrap();
     assert!(failure.cause.contains("time-series collection shop.weather"), "{}", text(&failure));
     let script = scripted(|_, _, command| {
-        command.get_document("readConcern").ok().map(|_| error(72, "InvalidOptions", "snapshot is not supported by this engine"))
+        command
+            .get_document("readConcern")
+            .ok()
+            .map(|_| error(72, "InvalidOptions", "snapshot is not supported by this engine"))
     });
     let peer = Peer::start(State::replica_set().with("shop", "m", numbers(5)), script).await;
     let repository = TestRepository::new().await;
@@ -245,16 +281,25 @@ async fn what_a_login_may_not_read_is_named_before_a_byte_is_copied() {
     let script = scripted(|_, _, command| {
         let denied = || Some(error(13, "Unauthorized", "not authorized on admin to execute command"));
         if is(command, "listDatabases") {
-            return if command.get_bool("authorizedDatabases") == Ok(false) { denied() } else { Some(doc! {"databases": [{"name": "shop"}], "ok": 1.0}) };
+            return if command.get_bool("authorizedDatabases") == Ok(false) {
+                denied()
+            } else {
+                Some(doc! {"databases": [{"name": "shop"}], "ok": 1.0})
+            };
         }
         if command.get_str("find") == Ok("secret") { denied() } else { plain_sign_in(command, "shop", "pw") }
     });
-    let peer = Peer::start(State::default().with("shop", "open", numbers(2)).with("shop", "secret", numbers(2)), script).await;
+    let peer =
+        Peer::start(State::default().with("shop", "open", numbers(2)).with("shop", "secret", numbers(2)), script).await;
     let plain = login(LoginOf::Application, "shop", "pw", &[("authMechanism", "PLAIN"), ("authSource", "shop")]);
     let subject = subject_with(peer.address, vec![plain]);
     let failure = MongoDb.prepare(&subject, false).await.err().unwrap();
     assert_eq!(failure.code, "data.rights", "{}", text(&failure));
-    assert!(failure.cause.contains("the list of databases") && failure.cause.contains("shop.secret"), "{}", text(&failure));
+    assert!(
+        failure.cause.contains("the list of databases") && failure.cause.contains("shop.secret"),
+        "{}",
+        text(&failure)
+    );
     assert!(failure.next.contains("grantRolesToUser(\"shop\", [{role: \"backup\""), "{}", text(&failure));
     let gaps = MongoDb.inspect(&subject).await.unwrap().gaps;
     assert_eq!(gaps.iter().filter(|gap| gap.blocking).count(), 2, "{gaps:?}");
@@ -268,7 +313,7 @@ fn plain_sign_in(command: &Document, user: &str, password: &str) -> Option<Docum
     let Some(Bson::Binary(payload)) = command.get("payload") else { panic!("{command}") };
     Some(if payload.bytes == format!("\0{user}\0{password}").into_bytes() {
         doc! {"conversationId": 1, "done": true, "payload": Bson::Binary(mongodb::bson::Binary {
-            subtype: mongodb::bson::spec::BinarySubtype::Generic, bytes: vec![] }), "ok": 1.0}
+        subtype: mongodb::bson::spec::BinarySubtype::Generic, bytes: vec![] }), "ok": 1.0}
     } else {
         error(18, "AuthenticationFailed", "Authentication failed.")
     })
@@ -281,7 +326,10 @@ async fn a_wrong_password_is_named_with_who_used_it_and_never_shown() {
     });
     let peer = Peer::start(State::default(), script).await;
     for options in [&[][..], &[("authMechanism", "PLAIN")]] {
-        let logins = vec![login(LoginOf::Application, "shop", "wr0ng", options), login(LoginOf::Administrator, "root", "wr0ng", options)];
+        let logins = vec![
+            login(LoginOf::Application, "shop", "wr0ng", options),
+            login(LoginOf::Administrator, "root", "wr0ng", options),
+        ];
         let failure = MongoDb.inspect(&subject_with(peer.address, logins)).await.unwrap_err();
         let text = text(&failure);
         assert_eq!((failure.code.as_str(), failure.class), ("data.authentication", FailureClass::Permanent), "{text}");
@@ -302,7 +350,17 @@ async fn writes_are_held_released_and_never_held_for_good() {
     let saved = copy(&subject, held.as_ref(), &repository.image().await).await.unwrap();
     assert_eq!(saved.copied.consistency.level, ConsistencyLevel::Snapshot);
     held.release().await.unwrap();
-    let is_free = || !peer.state.lock().unwrap().commands.iter().rev().find(|(_, c)| is(c, "fsync") || is(c, "fsyncUnlock")).is_some_and(|(_, c)| is(c, "fsync"));
+    let is_free = || {
+        !peer
+            .state
+            .lock()
+            .unwrap()
+            .commands
+            .iter()
+            .rev()
+            .find(|(_, c)| is(c, "fsync") || is(c, "fsyncUnlock"))
+            .is_some_and(|(_, c)| is(c, "fsync"))
+    };
     assert!(is_free());
     // Dropped, as by a task that is torn down: it lets go all the same.
     drop(open(&subject, true).await.unwrap());
@@ -339,7 +397,8 @@ async fn until(condition: impl Fn() -> bool) {
 async fn users_and_roles_come_along_and_those_of_the_target_are_left_alone() {
     let repository = TestRepository::new().await;
     let image = repository.image().await;
-    let credentials = doc! {"SCRAM-SHA-256": {"iterationCount": 15000, "salt": "c2FsdA==", "storedKey": "a2V5", "serverKey": "a2V5"}};
+    let credentials =
+        doc! {"SCRAM-SHA-256": {"iterationCount": 15000, "salt": "c2FsdA==", "storedKey": "a2V5", "serverKey": "a2V5"}};
     let user = |db: &str, name: &str| {
         doc! {"_id": format!("{db}.{name}"), "user": name, "db": db, "credentials": credentials.clone(), "roles": [{"role": "clerk", "db": "shop"}], "mechanisms": ["SCRAM-SHA-256"]}
     };
@@ -373,16 +432,24 @@ async fn users_and_roles_come_along_and_those_of_the_target_are_left_alone() {
     let logins = vec![own.clone(), root];
     let loaded = load(&subject_with(target.address, logins.clone()), &image, &saved).await.unwrap();
     assert!(loaded.notices.is_empty(), "{:?}", loaded.notices);
-    let made: Vec<String> = target.sent("createRole").iter().map(|c| c.get_str("createRole").unwrap().to_owned()).collect();
+    let made: Vec<String> =
+        target.sent("createRole").iter().map(|c| c.get_str("createRole").unwrap().to_owned()).collect();
     assert_eq!(made, ["chief", "clerk"]);
     assert_eq!(target.sent("grantRolesToRole")[0].get_str("grantRolesToRole"), Ok("chief"));
     let created = target.sent("createUser");
     assert_eq!((created.len(), created[0].get_str("createUser"), created[0].get_str("pwd")), (1, Ok("shop"), Ok("pw")));
     let handed = target.sent("insert").into_iter().find(|c| c.get_str("insert") == Ok("ocopea_accounts")).unwrap();
-    let handed: Vec<&str> = handed.get_array("documents").unwrap().iter().map(|d| d.as_document().unwrap().get_str("_id").unwrap()).collect();
+    let handed: Vec<&str> = handed
+        .get_array("documents")
+        .unwrap()
+        .iter()
+        .map(|d| d.as_document().unwrap().get_str("_id").unwrap())
+        .collect();
     assert_eq!(handed, ["shop.report"], "neither the target's root nor who was made with a password");
     assert_eq!(target.sent("_mergeAuthzCollections")[0].get_bool("drop"), Ok(false));
-    assert!(!target.state.lock().unwrap().collections.contains_key(&("admin".to_owned(), "ocopea_accounts".to_owned())));
+    assert!(
+        !target.state.lock().unwrap().collections.contains_key(&("admin".to_owned(), "ocopea_accounts".to_owned()))
+    );
     // An application that can't sign in afterwards is no restored application.
     let mut wrong = logins;
     wrong.push(login(LoginOf::Application, "stranger", "x", &[("authMechanism", "PLAIN"), ("authSource", "shop")]));
@@ -395,8 +462,15 @@ async fn empty_timestamps_are_kept_or_the_documents_are_counted_and_named() {
     let repository = TestRepository::new().await;
     let image = repository.image().await;
     let stamp = Timestamp { time: 0, increment: 0 };
-    let documents = (0..50).map(|n| if n % 5 == 0 { doc! {"_id": n, "t": stamp} } else { doc! {"_id": n, "t": 0i64, "u": 0i64} });
-    let source = Peer::plain(State::default().with("shop", "m", stored(documents)).with("shop", "other", numbers(3))).await;
+    let documents = (0..50).map(|n| {
+        if n % 5 == 0 {
+            doc! {"_id": n, "t": stamp}
+        } else {
+            doc! {"_id": n, "t": 0i64, "u": 0i64}
+        }
+    });
+    let source =
+        Peer::plain(State::default().with("shop", "m", stored(documents)).with("shop", "other", numbers(3))).await;
     let saved = save(&subject(source.address), &image).await.unwrap();
     let target = Peer::plain(State::default()).await;
     let loaded = load(&subject(target.address), &image, &saved).await.unwrap();
@@ -410,7 +484,11 @@ async fn empty_timestamps_are_kept_or_the_documents_are_counted_and_named() {
                 return None;
             }
             if !knows && command.contains_key("bypassEmptyTsReplacement") {
-                return Some(error(40415, "IDLUnknownField", "BSON field 'insert.bypassEmptyTsReplacement' is an unknown field."));
+                return Some(error(
+                    40415,
+                    "IDLUnknownField",
+                    "BSON field 'insert.bypassEmptyTsReplacement' is an unknown field.",
+                ));
             }
             let list = command.get_array("documents").unwrap();
             let key = (database.to_owned(), command.get_str("insert").unwrap().to_owned());
@@ -426,7 +504,11 @@ async fn empty_timestamps_are_kept_or_the_documents_are_counted_and_named() {
         let target = Peer::start(State::default(), script).await;
         let loaded = load(&subject(target.address), &image, &saved).await.unwrap();
         assert_eq!(loaded.notices.len(), 1, "{:?}", loaded.notices);
-        assert!(loaded.notices[0].contains("10 documents") && loaded.notices[0].contains("shop.m _id 45"), "{:?}", loaded.notices);
+        assert!(
+            loaded.notices[0].contains("10 documents") && loaded.notices[0].contains("shop.m _id 45"),
+            "{:?}",
+            loaded.notices
+        );
         assert_eq!(differences(&saved.copied.streams, &loaded.streams), ["shop.m has other contents"]);
         assert_eq!(loaded.streams.iter().filter(|stream| stream.content.is_empty()).count(), 1);
     }
@@ -441,13 +523,21 @@ async fn a_refused_or_swallowed_document_is_found_and_named() {
     let refuses = scripted(|_, _, command| {
         let list = command.get_array("documents").ok()?;
         let at = list.iter().position(|one| one.as_document().unwrap().get_i32("_id") == Ok(4321))?;
-        Some(doc! {"n": list.len() as i32 - 1, "writeErrors": [{"index": at as i32, "code": 121, "errmsg": "Document failed validation"}], "ok": 1.0})
+        Some(
+            doc! {"n": list.len() as i32 - 1, "writeErrors": [{"index": at as i32, "code": 121, "errmsg": "Document failed validation"}], "ok": 1.0},
+        )
     });
     let target = Peer::start(State::default(), refuses).await;
     let failure = load(&subject(target.address), &image, &saved).await.unwrap_err();
-    assert!(failure.code == "data.refused" && failure.cause.contains("_id 4321: Document failed validation"), "{}", text(&failure));
+    assert!(
+        failure.code == "data.refused" && failure.cause.contains("_id 4321: Document failed validation"),
+        "{}",
+        text(&failure)
+    );
     assert!(failure.what.contains("shop.m"));
-    let too_long = scripted(|_, _, command| is_insert(command).then(|| error(10334, "BSONObjectTooLarge", "object to insert too large")));
+    let too_long = scripted(|_, _, command| {
+        is_insert(command).then(|| error(10334, "BSONObjectTooLarge", "object to insert too large"))
+    });
     let target = Peer::start(State::default(), too_long).await;
     let failure = load(&subject(target.address), &image, &saved).await.unwrap_err();
     assert!(failure.cause.contains("too large") && failure.cause.contains("_id 0"), "{}", text(&failure));
@@ -475,15 +565,25 @@ async fn a_big_collection_is_read_in_ranges_that_are_the_whole_whatever_its_ids_
             documents.insert(1, doc! {"_id": "unlike", "x": 1});
             documents.insert(3, doc! {"_id": Bson::Null, "x": 2});
         }
-        let peer = Peer::plain(State::replica_set().with("shop", "m", stored(documents.clone())).with("shop", "small", numbers(3))).await;
+        let peer = Peer::plain(State::replica_set().with("shop", "m", stored(documents.clone())).with(
+            "shop",
+            "small",
+            numbers(3),
+        ))
+        .await;
         let saved = save(&subject(peer.address), &repository.image().await).await.unwrap();
         let stream = &saved.copied.streams[0];
         assert_eq!((stream.name.as_str(), stream.items), ("shop.m", documents.len() as u64));
-        let wanted: u64 = documents.iter().map(|one| RawDocumentBuf::try_from(one).unwrap().as_bytes().len() as u64).sum();
+        let wanted: u64 =
+            documents.iter().map(|one| RawDocumentBuf::try_from(one).unwrap().as_bytes().len() as u64).sum();
         assert_eq!(stream.bytes, wanted);
         let ranges: Vec<Document> = peer.sent("find").into_iter().filter(|find| find.contains_key("filter")).collect();
         assert!(ranges.len() >= 4, "{} ranges", ranges.len());
-        assert!(ranges.iter().all(|find| find.get_document("hint") == Ok(&doc! {"_id": 1}) && find.contains_key("readConcern")));
+        assert!(
+            ranges
+                .iter()
+                .all(|find| find.get_document("hint") == Ok(&doc! {"_id": 1}) && find.contains_key("readConcern"))
+        );
     }
 }
 

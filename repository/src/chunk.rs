@@ -269,13 +269,8 @@ mod tests {
     fn chunks_come_back_whether_compressible_or_not() {
         let words = b"word ".repeat(50_000);
         let mixed = [words.clone(), noise(300_000, 1), words.clone(), noise(20_001, 2)].concat();
-        let cases = [
-            (b"x".to_vec(), 1),
-            (vec![7; 300_000], 100),
-            (noise(300_000, 9), 300_000),
-            (words, 100),
-            (mixed, 325_000),
-        ];
+        let cases =
+            [(b"x".to_vec(), 1), (vec![7; 300_000], 100), (noise(300_000, 9), 300_000), (words, 100), (mixed, 325_000)];
         for (raw, most) in cases {
             let mut out = b"before".to_vec();
             let flags = compress(&raw, &mut out).unwrap();

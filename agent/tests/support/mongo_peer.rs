@@ -87,7 +87,10 @@ impl Peer {
 
 impl State {
     pub fn replica_set() -> Self {
-        Self { hello: doc! {"setName": "rs0", "hosts": ["elsewhere:27017"], "me": "elsewhere:27017", "secondary": false}, ..Self::default() }
+        Self {
+            hello: doc! {"setName": "rs0", "hosts": ["elsewhere:27017"], "me": "elsewhere:27017", "secondary": false},
+            ..Self::default()
+        }
     }
 
     pub fn with(mut self, database: &str, name: &str, stored: Stored) -> Self {
@@ -95,21 +98,38 @@ impl State {
         self
     }
 
-    fn cursor(&mut self, database: &str, documents: Vec<Vec<u8>>, batch: usize, first: bool, id: i64, at: Option<Timestamp>) -> RawDocumentBuf {
+    fn cursor(
+        &mut self,
+        database: &str,
+        documents: Vec<Vec<u8>>,
+        batch: usize,
+        first: bool,
+        id: i64,
+        at: Option<Timestamp>,
+    ) -> RawDocumentBuf {
         let (now, later) = documents.split_at(documents.len().min(batch.max(1)));
         let mut array = RawArrayBuf::new();
         now.iter().for_each(|one| array.push(RawDocumentBuf::from_bytes(one.clone()).unwrap()));
         let id = if later.is_empty() {
             0
         } else {
-            let id = if id == 0 { self.next_cursor += 1; self.next_cursor } else { id };
+            let id = if id == 0 {
+                self.next_cursor += 1;
+                self.next_cursor
+            } else {
+                id
+            };
             self.cursors.insert(id, later.to_vec());
             id
         };
         let mut cursor = RawDocumentBuf::new();
         cursor.append(cstr!("id"), id);
         cursor.append(cstr!("ns"), format!("{database}.x").as_str());
-        if first { cursor.append(cstr!("firstBatch"), array) } else { cursor.append(cstr!("nextBatch"), array) }
+        if first {
+            cursor.append(cstr!("firstBatch"), array)
+        } else {
+            cursor.append(cstr!("nextBatch"), array)
+        }
         if let Some(at) = at {
             cursor.append(cstr!("atClusterTime"), at);
         }
@@ -143,28 +163,38 @@ impl State {
                 names.extend(["admin", "config", "local"].map(str::to_owned));
                 names.sort();
                 names.dedup();
-                plain(doc! {"databases": names.into_iter().map(|name| doc! {"name": name}).collect::<Vec<_>>(), "ok": 1.0})
+                plain(
+                    doc! {"databases": names.into_iter().map(|name| doc! {"name": name}).collect::<Vec<_>>(), "ok": 1.0},
+                )
             }
             "listCollections" => {
                 let of = self.collections.iter().filter(|((db, _), _)| db == database);
                 let entries = of.map(|((_, name), stored)| {
-                    let uuid = mongodb::bson::Binary { subtype: mongodb::bson::spec::BinarySubtype::Uuid, bytes: vec![stored.uuid; 16] };
+                    let uuid = mongodb::bson::Binary {
+                        subtype: mongodb::bson::spec::BinarySubtype::Uuid,
+                        bytes: vec![stored.uuid; 16],
+                    };
                     plain(doc! {
                         "name": name, "type": stored.kind.unwrap_or("collection"), "options": stored.options.clone(),
                         "info": {"readOnly": false, "uuid": uuid},
-                    }).into_bytes()
+                    })
+                    .into_bytes()
                 });
                 let entries = entries.collect();
                 self.cursor(database, entries, 1000, true, 0, None)
             }
             "listIndexes" => {
-                let Some(stored) = self.collections.get(&key) else { return plain(error(26, "NamespaceNotFound", "ns does not exist")) };
+                let Some(stored) = self.collections.get(&key) else {
+                    return plain(error(26, "NamespaceNotFound", "ns does not exist"));
+                };
                 let mut indexes = vec![bytes(&doc! {"v": 2, "key": {"_id": 1}, "name": "_id_"})];
                 indexes.extend(stored.indexes.iter().map(bytes));
                 self.cursor(database, indexes, 1000, true, 0, None)
             }
             "collStats" => {
-                let Some(stored) = self.collections.get(&key) else { return plain(error(26, "NamespaceNotFound", "ns does not exist")) };
+                let Some(stored) = self.collections.get(&key) else {
+                    return plain(error(26, "NamespaceNotFound", "ns does not exist"));
+                };
                 let size: usize = stored.documents.iter().map(Vec::len).sum();
                 plain(doc! {"count": stored.documents.len() as i64, "size": size as i64, "ok": 1.0})
             }
@@ -175,19 +205,30 @@ impl State {
                 if let Ok(limit) = command.get_i32("limit") {
                     found.truncate(usize::try_from(limit).unwrap());
                 }
-                let at = command.get_document("readConcern").ok().filter(|concern| concern.get_str("level") == Ok("snapshot"));
+                let at = command
+                    .get_document("readConcern")
+                    .ok()
+                    .filter(|concern| concern.get_str("level") == Ok("snapshot"));
                 self.cursor(database, found, batch, true, 0, at.map(|_| NOW))
             }
             "getMore" => {
                 let id = command.get_i64("getMore").unwrap();
-                let Some(rest) = self.cursors.remove(&id) else { return plain(error(43, "CursorNotFound", "cursor not found")) };
+                let Some(rest) = self.cursors.remove(&id) else {
+                    return plain(error(43, "CursorNotFound", "cursor not found"));
+                };
                 self.cursor(database, rest, batch, false, id, None)
             }
-            "explain" => plain(doc! {"queryPlanner": {"winningPlan": {"stage": "FETCH", "inputStage": {"stage": "IXSCAN"}}}, "ok": 1.0}),
+            "explain" => plain(
+                doc! {"queryPlanner": {"winningPlan": {"stage": "FETCH", "inputStage": {"stage": "IXSCAN"}}}, "ok": 1.0},
+            ),
             "aggregate" => {
                 let all = self.collections.get(&key).map(|stored| stored.documents.clone()).unwrap_or_default();
                 let step = (all.len() / 200).max(1);
-                let mut ids: Vec<i32> = all.iter().step_by(step).filter_map(|one| RawDocument::from_bytes(one).unwrap().get_i32("_id").ok()).collect();
+                let mut ids: Vec<i32> = all
+                    .iter()
+                    .step_by(step)
+                    .filter_map(|one| RawDocument::from_bytes(one).unwrap().get_i32("_id").ok())
+                    .collect();
                 ids.sort_unstable();
                 let ids = ids.into_iter().map(|id| bytes(&doc! {"_id": id})).collect();
                 self.cursor(database, ids, 100_000, true, 0, None)
@@ -211,7 +252,9 @@ impl State {
             }
             "createIndexes" => {
                 let stored = self.collections.entry(key).or_default();
-                stored.indexes.extend(command.get_array("indexes").unwrap().iter().map(|one| one.as_document().unwrap().clone()));
+                stored
+                    .indexes
+                    .extend(command.get_array("indexes").unwrap().iter().map(|one| one.as_document().unwrap().clone()));
                 ok()
             }
             "collMod" => {
@@ -307,7 +350,8 @@ async fn serve(mut connection: TcpStream, state: &Mutex<State>, script: &Script)
         };
         let mut out = Vec::new();
         let answer = answer.as_bytes();
-        let extra: &[u8] = if kind == 2013 { &[0; 5] } else { &[8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0] };
+        let extra: &[u8] =
+            if kind == 2013 { &[0; 5] } else { &[8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0] };
         let length = i32::try_from(16 + extra.len() + answer.len()).unwrap();
         for number in [length, 1, request, if kind == 2013 { 2013 } else { 1 }] {
             out.extend_from_slice(&number.to_le_bytes());

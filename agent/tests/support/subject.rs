@@ -2,13 +2,15 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use ocopea_agent::data::{Copied, DataService, Held, Loaded, Login, LoginOf, Reach, ServerReach, Subject, mongodb::MongoDb};
+use ocopea_agent::data::{
+    Copied, DataService, Held, Loaded, Login, LoginOf, Reach, ServerReach, Subject, mongodb::MongoDb,
+};
 use ocopea_protocol::{
     failure::TaskFailure,
     image::{DataKind, StreamInfo},
     names::Digest,
-    secret::Secret,
     seams::{BoxFuture, Clock, Seams},
+    secret::Secret,
     time::Timestamp,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -91,7 +93,9 @@ pub fn differences(saved: &[StreamInfo], loaded: &[StreamInfo]) -> Vec<String> {
     for stream in saved {
         match loaded.iter().find(|other| other.name == stream.name) {
             None => out.push(format!("{} is missing", stream.name)),
-            Some(other) if other.items != stream.items => out.push(format!("{}: {} instead of {}", stream.name, other.items, stream.items)),
+            Some(other) if other.items != stream.items => {
+                out.push(format!("{}: {} instead of {}", stream.name, other.items, stream.items))
+            }
             Some(other) if other.content != stream.content => out.push(format!("{} has other contents", stream.name)),
             Some(_) => {}
         }

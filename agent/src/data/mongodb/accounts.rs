@@ -38,7 +38,9 @@ impl Accounts {
     /// What an image should say about them.
     pub(super) fn notice(&self) -> Option<String> {
         let why = self.unread.as_ref()?;
-        Some(format!("users and roles could not be read ({why}): a restore has only those that the server's own start makes"))
+        Some(format!(
+            "users and roles could not be read ({why}): a restore has only those that the server's own start makes"
+        ))
     }
 }
 
@@ -53,7 +55,10 @@ fn document(text: &str) -> Result<Document, TaskFailure> {
 }
 
 fn documents(answer: &Document, key: &str) -> Vec<Document> {
-    answer.get_array(key).map(|list| list.iter().filter_map(|one| one.as_document().cloned()).take(MOST).collect()).unwrap_or_default()
+    answer
+        .get_array(key)
+        .map(|list| list.iter().filter_map(|one| one.as_document().cloned()).take(MOST).collect())
+        .unwrap_or_default()
 }
 
 /// All users, with credentials where the login may see them.
@@ -64,7 +69,10 @@ async fn users(subject: &Subject, connected: &Connected) -> Result<Vec<Document>
         // The role `backup` reads the collection itself.
         Err(failure) if failure.code == RIGHTS => {
             let found = list(subject, connected, "admin", "read the users of", doc! {"find": "system.users"}).await?;
-            let found = found.into_iter().take(MOST).filter_map(|raw| Document::try_from(RawDocumentBuf::from_bytes(raw).ok()?).ok());
+            let found = found
+                .into_iter()
+                .take(MOST)
+                .filter_map(|raw| Document::try_from(RawDocumentBuf::from_bytes(raw).ok()?).ok());
             Ok(found.collect())
         }
         Err(failure) => Err(failure),
@@ -104,7 +112,11 @@ fn name(account: &Document, key: &str) -> (String, String) {
 }
 
 /// Makes the saved roles and users that the target doesn't have; answers what could not be made.
-pub(super) async fn restore(subject: &Subject, connected: &Connected, accounts: &Accounts) -> Result<Vec<String>, TaskFailure> {
+pub(super) async fn restore(
+    subject: &Subject,
+    connected: &Connected,
+    accounts: &Accounts,
+) -> Result<Vec<String>, TaskFailure> {
     if accounts.users.is_empty() && accounts.roles.is_empty() {
         return Ok(Vec::new());
     }

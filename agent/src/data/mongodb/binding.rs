@@ -85,8 +85,12 @@ fn decode(text: &str) -> String {
 }
 
 fn login(uri: &Uri<'_>) -> Login {
-    let mut options: BTreeMap<String, String> =
-        uri.query.split('&').filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.to_owned(), decode(value))).collect();
+    let mut options: BTreeMap<String, String> = uri
+        .query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(key, value)| (key.to_owned(), decode(value)))
+        .collect();
     if uri.srv {
         options.insert(SRV.to_owned(), "true".to_owned());
     }
@@ -123,13 +127,17 @@ fn names_a_host(name: &str) -> bool {
     let name = name.to_ascii_uppercase().replace(['.', '-'], "_");
     let words: Vec<&str> = name.split('_').filter(|word| !word.is_empty()).collect();
     let Some((last, stem)) = words.split_last() else { return false };
-    let host = ["HOST", "HOSTS", "HOSTNAME", "ADDR", "ADDRESS", "SERVER", "SERVERS", "URL", "URI", "ENDPOINT", "SERVICE", "SEEDS"];
+    let host = [
+        "HOST", "HOSTS", "HOSTNAME", "ADDR", "ADDRESS", "SERVER", "SERVERS", "URL", "URI", "ENDPOINT", "SERVICE",
+        "SEEDS",
+    ];
     let mongo = |word: &str| word.contains("MONGO");
     if last.starts_with("MONGO") && host.iter().any(|end| last.ends_with(end)) {
         return true;
     }
     host.contains(last)
-        && (stem.iter().any(|word| mongo(word)) || stem.last().is_some_and(|word| ["DB", "DATABASE", "DOCDB"].contains(word)))
+        && (stem.iter().any(|word| mongo(word))
+            || stem.last().is_some_and(|word| ["DB", "DATABASE", "DOCDB"].contains(word)))
 }
 
 /// `host`, `host:port`, or several with commas, and nothing else.
@@ -158,7 +166,11 @@ pub(super) fn rewrite(value: &str, hosts: &BTreeMap<String, String>) -> String {
         return value.to_owned();
     }
     let uris = uris(value);
-    let spans = if uris.is_empty() { plain(value).unwrap_or_default() } else { uris.into_iter().flat_map(|uri| uri.hosts).collect() };
+    let spans = if uris.is_empty() {
+        plain(value).unwrap_or_default()
+    } else {
+        uris.into_iter().flat_map(|uri| uri.hosts).collect()
+    };
     let mut out = String::with_capacity(value.len());
     let mut at = 0;
     for span in spans {
@@ -182,7 +194,9 @@ mod tests {
 
     #[test]
     fn connection_strings_are_understood_in_every_form() {
-        let parsed = parse("X", "mongodb://us%40er:p%3Ass@db-0.db:27017,DB-1.db.:27018/chat?replicaSet=rs0&authSource=admin").unwrap();
+        let parsed =
+            parse("X", "mongodb://us%40er:p%3Ass@db-0.db:27017,DB-1.db.:27018/chat?replicaSet=rs0&authSource=admin")
+                .unwrap();
         assert_eq!(parsed.hosts, ["db-0.db", "db-1.db"]);
         let login = parsed.login.unwrap();
         assert_eq!((login.user.as_str(), login.password.reveal()), ("us@er", "p:ss"));
@@ -199,12 +213,27 @@ mod tests {
 
     #[test]
     fn plain_hosts_are_taken_only_under_a_databases_name() {
-        for name in ["MONGO_HOST", "SHOP_MONGODB_HOSTNAME", "mongo.url", "MONGOHOST", "MONGO_DB_ADDRESS", "DB_HOST", "DATABASE_HOST"] {
+        for name in [
+            "MONGO_HOST",
+            "SHOP_MONGODB_HOSTNAME",
+            "mongo.url",
+            "MONGOHOST",
+            "MONGO_DB_ADDRESS",
+            "DB_HOST",
+            "DATABASE_HOST",
+        ] {
             assert_eq!(parse(name, "db:27017").map(|p| p.hosts), Some(vec!["db".to_owned()]), "{name}");
         }
         for (name, value) in [
-            ("HOST", "db"), ("MONGO_HOST", ""), ("MONGO_HOST", "a b"), ("MONGO_SERVER", "27017"), ("MONGO_SERVER_PORT", "db"),
-            ("REDIS_HOST", "db"), ("X", "mysql://db/x"), ("X", ""), ("MONGO_URL", "http://db/"),
+            ("HOST", "db"),
+            ("MONGO_HOST", ""),
+            ("MONGO_HOST", "a b"),
+            ("MONGO_SERVER", "27017"),
+            ("MONGO_SERVER_PORT", "db"),
+            ("REDIS_HOST", "db"),
+            ("X", "mysql://db/x"),
+            ("X", ""),
+            ("MONGO_URL", "http://db/"),
         ] {
             assert!(parse(name, value).is_none(), "{name}={value}");
         }
@@ -212,9 +241,13 @@ mod tests {
 
     #[test]
     fn only_hosts_are_rewritten() {
-        let hosts = BTreeMap::from([("db".to_owned(), "new.ns.svc".to_owned()), ("db.shop.svc".to_owned(), "x".to_owned())]);
+        let hosts =
+            BTreeMap::from([("db".to_owned(), "new.ns.svc".to_owned()), ("db.shop.svc".to_owned(), "x".to_owned())]);
         for (value, wanted) in [
-            ("mongodb://db:db@db:27017,other,DB.shop.svc:1/db?appName=db", "mongodb://db:db@new.ns.svc:27017,other,x:1/db?appName=db"),
+            (
+                "mongodb://db:db@db:27017,other,DB.shop.svc:1/db?appName=db",
+                "mongodb://db:db@new.ns.svc:27017,other,x:1/db?appName=db",
+            ),
             ("mongodb+srv://db.shop.svc/db", "mongodb+srv://x/db"),
             ("a: mongodb://db\nb: 'mongodb://u:p@db/'\n", "a: mongodb://new.ns.svc\nb: 'mongodb://u:p@new.ns.svc/'\n"),
             (" db:27017,other ", " new.ns.svc:27017,other "),
@@ -227,7 +260,16 @@ mod tests {
     #[test]
     fn hostile_values_do_no_harm() {
         let long = format!("mongodb://{}", ",".repeat(70_000));
-        for value in ["mongodb://", "mongodb://@", "mongodb://%", "mongodb://[::1", "mongodb://a@b@c:x:y/%zz?&=&", "mongodb://\0", "mongodb\u{e4}://db", &long] {
+        for value in [
+            "mongodb://",
+            "mongodb://@",
+            "mongodb://%",
+            "mongodb://[::1",
+            "mongodb://a@b@c:x:y/%zz?&=&",
+            "mongodb://\0",
+            "mongodb\u{e4}://db",
+            &long,
+        ] {
             let _ = parse("MONGO_URL", value);
             assert_eq!(rewrite(value, &BTreeMap::new()), *value);
         }

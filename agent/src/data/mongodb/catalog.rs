@@ -105,7 +105,9 @@ impl Facts {
                 Some(_) => {}
             }
         }
-        out.extend(after.keys().filter(|name| !before.contains_key(*name)).map(|name| format!("{name} (made meanwhile)")));
+        out.extend(
+            after.keys().filter(|name| !before.contains_key(*name)).map(|name| format!("{name} (made meanwhile)")),
+        );
         out
     }
 
@@ -113,9 +115,13 @@ impl Facts {
     pub(super) fn features(&self) -> Vec<String> {
         let mut features = Vec::new();
         for one in &self.collections {
-            for (option, feature) in
-                [("viewOn", "view"), ("validator", "validator"), ("capped", "capped"), ("collation", "collation"), ("clusteredIndex", "clustered")]
-            {
+            for (option, feature) in [
+                ("viewOn", "view"),
+                ("validator", "validator"),
+                ("capped", "capped"),
+                ("collation", "collation"),
+                ("clusteredIndex", "clustered"),
+            ] {
                 if one.has(option) {
                     features.push(feature.to_owned());
                 }
@@ -128,7 +134,8 @@ impl Facts {
                     features.push("collation".to_owned());
                 }
                 let Some(key) = raw::get(&index, "key") else { continue };
-                for field in raw::elements(key.value).into_iter().flatten().flatten().filter(|field| field.kind == 0x02) {
+                for field in raw::elements(key.value).into_iter().flatten().flatten().filter(|field| field.kind == 0x02)
+                {
                     let kind = field.value.get(4..field.value.len() - 1).unwrap_or_default();
                     features.push(format!("{} index", String::from_utf8_lossy(kind)));
                 }
@@ -167,7 +174,9 @@ pub(super) async fn list(
     let mut cursor = within(subject, verb, handle.run_cursor_command(command).batch_size(1000).batch()).await?;
     let mut out = Vec::new();
     while let Some(batch) = within(subject, verb, async { cursor.next().await.transpose() }).await? {
-        let bad = |error: raw::Malformed| TaskFailure::permanent("data.answer", format!("can't {verb} \"{}\"", subject.name), error);
+        let bad = |error: raw::Malformed| {
+            TaskFailure::permanent("data.answer", format!("can't {verb} \"{}\"", subject.name), error)
+        };
         let documents = raw::batch_of(batch.as_raw_document().as_bytes()).map_err(bad)?;
         for document in raw::elements(documents).map_err(bad)? {
             out.push(document.map_err(bad)?.value.to_vec());
@@ -180,7 +189,11 @@ pub(super) async fn list(
 }
 
 fn too_many(subject: &Subject) -> TaskFailure {
-    TaskFailure::permanent("data.limit", format!("can't save \"{}\"", subject.name), format!("it has more than {MOST} collections"))
+    TaskFailure::permanent(
+        "data.limit",
+        format!("can't save \"{}\"", subject.name),
+        format!("it has more than {MOST} collections"),
+    )
 }
 
 fn text_of(document: &[u8], key: &str) -> Option<String> {
@@ -199,16 +212,24 @@ pub(super) async fn read(subject: &Subject, connected: &Connected) -> Result<Cat
     let facts = Facts { version: connected.version.clone(), ..Facts::default() };
     let mut catalog = Catalog { facts, gaps: Vec::new(), notices: Vec::new() };
     if connected.is_router() {
-        catalog.gaps.push(refused(subject, "a sharded cluster (mongos)".to_owned(), "a copy through mongos has not been tried yet".to_owned()));
+        catalog.gaps.push(refused(
+            subject,
+            "a sharded cluster (mongos)".to_owned(),
+            "a copy through mongos has not been tried yet".to_owned(),
+        ));
         return Ok(catalog);
     }
     let mut views = Vec::new();
     for database in connected.databases.iter().filter(|name| !["local", "config"].contains(&name.as_str())) {
-        let listed = list(subject, connected, database, "list the collections of", doc! {"listCollections": 1, "cursor": {}}).await;
+        let listed =
+            list(subject, connected, database, "list the collections of", doc! {"listCollections": 1, "cursor": {}})
+                .await;
         let listed = match listed {
             Ok(listed) => listed,
             // The server's own database needn't answer where it has none.
-            Err(failure) if OWN.contains(&database.as_str()) && [RIGHTS, UNKNOWN].contains(&failure.code.as_str()) => continue,
+            Err(failure) if OWN.contains(&database.as_str()) && [RIGHTS, UNKNOWN].contains(&failure.code.as_str()) => {
+                continue;
+            }
             Err(failure) if failure.code == RIGHTS => {
                 catalog.gaps.push(unreadable(connected, subject, &format!("database {database}"), &failure.cause));
                 continue;
@@ -218,7 +239,11 @@ pub(super) async fn read(subject: &Subject, connected: &Connected) -> Result<Cat
         for entry in listed {
             let Some(name) = text_of(&entry, "name").filter(|name| !name.is_empty()) else {
                 let what = format!("can't save \"{}\"", subject.name);
-                return Err(TaskFailure::permanent("data.answer", what, format!("a collection of {database} has a name that can't be read")));
+                return Err(TaskFailure::permanent(
+                    "data.answer",
+                    what,
+                    format!("a collection of {database} has a name that can't be read"),
+                ));
             };
             if is_servers_own(database, &name) {
                 if name == "system.profile" {
@@ -229,7 +254,10 @@ pub(super) async fn read(subject: &Subject, connected: &Connected) -> Result<Cat
             let kind = text_of(&entry, "type").unwrap_or_else(|| "collection".to_owned());
             if kind != "collection" && kind != "view" {
                 let (what, why) = if kind == "timeseries" {
-                    (format!("time-series collection {database}.{name}"), "copying time series has not been tried yet".to_owned())
+                    (
+                        format!("time-series collection {database}.{name}"),
+                        "copying time series has not been tried yet".to_owned(),
+                    )
                 } else {
                     (format!("{database}.{name}"), format!("it is of the unknown kind {kind}"))
                 };
@@ -240,7 +268,9 @@ pub(super) async fn read(subject: &Subject, connected: &Connected) -> Result<Cat
                 return Err(too_many(subject));
             }
             let options = raw::get(&entry, "options").filter(|options| options.kind == 0x03);
-            let uuid = raw::get(&entry, "info").and_then(|info| raw::get(info.value, "uuid")).map(|uuid| hex::encode(uuid.value));
+            let uuid = raw::get(&entry, "info")
+                .and_then(|info| raw::get(info.value, "uuid"))
+                .map(|uuid| hex::encode(uuid.value));
             let one = Collection {
                 database: database.clone(),
                 name,
@@ -263,7 +293,11 @@ pub(super) async fn read(subject: &Subject, connected: &Connected) -> Result<Cat
 }
 
 /// A collection with its indexes; nothing when it was dropped in between.
-async fn with_indexes(subject: &Subject, connected: &Connected, mut one: Collection) -> Result<Option<Collection>, TaskFailure> {
+async fn with_indexes(
+    subject: &Subject,
+    connected: &Connected,
+    mut one: Collection,
+) -> Result<Option<Collection>, TaskFailure> {
     match indexes(subject, connected, &one.database, &one.name).await {
         Ok(indexes) => {
             one.indexes = indexes.iter().map(|index| encode(index)).collect();
@@ -306,7 +340,13 @@ pub(super) async fn rights(subject: &Subject, connected: &Connected, facts: &Fac
         let seen = if connected.databases.is_empty() { "none".to_owned() } else { connected.databases.join(", ") };
         gaps.push(unreadable(connected, subject, "the list of databases", &format!("it sees only its own ({seen})")));
     }
-    let asked: Vec<_> = facts.collections.iter().filter(|one| !one.view).cloned().map(|one| probe(subject, connected, one).boxed()).collect();
+    let asked: Vec<_> = facts
+        .collections
+        .iter()
+        .filter(|one| !one.view)
+        .cloned()
+        .map(|one| probe(subject, connected, one).boxed())
+        .collect();
     let refusals: Vec<Option<(String, String)>> = stream::iter(asked).buffered(AT_ONCE).try_collect().await?;
     let refusals: Vec<(String, String)> = refusals.into_iter().flatten().collect();
     if let Some((_, why)) = refusals.first() {
@@ -317,7 +357,11 @@ pub(super) async fn rights(subject: &Subject, connected: &Connected, facts: &Fac
     Ok(gaps)
 }
 
-async fn probe(subject: &Subject, connected: &Connected, one: Collection) -> Result<Option<(String, String)>, TaskFailure> {
+async fn probe(
+    subject: &Subject,
+    connected: &Connected,
+    one: Collection,
+) -> Result<Option<(String, String)>, TaskFailure> {
     let command = doc! {"find": &one.name, "limit": 1, "singleBatch": true, "projection": {"_id": 1}};
     match run(subject, connected, &one.database, &format!("read {} of", one.stream()), command).await {
         Ok(_) => Ok(None),
@@ -333,11 +377,15 @@ pub(super) async fn indexes(
     database: &str,
     collection: &str,
 ) -> Result<Vec<Vec<u8>>, TaskFailure> {
-    let found = list(subject, connected, database, "list the indexes of", doc! {"listIndexes": collection, "cursor": {}}).await?;
+    let found =
+        list(subject, connected, database, "list the indexes of", doc! {"listIndexes": collection, "cursor": {}})
+            .await?;
     let mut indexes = Vec::new();
     for index in found {
         // One that is being built is listed around its specification.
-        let index = raw::get(&index, "spec").filter(|spec| spec.kind == 0x03).map_or_else(|| index.clone(), |spec| spec.value.to_vec());
+        let index = raw::get(&index, "spec")
+            .filter(|spec| spec.kind == 0x03)
+            .map_or_else(|| index.clone(), |spec| spec.value.to_vec());
         let of_id = text_of(&index, "name").as_deref() == Some("_id_");
         if of_id || raw::get(&index, "clustered").is_some() {
             continue;
@@ -369,7 +417,13 @@ pub(super) struct Size {
 
 /// Estimates of every collection that is no view, in order.
 pub(super) async fn sizes(subject: &Subject, connected: &Connected, facts: &Facts) -> Result<Vec<Size>, TaskFailure> {
-    let asked: Vec<_> = facts.collections.iter().filter(|one| !one.view).cloned().map(|one| size(subject, connected, one).boxed()).collect();
+    let asked: Vec<_> = facts
+        .collections
+        .iter()
+        .filter(|one| !one.view)
+        .cloned()
+        .map(|one| size(subject, connected, one).boxed())
+        .collect();
     stream::iter(asked).buffered(AT_ONCE).try_collect().await
 }
 
@@ -389,7 +443,7 @@ async fn size(subject: &Subject, connected: &Connected, one: Collection) -> Resu
 
 /// A document built by hand, as the driver wants it.
 pub(super) fn command(subject: &Subject, builder: raw::Builder) -> Result<RawDocumentBuf, TaskFailure> {
-    builder
-        .finish_raw()
-        .map_err(|error| TaskFailure::permanent("data.bson", format!("can't build a command for \"{}\"", subject.name), error))
+    builder.finish_raw().map_err(|error| {
+        TaskFailure::permanent("data.bson", format!("can't build a command for \"{}\"", subject.name), error)
+    })
 }

@@ -167,10 +167,8 @@ fn causes(error: &Error) -> String {
 }
 
 fn denied(subject: &Subject, what: String, cause: String) -> TaskFailure {
-    TaskFailure::permanent(AUTHENTICATION, what, cause).next(format!(
-        "check the application's Secret, or pass --credentials {}=USER:PASSWORD",
-        subject.name
-    ))
+    TaskFailure::permanent(AUTHENTICATION, what, cause)
+        .next(format!("check the application's Secret, or pass --credentials {}=USER:PASSWORD", subject.name))
 }
 
 /// Waits for `work` as long as an answer may take, or until the task is stopped.
@@ -260,7 +258,11 @@ fn flag(login: &Login, name: &str) -> bool {
     login.options.iter().any(|(key, value)| key.eq_ignore_ascii_case(name) && value == "true")
 }
 
-fn options(subject: &Subject, server: &ServerReach, login: Option<(&Login, String)>) -> Result<ClientOptions, TaskFailure> {
+fn options(
+    subject: &Subject,
+    server: &ServerReach,
+    login: Option<(&Login, String)>,
+) -> Result<ClientOptions, TaskFailure> {
     let address = ServerAddress::Tcp { host: server.address.ip().to_string(), port: Some(server.address.port()) };
     let mut options = ClientOptions::builder()
         .hosts(vec![address])
@@ -284,7 +286,9 @@ fn options(subject: &Subject, server: &ServerReach, login: Option<(&Login, Strin
     let mechanism = login.options.iter().find(|(key, _)| key.eq_ignore_ascii_case("authMechanism"));
     let mechanism = match mechanism.map(|(_, name)| (name, name.parse::<AuthMechanism>())) {
         None => None,
-        Some((_, Ok(known @ (AuthMechanism::ScramSha1 | AuthMechanism::ScramSha256 | AuthMechanism::Plain)))) => Some(known),
+        Some((_, Ok(known @ (AuthMechanism::ScramSha1 | AuthMechanism::ScramSha256 | AuthMechanism::Plain)))) => {
+            Some(known)
+        }
         Some((name, _)) => {
             let what = format!("can't sign in to \"{}\"", subject.name);
             return Err(denied(subject, what, format!("the login's mechanism {name} is not supported")));
@@ -352,7 +356,9 @@ pub(super) async fn connect(subject: &Subject, purpose: Purpose) -> Result<Conne
 
 /// `user "shop" (the application's own)`.
 fn whom(login: Option<&Login>) -> String {
-    let Some(login) = login.filter(|login| !login.user.is_empty()) else { return "nobody (no login is known)".to_owned() };
+    let Some(login) = login.filter(|login| !login.user.is_empty()) else {
+        return "nobody (no login is known)".to_owned();
+    };
     let of = match login.of {
         LoginOf::Given => "given by --credentials",
         LoginOf::Application => "the application's own",
@@ -400,8 +406,12 @@ pub(super) async fn try_login(
     let (listed, sees_all) = match all {
         Ok(listed) => (listed, true),
         // Servers answer hello to anybody: here it shows that nobody is signed in.
-        Err(refused) if refused.code == RIGHTS && user.is_empty() => return Err(named(denied(subject, refused.what, refused.cause))),
-        Err(refused) if refused.code == RIGHTS => (ask(doc! {"listDatabases": 1, "nameOnly": true}).await.map_err(named)?, false),
+        Err(refused) if refused.code == RIGHTS && user.is_empty() => {
+            return Err(named(denied(subject, refused.what, refused.cause)));
+        }
+        Err(refused) if refused.code == RIGHTS => {
+            (ask(doc! {"listDatabases": 1, "nameOnly": true}).await.map_err(named)?, false)
+        }
         Err(other) => return Err(named(other)),
     };
     let mut databases: Vec<String> = listed

@@ -69,7 +69,8 @@ pub(super) async fn copy(subject: &Subject, snapshot: &str, writer: &DataWriter)
     let version = connected.version.clone();
     let before = catalog::read(subject, &connected).await?;
     if let Some(gap) = before.gaps.iter().find(|gap| gap.blocking) {
-        return Err(TaskFailure::permanent("data.unsupported", what, format!("{}: {}", gap.what, gap.why)).next(gap.next.clone()));
+        return Err(TaskFailure::permanent("data.unsupported", what, format!("{}: {}", gap.what, gap.why))
+            .next(gap.next.clone()));
     }
     let (mut facts, mut notices) = (before.facts, before.notices);
     if snapshot.at.is_some() && facts.digest() != snapshot.catalog {
@@ -95,16 +96,27 @@ pub(super) async fn copy(subject: &Subject, snapshot: &str, writer: &DataWriter)
         let cause = format!("its writes were held, but it changed: {}", changed.join(", "));
         return Err(TaskFailure::retryable("save.frozen-changed", what, cause));
     }
-    let capped: Vec<String> =
-        facts.collections.iter().filter(|one| snapshot.at.is_some() && one.is_capped()).map(Collection::stream).collect();
+    let capped: Vec<String> = facts
+        .collections
+        .iter()
+        .filter(|one| snapshot.at.is_some() && one.is_capped())
+        .map(Collection::stream)
+        .collect();
     if !capped.is_empty() {
-        notices.push(format!("capped collections have no snapshots, these are as they were when they were read: {}", capped.join(", ")));
+        notices.push(format!(
+            "capped collections have no snapshots, these are as they were when they were read: {}",
+            capped.join(", ")
+        ));
     }
     notices.extend(facts.accounts.notice());
     changed.sort();
     let changed_count = changed.len() as u64;
     changed.truncate(MOST_CHANGED);
-    let level = if snapshot.at.is_some() || snapshot.frozen { ConsistencyLevel::Snapshot } else { ConsistencyLevel::Inconsistent };
+    let level = if snapshot.at.is_some() || snapshot.frozen {
+        ConsistencyLevel::Snapshot
+    } else {
+        ConsistencyLevel::Inconsistent
+    };
     Ok(Copied {
         streams,
         consistency: Consistency { level, why: snapshot.why, changed, changed_count, frozen_ms: 0 },
@@ -130,7 +142,10 @@ fn moved(before: &Facts, sizes: &[Size], after: &Facts, sizes_after: &[Size], st
     for stream in streams {
         let (Some(was), Some(is)) = (before.get(&stream.name), after.get(&stream.name)) else { continue };
         if was.documents != is.documents || stream.items != is.documents {
-            out.push(format!("{} ({} documents, then {}; {} were read)", stream.name, was.documents, is.documents, stream.items));
+            out.push(format!(
+                "{} ({} documents, then {}; {} were read)",
+                stream.name, was.documents, is.documents, stream.items
+            ));
         } else if was.bytes != is.bytes {
             out.push(format!("{} ({} bytes, then {})", stream.name, was.bytes, is.bytes));
         }
@@ -169,8 +184,10 @@ async fn everything(
         reading,
     });
     let workers: Vec<_> = (0..WORKERS).map(|_| work(Arc::clone(&shared)).boxed()).collect();
-    let writers: Vec<_> =
-        waiting.into_iter().map(|(index, receivers)| write(Arc::clone(&shared), writer, index, receivers).boxed()).collect();
+    let writers: Vec<_> = waiting
+        .into_iter()
+        .map(|(index, receivers)| write(Arc::clone(&shared), writer, index, receivers).boxed())
+        .collect();
     let most = writers.len().max(1);
     let reading = futures::future::try_join_all(workers);
     let writing = stream::iter(writers).buffer_unordered(most).try_collect::<Vec<StreamInfo>>();
@@ -239,7 +256,12 @@ async fn write(
     }
     let Some(stream) = stream else { return Err(TaskFailure::cancelled(what)) };
     let sum = shared.sums[index].lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let facts = StreamFacts { unit: "documents".to_owned(), items: sum.items(), item_hash: sum.sum(), ..StreamFacts::default() };
+    let facts = StreamFacts {
+        unit: "documents".to_owned(),
+        items: sum.items(),
+        item_hash: sum.sum(),
+        ..StreamFacts::default()
+    };
     let summary = stream.finish(facts).await.map_err(store)?;
     Ok(StreamInfo {
         name,

@@ -88,7 +88,9 @@ pub(super) async fn instant(subject: &Subject, connected: &Connected, facts: &Fa
     let database = connected.client.database(&one.database);
     let verb = "open a snapshot of";
     let refusal = match subject.seams.timeout(connect::ANSWER, async { database.run_command(command).await }).await {
-        None => return Err(TaskFailure::retryable("data.hangs", format!("can't {verb} \"{}\"", subject.name), "no answer")),
+        None => {
+            return Err(TaskFailure::retryable("data.hangs", format!("can't {verb} \"{}\"", subject.name), "no answer"));
+        }
         Some(Ok(answer)) => {
             let at = answer.get_document("cursor").ok().and_then(|cursor| cursor.get_timestamp("atClusterTime").ok());
             match at {
@@ -104,7 +106,9 @@ pub(super) async fn instant(subject: &Subject, connected: &Connected, facts: &Fa
             failure.cause
         }
     };
-    Ok(Instant::None(format!("replica set without snapshot reads ({refusal}): read while it may be written to (use --freeze)")))
+    Ok(Instant::None(format!(
+        "replica set without snapshot reads ({refusal}): read while it may be written to (use --freeze)"
+    )))
 }
 
 fn read_of(collection: &str, concern: Document) -> Document {
@@ -138,9 +142,11 @@ pub(super) async fn prepare(subject: &Subject, freeze: bool) -> Result<Ready, Ta
         gaps.extend(catalog::rights(subject, &connected, &catalog.facts).await?);
     }
     if let Some(gap) = gaps.iter().find(|gap| gap.blocking) {
-        let all: Vec<String> = gaps.iter().filter(|gap| gap.blocking).take(20).map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
+        let all: Vec<String> =
+            gaps.iter().filter(|gap| gap.blocking).take(20).map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
         let code = if connected.sees_all && !gap.why.contains("may not read") { "data.unsupported" } else { RIGHTS };
-        return Err(TaskFailure::permanent(code, format!("can't save \"{}\"", subject.name), all.join("; ")).next(gap.next.clone()));
+        return Err(TaskFailure::permanent(code, format!("can't save \"{}\"", subject.name), all.join("; "))
+            .next(gap.next.clone()));
     }
     let mut freeze = freeze;
     if freeze {
@@ -155,7 +161,8 @@ pub(super) async fn prepare(subject: &Subject, freeze: bool) -> Result<Ready, Ta
 
 /// Whether writes are held at this moment, by whomever.
 async fn is_locked(subject: &Subject, connected: &Connected) -> Result<bool, TaskFailure> {
-    let state = run(subject, connected, "admin", "look after the writes of", doc! {"currentOp": 1, "$ownOps": true}).await?;
+    let state =
+        run(subject, connected, "admin", "look after the writes of", doc! {"currentOp": 1, "$ownOps": true}).await?;
     Ok(state.get_bool("fsyncLock").unwrap_or(false))
 }
 
@@ -176,14 +183,19 @@ async fn can_freeze(subject: &Subject, connected: &Connected) -> Result<(), Task
             )
             .next("when nothing else holds them: db.fsyncUnlock()"));
         }
-        Err(failure) if failure.code == UNKNOWN => return Err(no_freeze(subject, "this server has no fsyncLock".to_owned())),
+        Err(failure) if failure.code == UNKNOWN => {
+            return Err(no_freeze(subject, "this server has no fsyncLock".to_owned()));
+        }
         Err(failure) => return Err(failure),
     }
     // Unlocking what isn't locked is an error that tells the command is known and allowed.
     match run(subject, connected, "admin", "hold the writes of", doc! {"fsyncUnlock": 1}).await {
         Err(failure) if failure.code == UNKNOWN => Err(no_freeze(subject, "this server has no fsyncLock".to_owned())),
-        Err(failure) if failure.code == RIGHTS => Err(no_freeze(subject, format!("{} may not: {}", connected.whom, failure.cause))
-            .next("grant its user the role hostManager, or scale what writes to it to zero and save without --freeze")),
+        Err(failure) if failure.code == RIGHTS => {
+            Err(no_freeze(subject, format!("{} may not: {}", connected.whom, failure.cause)).next(
+                "grant its user the role hostManager, or scale what writes to it to zero and save without --freeze",
+            ))
+        }
         Err(failure) if failure.is_retryable() || failure.code == "cancelled" => Err(failure),
         _ => Ok(()),
     }
@@ -193,12 +205,17 @@ async fn can_freeze(subject: &Subject, connected: &Connected) -> Result<(), Task
 impl Prepared for Ready {
     async fn open(self: Box<Self>) -> Result<Box<dyn Held>, TaskFailure> {
         let Self { subject, connected, facts, freeze } = *self;
-        let mut snapshot = Snapshot { version: 1, frozen: false, at: None, catalog: facts.digest(), why: String::new() };
+        let mut snapshot =
+            Snapshot { version: 1, frozen: false, at: None, catalog: facts.digest(), why: String::new() };
         let mut lock = None;
         if freeze {
             let admin = connected.client.database("admin");
-            let locked = within(&subject, "hold the writes of", async { admin.run_command(doc! {"fsync": 1, "lock": true}).await });
-            locked.await.map_err(|failure| if failure.code == UNKNOWN { no_freeze(&subject, failure.cause) } else { failure })?;
+            let locked = within(&subject, "hold the writes of", async {
+                admin.run_command(doc! {"fsync": 1, "lock": true}).await
+            });
+            locked.await.map_err(
+                |failure| if failure.code == UNKNOWN { no_freeze(&subject, failure.cause) } else { failure },
+            )?;
             lock = Some(Lock::new(&subject, &connected.client));
             snapshot.frozen = true;
             snapshot.why = "writes were held (fsyncLock)".to_owned();
@@ -208,9 +225,11 @@ impl Prepared for Ready {
                 Instant::None(why) => snapshot.why = why,
             }
         }
-        let text = serde_json::to_string(&snapshot)
-            .map_err(|error| TaskFailure::permanent("data.snapshot", format!("can't save \"{}\"", subject.name), error))?;
-        let witness = facts.collections.into_iter().find(|one| !one.view && !one.is_capped()).map(|one| (one.database, one.name));
+        let text = serde_json::to_string(&snapshot).map_err(|error| {
+            TaskFailure::permanent("data.snapshot", format!("can't save \"{}\"", subject.name), error)
+        })?;
+        let witness =
+            facts.collections.into_iter().find(|one| !one.view && !one.is_capped()).map(|one| (one.database, one.name));
         Ok(Box::new(Open { subject, connected, text, at: snapshot.at, witness, lock }))
     }
 }
@@ -288,7 +307,11 @@ impl Lock {
                 Ok(held)
             }
             Some(Err(error)) => Err(connect::failure(&self.subject, verb, &error)),
-            None => Err(TaskFailure::retryable("data.hangs", format!("can't {verb} \"{}\"", self.subject.name), "no answer")),
+            None => Err(TaskFailure::retryable(
+                "data.hangs",
+                format!("can't {verb} \"{}\"", self.subject.name),
+                "no answer",
+            )),
         }
     }
 }

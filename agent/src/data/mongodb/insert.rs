@@ -131,7 +131,8 @@ fn each(documents: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn command(collection: &str, block: &Block, ordered: bool, keep_stamps: bool) -> Result<RawDocumentBuf, String> {
-    let mut builder = raw::Builder::new().text("insert", collection).bool("ordered", ordered).bool("bypassDocumentValidation", true);
+    let mut builder =
+        raw::Builder::new().text("insert", collection).bool("ordered", ordered).bool("bypassDocumentValidation", true);
     if keep_stamps {
         builder = builder.bool("bypassEmptyTsReplacement", true);
     }
@@ -151,12 +152,16 @@ impl Inserting<'_> {
         let (blocks, ready) = mpsc::channel::<(Block, OwnedSemaphorePermit)>(1);
         let cutting = async {
             let blocks = blocks;
-            let broken = |error: Malformed| TaskFailure::permanent("repository.damaged", what.clone(), format!("stream {}: {error}", one.stream()));
-            let mut pieces = self.reader.read(one.stream().as_bytes()).await.map_err(|error| repository(&what, &error))?;
+            let broken = |error: Malformed| {
+                TaskFailure::permanent("repository.damaged", what.clone(), format!("stream {}: {error}", one.stream()))
+            };
+            let mut pieces =
+                self.reader.read(one.stream().as_bytes()).await.map_err(|error| repository(&what, &error))?;
             let mut cutter = Cutter::new(self.limits);
             let send = async |block: Block| {
                 let length = u32::try_from(block.documents.len()).unwrap_or(ROOM).min(ROOM);
-                let permit = self.room.clone().acquire_many_owned(length).await.map_err(|_| stopped(self.subject, "load"))?;
+                let permit =
+                    self.room.clone().acquire_many_owned(length).await.map_err(|_| stopped(self.subject, "load"))?;
                 blocks.send((block, permit)).await.map_err(|_| stopped(self.subject, "load"))
             };
             loop {
@@ -187,7 +192,12 @@ impl Inserting<'_> {
                 self.block(one, &block, ordered).await?;
                 drop(permit);
                 let bytes = self.done.fetch_add(block.documents.len() as u64, Relaxed) + block.documents.len() as u64;
-                (self.subject.progress)(Progress { phase: "loading".to_owned(), bytes, of_bytes: self.of_bytes, ..Progress::default() });
+                (self.subject.progress)(Progress {
+                    phase: "loading".to_owned(),
+                    bytes,
+                    of_bytes: self.of_bytes,
+                    ..Progress::default()
+                });
                 Ok::<(), TaskFailure>(())
             })
             .buffer_unordered(at_once)
@@ -235,11 +245,17 @@ impl Inserting<'_> {
 
     /// Whether the server kept the first empty timestamp of a block as it is.
     async fn kept(&self, one: &Collection, block: &Block) -> Result<bool, TaskFailure> {
-        let Some(document) = each(&block.documents).find(|document| raw::has_empty_timestamp(document)) else { return Ok(true) };
+        let Some(document) = each(&block.documents).find(|document| raw::has_empty_timestamp(document)) else {
+            return Ok(true);
+        };
         let Some(id) = raw::get(document, "_id") else { return Ok(true) };
         let wanted = raw::Builder::new().value("$eq", &id).finish();
         let filter = raw::Builder::new().document("_id", &wanted).finish();
-        let find = raw::Builder::new().text("find", &one.name).document("filter", &filter).int("limit", 1).bool("singleBatch", true);
+        let find = raw::Builder::new()
+            .text("find", &one.name)
+            .document("filter", &filter)
+            .int("limit", 1)
+            .bool("singleBatch", true);
         let find = super::catalog::command(self.subject, find)?;
         let database = self.connected.client.database(&one.database);
         let mut cursor = within(self.subject, "check", database.run_raw_cursor_command(find).batch()).await?;
@@ -254,7 +270,8 @@ impl Inserting<'_> {
     async fn send(&self, one: &Collection, block: &Block, ordered: bool, keep_stamps: bool) -> Result<(), TaskFailure> {
         let what = format!("can't load {} into \"{}\"", one.stream(), self.subject.name);
         let (name, of) = (one.name.clone(), block.clone());
-        let built = self.subject.seams.compute("build a batch", move || command(&name, &of, ordered, keep_stamps)).await;
+        let built =
+            self.subject.seams.compute("build a batch", move || command(&name, &of, ordered, keep_stamps)).await;
         let built = built
             .ok_or_else(|| stopped(self.subject, "load"))?
             .map_err(|error| TaskFailure::permanent("data.bson", what.clone(), error))?;
@@ -285,17 +302,26 @@ fn among(mut failure: TaskFailure, block: &Block) -> TaskFailure {
 fn judge(what: &str, answer: &Document, block: &Block) -> Result<(), TaskFailure> {
     let errors = answer.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
     if let Some(first) = errors.first().and_then(|first| first.as_document()) {
-        let index = first.get("index").and_then(number).and_then(|index| usize::try_from(index).ok()).unwrap_or(usize::MAX);
+        let index =
+            first.get("index").and_then(number).and_then(|index| usize::try_from(index).ok()).unwrap_or(usize::MAX);
         let id = each(&block.documents).nth(index).map_or_else(|| "an unknown document".to_owned(), raw::id_text);
         let code = first.get("code").and_then(number).unwrap_or(0);
         let message = first.get_str("errmsg").unwrap_or("no reason given");
-        let cause = format!("the server refused {} of {} documents, the first is {id}: {message} (code {code})", errors.len(), block.count);
+        let cause = format!(
+            "the server refused {} of {} documents, the first is {id}: {message} (code {code})",
+            errors.len(),
+            block.count
+        );
         return Err(TaskFailure::permanent("data.refused", what, cause)
             .next("restore to a server of the version that it was saved from"));
     }
     if let Ok(concern) = answer.get_document("writeConcernError") {
         let message = concern.get_str("errmsg").unwrap_or("no reason given");
-        return Err(TaskFailure::retryable("data.write-concern", what, format!("the documents are not safe at the server: {message}")));
+        return Err(TaskFailure::retryable(
+            "data.write-concern",
+            what,
+            format!("the documents are not safe at the server: {message}"),
+        ));
     }
     let taken = answer.get("n").and_then(number).unwrap_or(0);
     if taken != block.count as u64 {
@@ -371,7 +397,10 @@ mod tests {
         let block = &cut(&all, 1000, LIMITS)[0];
         assert!(block.stamps && !cut(&harmless, 1000, LIMITS)[0].stamps);
         let command = Document::try_from(command("c", block, false, true).unwrap()).unwrap();
-        assert!(command.get_bool("bypassEmptyTsReplacement").unwrap() && command.get_bool("bypassDocumentValidation").unwrap());
+        assert!(
+            command.get_bool("bypassEmptyTsReplacement").unwrap()
+                && command.get_bool("bypassDocumentValidation").unwrap()
+        );
         assert_eq!(command.get_array("documents").unwrap().len(), 2);
     }
 
@@ -382,7 +411,10 @@ mod tests {
         assert!(judge("w", &doc! {"n": 2}, block).is_ok());
         let refused = doc! {"n": 1, "writeErrors": [{"index": 1, "code": 121, "errmsg": "Document failed validation"}]};
         let failure = judge("w", &refused, block).unwrap_err();
-        assert_eq!(failure.cause, "the server refused 1 of 2 documents, the first is _id \"two\": Document failed validation (code 121)");
+        assert_eq!(
+            failure.cause,
+            "the server refused 1 of 2 documents, the first is _id \"two\": Document failed validation (code 121)"
+        );
         let failure = judge("w", &doc! {"n": 1}, block).unwrap_err();
         assert_eq!(failure.code, "data.arrival");
         assert!(failure.cause.contains("1 of 2"), "{failure}");

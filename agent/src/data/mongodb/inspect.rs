@@ -71,7 +71,10 @@ fn too_long(subject: &Subject, bytes: u64, window: u64) -> Option<Gap> {
         note(
             subject,
             "the snapshot's window".to_owned(),
-            format!("copying {} MB takes about {seconds} s, and the server keeps a snapshot for {window} s", bytes / 1_000_000),
+            format!(
+                "copying {} MB takes about {seconds} s, and the server keeps a snapshot for {window} s",
+                bytes / 1_000_000
+            ),
             format!("db.adminCommand({{setParameter: 1, minSnapshotHistoryWindowInSeconds: {}}})", seconds * 2 + 60),
         )
     })

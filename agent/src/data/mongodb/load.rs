@@ -41,17 +41,21 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
     let what = format!("can't load \"{}\"", subject.name);
     let facts = parse(&what, reader.facts())?;
     let entries = reader.streams().await.map_err(|error| repository(&what, &error))?;
-    let named: BTreeSet<Vec<u8>> = facts.collections.iter().filter(|one| !one.view).map(|one| one.stream().into_bytes()).collect();
+    let named: BTreeSet<Vec<u8>> =
+        facts.collections.iter().filter(|one| !one.view).map(|one| one.stream().into_bytes()).collect();
     for entry in &entries {
         if !named.contains(&entry.name) {
-            let cause = format!("stream {} belongs to no collection of the image", String::from_utf8_lossy(&entry.name));
+            let cause =
+                format!("stream {} belongs to no collection of the image", String::from_utf8_lossy(&entry.name));
             return Err(TaskFailure::permanent("repository.damaged", what, cause));
         }
     }
     let connected = connect(subject, Purpose::Load).await?;
     if connected.is_router() {
         let cause = "the target is a sharded cluster (mongos), which has not been tried yet";
-        return Err(TaskFailure::permanent("data.unsupported", what, cause).next("restore to a replica set or a single server"));
+        return Err(
+            TaskFailure::permanent("data.unsupported", what, cause).next("restore to a replica set or a single server")
+        );
     }
     let mut notices = Vec::new();
     let saved_major = facts.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
@@ -83,7 +87,10 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
             stamped.named.join(", ")
         ));
         // The count is compared; the content can't be the same.
-        streams.iter_mut().filter(|stream| stamped.streams.contains(&stream.name)).for_each(|stream| stream.content.clear());
+        streams
+            .iter_mut()
+            .filter(|stream| stamped.streams.contains(&stream.name))
+            .for_each(|stream| stream.content.clear());
     }
     for one in &collections {
         notices.extend(make_rules(subject, connected, one).await?);
@@ -98,19 +105,26 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
     notices.extend(accounts::restore(subject, connected, &facts.accounts).await?);
     accounts::sign_in_as_application(subject).await?;
     // The record's own order, so that a comparison reads side by side.
-    let order: BTreeMap<&str, usize> = saved.iter().enumerate().map(|(at, stream)| (stream.name.as_str(), at)).collect();
+    let order: BTreeMap<&str, usize> =
+        saved.iter().enumerate().map(|(at, stream)| (stream.name.as_str(), at)).collect();
     streams.sort_by_key(|stream| order.get(stream.name.as_str()).copied().unwrap_or(usize::MAX));
     Ok(Loaded { streams, notices })
 }
 
 fn parse(what: &str, text: &str) -> Result<Facts, TaskFailure> {
-    let bad = |why: String| TaskFailure::permanent("repository.damaged", what, format!("the facts of the image can't be read: {why}"));
+    let bad = |why: String| {
+        TaskFailure::permanent("repository.damaged", what, format!("the facts of the image can't be read: {why}"))
+    };
     if text.len() > LONGEST_FACTS {
         return Err(bad("they are too long".to_owned()));
     }
     let facts: Facts = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
     for one in &facts.collections {
-        if one.name.is_empty() || one.name.contains('\0') || one.database.is_empty() || one.database.contains(['\0', '/', '.', '$']) {
+        if one.name.is_empty()
+            || one.name.contains('\0')
+            || one.database.is_empty()
+            || one.database.contains(['\0', '/', '.', '$'])
+        {
             return Err(bad(format!("a collection is called {:?}", one.stream())));
         }
     }
@@ -124,7 +138,13 @@ async fn drop_what_is_there(subject: &Subject, connected: &Connected) -> Result<
         if !OWN.contains(&name.as_str()) {
             patient(subject, connected, &format!("empty {name} of"), async { database.drop().await }).await?;
         } else if name == "admin" {
-            let listed = catalog::list(subject, connected, name, "list the collections of", doc! {"listCollections": 1, "cursor": {}, "nameOnly": true});
+            let listed = catalog::list(
+                subject,
+                connected,
+                name,
+                "list the collections of",
+                doc! {"listCollections": 1, "cursor": {}, "nameOnly": true},
+            );
             let listed = match listed.await {
                 Ok(listed) => listed,
                 Err(failure) if [RIGHTS, UNKNOWN].contains(&failure.code.as_str()) => continue,
@@ -134,7 +154,10 @@ async fn drop_what_is_there(subject: &Subject, connected: &Connected) -> Result<
                 let one = name_of(&entry);
                 if !one.is_empty() && !one.starts_with("system.") {
                     let command = doc! {"drop": &one};
-                    patient(subject, connected, &format!("empty admin.{one} of"), async { database.run_command(command).await }).await?;
+                    patient(subject, connected, &format!("empty admin.{one} of"), async {
+                        database.run_command(command).await
+                    })
+                    .await?;
                 }
             }
         }
@@ -163,9 +186,11 @@ async fn create(subject: &Subject, connected: &Connected, one: &Collection) -> R
     let command = catalog::command(subject, builder)?;
     let database = connected.client.database(&one.database);
     let kind = if one.view { "view" } else { "collection" };
-    patient(subject, connected, &format!("make {kind} {} of", one.stream()), async { database.run_raw_command(command).await })
-        .await
-        .map(|_| ())
+    patient(subject, connected, &format!("make {kind} {} of", one.stream()), async {
+        database.run_raw_command(command).await
+    })
+    .await
+    .map(|_| ())
 }
 
 /// Rules for writes to come: validators, and expiry of clustered collections.
@@ -209,7 +234,8 @@ fn in_order(views: Vec<Collection>) -> Vec<Collection> {
         .collect();
     let mut out = Vec::new();
     while !waiting.is_empty() {
-        let names: BTreeSet<(String, String)> = waiting.iter().map(|(view, _)| (view.database.clone(), view.name.clone())).collect();
+        let names: BTreeSet<(String, String)> =
+            waiting.iter().map(|(view, _)| (view.database.clone(), view.name.clone())).collect();
         let free = |(view, sources): &(Collection, BTreeSet<String>)| {
             !sources.iter().any(|source| names.contains(&(view.database.clone(), source.clone())))
         };
@@ -242,7 +268,12 @@ fn reads_from(document: &[u8], depth: usize, into: &mut BTreeSet<String>) {
     }
 }
 
-async fn make_indexes(subject: &Subject, connected: &Connected, one: &Collection, expiring: bool) -> Result<(), TaskFailure> {
+async fn make_indexes(
+    subject: &Subject,
+    connected: &Connected,
+    one: &Collection,
+    expiring: bool,
+) -> Result<(), TaskFailure> {
     let simple = raw::Builder::new().text("locale", "simple").finish();
     let mut wanted = Vec::new();
     for text in &one.indexes {
@@ -264,7 +295,8 @@ async fn make_indexes(subject: &Subject, connected: &Connected, one: &Collection
     if wanted.is_empty() {
         return Ok(());
     }
-    let builder = raw::Builder::new().text("createIndexes", &one.name).array("indexes", wanted.iter().map(Vec::as_slice));
+    let builder =
+        raw::Builder::new().text("createIndexes", &one.name).array("indexes", wanted.iter().map(Vec::as_slice));
     let command = catalog::command(subject, builder)?;
     let database = connected.client.database(&one.database);
     let verb = format!("build the indexes of {} of", one.stream());
@@ -294,7 +326,11 @@ async fn check_indexes(subject: &Subject, connected: &Connected, one: &Collectio
                     .map(|element| String::from_utf8_lossy(element.key).into_owned())
                     .collect();
                 if !lost.is_empty() {
-                    notices.push(format!("the target doesn't keep {} of index {name} of {}", lost.join(", "), one.stream()));
+                    notices.push(format!(
+                        "the target doesn't keep {} of index {name} of {}",
+                        lost.join(", "),
+                        one.stream()
+                    ));
                 }
             }
         }
@@ -314,7 +350,8 @@ async fn read_back(
     saved: &[StreamInfo],
 ) -> Result<Vec<StreamInfo>, TaskFailure> {
     let subject = &reading.subject;
-    let sizes: BTreeMap<&str, (u64, u64)> = saved.iter().map(|stream| (stream.name.as_str(), (stream.items, stream.bytes))).collect();
+    let sizes: BTreeMap<&str, (u64, u64)> =
+        saved.iter().map(|stream| (stream.name.as_str(), (stream.items, stream.bytes))).collect();
     let (of_bytes, done) = (saved.iter().map(|stream| stream.bytes).sum::<u64>(), AtomicU64::new(0));
     let reads: Vec<_> = collections
         .iter()
@@ -325,9 +362,20 @@ async fn read_back(
             async move {
                 let hasher = reading.part(one, None, Size { documents, bytes }, blank, &room(), None).await?;
                 let bytes_done = done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed) + bytes;
-                (subject.progress)(Progress { phase: "checking".to_owned(), bytes: bytes_done, of_bytes, ..Progress::default() });
+                (subject.progress)(Progress {
+                    phase: "checking".to_owned(),
+                    bytes: bytes_done,
+                    of_bytes,
+                    ..Progress::default()
+                });
                 let (items, content) = (hasher.items(), hex::encode(hasher.sum()));
-                Ok::<_, TaskFailure>(StreamInfo { name: one.stream(), unit: "documents".to_owned(), items, bytes, content })
+                Ok::<_, TaskFailure>(StreamInfo {
+                    name: one.stream(),
+                    unit: "documents".to_owned(),
+                    items,
+                    bytes,
+                    content,
+                })
             }
             .boxed()
         })
@@ -343,20 +391,31 @@ mod tests {
 
     fn view(name: &str, options: &Document) -> Collection {
         let options = catalog::encode(RawDocumentBuf::try_from(options).unwrap().as_bytes());
-        Collection { database: "d".to_owned(), name: name.to_owned(), options, view: true, indexes: vec![], uuid: String::new() }
+        Collection {
+            database: "d".to_owned(),
+            name: name.to_owned(),
+            options,
+            view: true,
+            indexes: vec![],
+            uuid: String::new(),
+        }
     }
 
     #[test]
     fn views_come_after_what_they_read_and_a_circle_ends() {
         let views = vec![
             view("a", &doc! {"viewOn": "b", "pipeline": []}),
-            view("b", &doc! {"viewOn": "messages", "pipeline": [{"$lookup": {"from": "c", "pipeline": [{"$unionWith": {"coll": "d"}}]}}]}),
+            view(
+                "b",
+                &doc! {"viewOn": "messages", "pipeline": [{"$lookup": {"from": "c", "pipeline": [{"$unionWith": {"coll": "d"}}]}}]},
+            ),
             view("c", &doc! {"viewOn": "messages", "pipeline": [{"$unionWith": "d"}]}),
             view("d", &doc! {"viewOn": "messages"}),
         ];
         let names: Vec<String> = in_order(views).into_iter().map(|view| view.name).collect();
         assert_eq!(names, ["d", "c", "b", "a"]);
-        let circle = vec![view("x", &doc! {"viewOn": "y"}), view("y", &doc! {"viewOn": "x"}), view("z", &doc! {"viewOn": "z"})];
+        let circle =
+            vec![view("x", &doc! {"viewOn": "y"}), view("y", &doc! {"viewOn": "x"}), view("z", &doc! {"viewOn": "z"})];
         assert_eq!(in_order(circle).len(), 3);
     }
 

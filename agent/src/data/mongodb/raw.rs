@@ -317,7 +317,12 @@ mod tests {
     fn only_a_top_level_empty_timestamp_counts_and_ids_are_shown() {
         let empty = Timestamp { time: 0, increment: 0 };
         assert!(has_empty_timestamp(&bytes(&doc! {"_id": 1, "t": empty})));
-        for harmless in [doc! {"_id": empty}, doc! {"a": {"t": empty}}, doc! {"t": [empty]}, doc! {"t": Timestamp { time: 0, increment: 1 }}] {
+        for harmless in [
+            doc! {"_id": empty},
+            doc! {"a": {"t": empty}},
+            doc! {"t": [empty]},
+            doc! {"t": Timestamp { time: 0, increment: 1 }},
+        ] {
             assert!(!has_empty_timestamp(&bytes(&harmless)), "{harmless}");
         }
         assert_eq!(id_text(&bytes(&doc! {"a": 1, "_id": "x\u{1F600}"})), "_id \"x\u{1F600}\"");

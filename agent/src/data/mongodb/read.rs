@@ -104,7 +104,8 @@ impl Reading {
         let (batches, mut batched) = mpsc::channel::<RawBatch>(1);
         let fetching = async {
             let batches = batches;
-            let mut cursor = within(subject, &verb, database.run_cursor_command(command).batch_size(batch_size).batch()).await?;
+            let mut cursor =
+                within(subject, &verb, database.run_cursor_command(command).batch_size(batch_size).batch()).await?;
             while let Some(batch) = within(subject, &verb, async { cursor.next().await.transpose() }).await? {
                 if batches.send(batch).await.is_err() {
                     return Err(stopped(subject, &verb));
@@ -124,7 +125,8 @@ impl Reading {
                 })?;
                 hasher = digested.hasher;
                 let Some(sink) = sink.filter(|_| digested.items > 0) else { continue };
-                let batch = Batch { pieces: digested.pieces, bytes: digested.bytes, items: digested.items, _room: permit };
+                let batch =
+                    Batch { pieces: digested.pieces, bytes: digested.bytes, items: digested.items, _room: permit };
                 if sink.send(Some(batch)).await.is_err() {
                     return Err(stopped(subject, &verb));
                 }
@@ -152,9 +154,7 @@ impl Reading {
     }
 
     async fn boundaries(&self, one: &Collection, parts: u64) -> Result<Vec<Bson>, TaskFailure> {
-        let ask = |command: Document| {
-            run(&self.subject, &self.connected, &one.database, "look for ranges of", command)
-        };
+        let ask = |command: Document| run(&self.subject, &self.connected, &one.database, "look for ranges of", command);
         let plan = ask(doc! {
             "explain": {"find": &one.name, "filter": {"_id": {"$gte": 0}}, "hint": {"_id": 1}},
             "verbosity": "queryPlanner",
@@ -173,7 +173,11 @@ impl Reading {
             command.insert("readConcern", concern);
         }
         let answer = ask(command).await?;
-        let batch = answer.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch")).cloned().unwrap_or_default();
+        let batch = answer
+            .get_document("cursor")
+            .and_then(|cursor| cursor.get_array("firstBatch"))
+            .cloned()
+            .unwrap_or_default();
         let ids: Vec<Bson> = batch.into_iter().filter_map(|one| one.as_document()?.get("_id").cloned()).collect();
         Ok(chosen(ids, usize::try_from(parts).unwrap_or(2)))
     }

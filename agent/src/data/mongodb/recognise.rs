@@ -30,26 +30,44 @@ const SERVERS: [&str; 12] = [
 
 /// Words of an image's name that make it a helper of a server and not a server.
 const HELPERS: [&str; 15] = [
-    "exporter", "express", "operator", "client", "backup", "agent", "migrate", "shell", "mongosh", "tools", "proxy", "init", "seed",
-    "connector", "compass",
+    "exporter",
+    "express",
+    "operator",
+    "client",
+    "backup",
+    "agent",
+    "migrate",
+    "shell",
+    "mongosh",
+    "tools",
+    "proxy",
+    "init",
+    "seed",
+    "connector",
+    "compass",
 ];
 
 /// Whether a container looks like a server.
 pub(super) fn recognise(container: &ContainerView) -> Option<Recognised> {
     let name = base_name(&container.image).to_ascii_lowercase();
     let helper = name.split(['-', '_', '.']).any(|word| HELPERS.contains(&word));
-    let by_image = SERVERS.contains(&name.as_str()) || SERVERS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit()));
+    let by_image =
+        SERVERS.contains(&name.as_str()) || SERVERS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit()));
     let words = || container.command.iter().flat_map(|word| word.split_whitespace());
-    let by_command = words().take(3).any(|word| matches!(word.rsplit('/').next(), Some("mongod" | "mongos" | "ferretdb")));
+    let by_command =
+        words().take(3).any(|word| matches!(word.rsplit('/').next(), Some("mongod" | "mongos" | "ferretdb")));
     let set = |name: &str| container.env.contains_key(name);
-    let by_environment = ["MONGO_INITDB_ROOT_USERNAME", "MONGO_INITDB_DATABASE", "MONGODB_ROOT_PASSWORD", "MONGODB_REPLICA_SET_MODE"]
-        .iter()
-        .any(|name| set(name));
+    let by_environment =
+        ["MONGO_INITDB_ROOT_USERNAME", "MONGO_INITDB_DATABASE", "MONGODB_ROOT_PASSWORD", "MONGODB_REPLICA_SET_MODE"]
+            .iter()
+            .any(|name| set(name));
     let by_port = container.ports.contains(&PORT);
     if !(by_image || by_command || (!helper && by_port) || (!helper && by_environment && container.ports.is_empty())) {
         return None;
     }
-    let env = |names: &[&str]| names.iter().find_map(|name| container.env.get(*name)).map(Secret::reveal).filter(|v| !v.is_empty());
+    let env = |names: &[&str]| {
+        names.iter().find_map(|name| container.env.get(*name)).map(Secret::reveal).filter(|v| !v.is_empty())
+    };
     let argument = |name: &str| {
         let mut words = words();
         while let Some(word) = words.next() {
@@ -134,7 +152,15 @@ mod tests {
         ] {
             assert!(recognise(&container(image, &[], &[])).is_some(), "{image}");
         }
-        for image in ["mongo-express", "bitnami/mongodb-exporter", "mongodb-kubernetes-operator", "shop:1", "postgres", "registry/mongo/shop", ""] {
+        for image in [
+            "mongo-express",
+            "bitnami/mongodb-exporter",
+            "mongodb-kubernetes-operator",
+            "shop:1",
+            "postgres",
+            "registry/mongo/shop",
+            "",
+        ] {
             assert!(recognise(&container(image, &[], &[])).is_none(), "{image}");
         }
         assert!(recognise(&container("own/store", &[PORT], &[])).is_some());
@@ -152,7 +178,10 @@ mod tests {
         let docker = [("MONGO_INITDB_ROOT_USERNAME", "boss"), ("MONGO_INITDB_ROOT_PASSWORD", "s3cret")];
         let login = recognise(&container("mongo:7", &[PORT], &docker)).and_then(|r| r.administrator).unwrap();
         assert_eq!((login.user.as_str(), login.password.reveal()), ("boss", "s3cret"));
-        let login = recognise(&container("bitnami/mongodb", &[], &[("MONGODB_ROOT_PASSWORD", "x")])).unwrap().administrator.unwrap();
+        let login = recognise(&container("bitnami/mongodb", &[], &[("MONGODB_ROOT_PASSWORD", "x")]))
+            .unwrap()
+            .administrator
+            .unwrap();
         assert_eq!(login.user, "root");
         let file = [("MONGO_INITDB_ROOT_PASSWORD_FILE", "/run/secrets/p")];
         let login = recognise(&container("mongo", &[], &file)).unwrap().administrator.unwrap();
