@@ -208,7 +208,7 @@ impl State {
                 let at = command
                     .get_document("readConcern")
                     .ok()
-                    .filter(|concern| concern.get_str("level") == Ok("snapshot"));
+                    .filter(|concern| concern.get_str("level").ok() == Some("snapshot"));
                 self.cursor(database, found, batch, true, 0, at.map(|_| NOW))
             }
             "getMore" => {
@@ -308,7 +308,7 @@ fn matches(document: &[u8], filter: &Document) -> bool {
     let Ok(wanted) = filter.get_document("_id") else { return true };
     let raw = RawDocument::from_bytes(document).unwrap();
     if let Some(equal) = wanted.get("$eq") {
-        return raw.get("_id").unwrap().is_some_and(|id| Bson::try_from(id.to_raw_bson()).unwrap() == *equal);
+        return raw.get("_id").unwrap().is_some_and(|id| Bson::try_from(id).unwrap() == *equal);
     }
     let Ok(id) = raw.get_i32("_id") else { return false };
     wanted.iter().all(|(operator, bound)| match (operator.as_str(), bound) {
