@@ -34,9 +34,9 @@ pub struct State {
     pub hello: Document,
     pub collections: BTreeMap<(String, String), Stored>,
     pub commands: Vec<(String, Document)>,
-    cursors: BTreeMap<i64, Vec<Vec<u8>>>,
-    next_cursor: i64,
-    locked: bool,
+    pub cursors: BTreeMap<i64, Vec<Vec<u8>>>,
+    pub next_cursor: i64,
+    pub locked: bool,
 }
 
 /// A test's own answer to a command; `None` for the usual one.
