@@ -5,7 +5,7 @@
 "$HERE/mongod.sh" build
 "$HERE/up.sh"
 "$HERE/images.sh"
-export KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$CACHE:$PATH OCOPEA_TESTBED=$TESTBED OCOPEA_TEST_REGISTRY=$REGISTRY
+export KUBECONFIG=$TESTBED/kubeconfig OCOPEA_TEST_KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$CACHE:$PATH OCOPEA_TESTBED=$TESTBED OCOPEA_TEST_REGISTRY=$REGISTRY
 say "building the tests (some minutes when nothing is built yet)"
 cd "$TOP" && cargo build -q --workspace --tests --bins
 say "running them"

@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(found.find("registry.example:5000/teamwork").map(|c| c.user.as_str()), Some("a"));
         assert!(found.find("empty.example/x").is_none());
         assert!(found.find("registry.example:50001/x").is_none());
-        assert!(!format!("{found:?}").contains("ecret"));
+        assert!(!format!("{found:?}").contains("s:ecret"));
     }
 
     #[test]
