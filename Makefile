@@ -25,8 +25,6 @@ demo: ## the main job with a real application: save, damage, restore elsewhere (
 demo-stop: ## removes everything that `make demo` left
 	@SITES_GIVEN="$(SITES)" REGISTRY_GIVEN="$(REGISTRY)" tests/demo.sh stop
 
-.PHONY: test bench
+.PHONY: test
 test: ## all tests, against real parts (sets up what it needs)
 	@tests/test.sh
-bench: ## speed beside other tools on this machine
-	@tests/bench.sh
