@@ -89,7 +89,11 @@ pub(super) async fn instant(subject: &Subject, connected: &Connected, facts: &Fa
     let verb = "open a snapshot of";
     let refusal = match subject.seams.timeout(connect::ANSWER, async { database.run_command(command).await }).await {
         None => {
-            return Err(TaskFailure::retryable("data.hangs", format!("can't {verb} \"{}\"", subject.name), "no answer"));
+            return Err(TaskFailure::retryable(
+                "data.hangs",
+                format!("can't {verb} \"{}\"", subject.name),
+                "no answer",
+            ));
         }
         Some(Ok(answer)) => {
             let at = answer.get_document("cursor").ok().and_then(|cursor| cursor.get_timestamp("atClusterTime").ok());
