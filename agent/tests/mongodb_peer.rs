@@ -102,7 +102,7 @@ async fn every_kind_of_document_comes_back_byte_for_byte() {
     let target =
         Peer::plain(State::default().with("test", "left by init", numbers(5)).with("admin", "init", numbers(1))).await;
     let loaded = load(&subject(target.address), &image, &saved).await.unwrap();
-    assert_eq!(differences(&saved.copied.streams, &loaded.streams), [String::new(); 0]);
+    assert_eq!(differences(&saved.copied.streams, &loaded.streams), Vec::<String>::new());
     assert!(loaded.notices.is_empty(), "{:?}", loaded.notices);
     let (before, after) = (source.state.lock().unwrap(), target.state.lock().unwrap());
     for ((database, name), was) in &before.collections {
