@@ -17,7 +17,7 @@ pub(crate) const LONGEST: usize = 1 << 20;
 /// The format's own limit: what a reader must take.
 pub(crate) const LIMIT: u32 = 8 << 20;
 /// How hard is tried to make them small.
-const LEVEL: i32 = 2;
+const LEVEL: i32 = 1;
 /// Set in [`Chunk::flags`]: the chunk is zstd frames; else it is stored as it is.
 pub(crate) const ZSTD: u32 = 1;
 

@@ -63,11 +63,11 @@ fn compare(place: &Path, rounds: u64, megabytes: u64, seed: u64, seams: &Seams) 
     for round in 1..=rounds {
         // Who begins changes from round to round.
         if round % 2 == 0 {
-            round_of_restic(place, round, [&one, &two], &mut restic, seams)?;
-            round_of_ours(place, round, [&one, &two], &mut ours, seams)?;
+            round_of_restic(place, &one, &two, &mut restic, seams)?;
+            round_of_ours(place, &one, &two, &mut ours, seams)?;
         } else {
-            round_of_ours(place, round, [&one, &two], &mut ours, seams)?;
-            round_of_restic(place, round, [&one, &two], &mut restic, seams)?;
+            round_of_ours(place, &one, &two, &mut ours, seams)?;
+            round_of_restic(place, &one, &two, &mut restic, seams)?;
         }
         println!("round {round} of {rounds} done");
     }
@@ -85,8 +85,6 @@ fn compare(place: &Path, rounds: u64, megabytes: u64, seed: u64, seams: &Seams) 
     line("stored, MB", ours.stored, restic.stored);
     line("stored with second, MB", ours.stored_second, restic.stored_second);
     println!("{:28}{:12.1}", "peak memory, MB", ours.peak_kb as f64 / 1024.0);
-    // Only now: a file system that has just deleted much is slow in making files.
-    std::fs::remove_dir_all(place)?;
     Ok(())
 }
 
@@ -100,8 +98,8 @@ fn timed(seams: &Seams, command: &mut Command) -> Result<(f64, String)> {
     Ok((took.as_secs_f64(), String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
-fn round_of_ours(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut Times, seams: &Seams) -> Result<()> {
-    let (repository, out) = (place.join(format!("ours-{round}")), place.join(format!("ours-out-{round}")));
+fn round_of_ours(place: &Path, one: &Path, two: &Path, times: &mut Times, seams: &Seams) -> Result<()> {
+    let (repository, out) = (place.join("ours"), place.join("ours-out"));
     let own = std::env::current_exe()?;
     let mut run = |words: &[&std::ffi::OsStr]| -> Result<f64> {
         let (took, said) = timed(seams, Command::new(&own).args(words))?;
@@ -119,15 +117,16 @@ fn round_of_ours(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut T
     times.second.push(second);
     times.restore.push(restore);
     same(two, &out, seams)?;
+    std::fs::remove_dir_all(&repository)?;
+    std::fs::remove_dir_all(&out)?;
     Ok(())
 }
 
-fn round_of_restic(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut Times, seams: &Seams) -> Result<()> {
-    let (repository, out) = (place.join(format!("restic-{round}")), place.join(format!("restic-out-{round}")));
-    let (live, cache) = (place.join("live"), place.join(format!("restic-cache-{round}")));
+fn round_of_restic(place: &Path, one: &Path, two: &Path, times: &mut Times, seams: &Seams) -> Result<()> {
+    let (repository, out, live) = (place.join("restic"), place.join("restic-out"), place.join("live"));
     let run = |directory: &Path, words: &[&std::ffi::OsStr]| -> Result<f64> {
         let mut command = Command::new("restic");
-        command.env("RESTIC_PASSWORD", "bench").env("RESTIC_CACHE_DIR", &cache);
+        command.env("RESTIC_PASSWORD", "bench").env("RESTIC_CACHE_DIR", place.join("restic-cache"));
         command.arg("-q").arg("-r").arg(&repository).args(words).current_dir(directory);
         Ok(timed(seams, &mut command)?.0)
     };
@@ -146,6 +145,9 @@ fn round_of_restic(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut
     times.first.push(first?);
     times.second.push(second?);
     times.restore.push(restore);
+    for left in [repository, out, place.join("restic-cache")] {
+        std::fs::remove_dir_all(&left)?;
+    }
     Ok(())
 }
 

@@ -68,13 +68,6 @@ pub struct CollectOptions {
     pub wait: bool,
 }
 
-impl Default for CollectOptions {
-    /// Deletes what has been unused for an hour; a pin that was not renewed for an hour is dead.
-    fn default() -> Self {
-        Self { grace: Duration::from_secs(3600), pin_expiry: Duration::from_secs(3600), wait: false }
-    }
-}
-
 /// What a collection did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectReport {
