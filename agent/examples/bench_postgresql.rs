@@ -56,11 +56,15 @@ fn subject(server: &Postgres) -> Subject {
 }
 
 async fn save(subject: &Subject, image: &TestImage) -> (Copied, Digest) {
+    let started = Instant::now();
     let held = PostgreSql.prepare(subject, false).await.unwrap().open().await.unwrap();
+    let opened = started.elapsed();
     let writer = image.writer(&subject.name, DataKind::PostgreSql).await;
     let copied = PostgreSql.copy(subject, &held.snapshot(), &writer).await.unwrap();
+    let read = started.elapsed();
     held.release().await.unwrap();
     let manifest = image.finish(writer, &copied.facts).await;
+    println!("  opened after {opened:.2?}, read after {read:.2?}, verified after {:.2?}", started.elapsed());
     (copied, manifest)
 }
 

@@ -1,48 +1,71 @@
 #!/bin/bash
-# images.sh: the servers' images for tests and samples, built once and pushed to the testbed's registry
+# images.sh [[http://]HOST/PATH]: the servers' images for tests and samples, each made once per content, pushed to
+# HOST/PATH (by default the testbed's registry, /testbed) unless they are there already
 . "$(dirname "$0")/lib.sh"
-mkdir -p "$CACHE/img"
+need_root "$@"
+into=${1:-http://$REGISTRY/testbed}
 export SOURCE_DATE_EPOCH=1767225600
+left_out=(--exclude=./usr/share/doc --exclude=./usr/share/locale --exclude=./usr/share/man --exclude=./usr/share/info
+  --exclude=./var/cache --exclude=./var/lib/apt --exclude=./var/log --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*'
+  --exclude='./run/mount' --exclude=./etc/hostname --exclude=./etc/resolv.conf --exclude='./etc/*-' --exclude=./etc/machine-id
+  --exclude='./etc/ssl/private/*' --exclude=./etc/ssl/certs/ssl-cert-snakeoil.pem --exclude='./etc/ssl/certs/????????.0')
 
-# archive NAME KEY: whether $CACHE/img/NAME.tar was made from the same KEY
-fresh() { [ "$(cat "$CACHE/img/$1.key" 2>/dev/null)" = "$2" ] && [ -s "$CACHE/img/$1.tar" ]; }
+# debian ROOT OPTION...: a root from Debian's packages
+debian() {
+  local root=$1; shift
+  mmdebstrap --quiet --aptopt='APT::Install-Recommends "false"' "$@" bookworm "$root" >"$W/log" 2>&1 || { tail -5 "$W/log" >&2; die "a root from Debian's packages could not be made (see above)" "check the machine's package sources"; }
+}
+layer() { tar -C "$1" --sort=name --numeric-owner --mtime=@$SOURCE_DATE_EPOCH "${left_out[@]}" -cf "$2" .; }
 
-mongod() {
-  local key; key=$( (hash_of "$HERE/mongod/pom.xml" "$HERE/mongod/src" "$HERE/mkimage.py"; echo 2) | sha256sum | cut -c1-16)
-  fresh mongodb "$key" && return
-  "$HERE/mongod.sh" build
-  say "making the image mongodb:6"
-  local W; W=$(mktemp -d); trap 'rm -rf "$W"' RETURN
-  mmdebstrap --quiet --variant=extract --include=libc6,libgcc-s1,libstdc++6,zlib1g,base-files,base-passwd,netbase,tzdata,dash bookworm "$W/root" >/dev/null 2>"$W/log" || { tail -5 "$W/log" >&2; die "the base of the mongodb image could not be made"; }
-  local home; home=$(dirname "$(dirname "$(readlink -f "$(command -v jlink)")")")
-  "$home/bin/jlink" --module-path "$home/jmods" --add-modules java.base,java.logging,java.management,java.naming,java.sql,java.xml,java.desktop,jdk.unsupported,jdk.management --strip-debug --no-header-files --no-man-pages --output "$W/root/opt/java"
-  mkdir -p "$W/root/opt/mongod" "$W/root/data/db" "$W/root/tmp"; chmod 1777 "$W/root/tmp"
-  cp "$CACHE"/mongod/*.jar "$W/root/opt/mongod/"
-  chown -R 999:999 "$W/root/data"
-  tar -C "$W/root" --sort=name --numeric-owner --mtime=@$SOURCE_DATE_EPOCH --exclude=./usr/share/doc --exclude=./usr/share/locale --exclude=./var/lib/dpkg --exclude=./var/cache --exclude='./dev/*' -cf "$W/root.tar" .
-  "$HERE/mkimage.py" "$W/root.tar" "$CACHE/img/mongodb.tar" mongodb:6 --user 999 --entrypoint '["/opt/java/bin/java","-Xmx512m","-XX:+UseSerialGC","-cp","/opt/mongod/*","dev.ocopea.testbed.Mongod","0.0.0.0","27017","/data/db/mongod.h2"]' >/dev/null
-  echo "$key" > "$CACHE/img/mongodb.key"
+mongodb() {
+  local root=$W/mongodb home
+  debian "$root" --variant=extract --include=libc6,libgcc-s1,libstdc++6,zlib1g,base-files,base-passwd,netbase,tzdata,dash
+  home=$(dirname "$(dirname "$(readlink -f "$(command -v jlink)")")")
+  "$home/bin/jlink" --module-path "$home/jmods" --strip-debug --no-header-files --no-man-pages --output "$root/opt/java" \
+    --add-modules java.base,java.logging,java.management,java.naming,java.sql,java.xml,java.desktop,jdk.unsupported,jdk.management
+  rm -rf "$root/var/lib/dpkg"
+  mkdir -p "$root/opt/mongod" "$root/data/db" "$root/tmp"; chmod 1777 "$root/tmp"
+  cp "$CACHE"/mongod/*.jar "$root/opt/mongod/"
+  chown -R 999:999 "$root/data"
+  layer "$root" "$W/mongodb.tar"
+  "$HERE/mkimage.py" "$W/mongodb.tar" "$1" mongodb:6 --user 999 \
+    --entrypoint '["/opt/java/bin/java","-Xmx512m","-XX:+UseSerialGC","-cp","/opt/mongod/*","dev.ocopea.testbed.Mongod"]'
 }
 
 postgres() {
-  local key; key=$(hash_of "$HERE/images/postgres-entrypoint.sh" "$HERE/mkimage.py" "$0")
-  fresh postgres "$key" && return
-  say "making the image postgres:15 (about a minute)"
-  local W; W=$(mktemp -d); trap 'rm -rf "$W"' RETURN
-  mmdebstrap --quiet --variant=minbase --include=postgresql-15,postgresql-client-15,libicu72 --aptopt='APT::Install-Recommends "false"' bookworm "$W/root" >/dev/null 2>"$W/log" || { tail -5 "$W/log" >&2; die "the postgres image could not be made"; }
-  install -m 755 "$HERE/images/postgres-entrypoint.sh" "$W/root/usr/local/bin/entrypoint"
-  rm -rf "$W/root/var/lib/postgresql/15" "$W/root/var/lib/apt/lists" "$W/root/var/cache/apt"
-  mkdir -p "$W/root/docker-entrypoint-initdb.d" "$W/root/var/lib/postgresql" "$W/root/run/postgresql"
+  local root=$W/postgres programs=/usr/lib/postgresql/15/bin
+  debian "$root" --variant=minbase --include=postgresql-15,postgresql-client-15,libicu72
+  install -m 755 "$HERE/images/postgres-entrypoint.sh" "$root/usr/local/bin/entrypoint"
+  # The just-in-time compiler would be half of the image; the server does without it where it isn't there.
+  find "$root/usr/lib" \( -name 'libLLVM*' -o -name 'llvmjit*' -o -name 'libz3.so*' \) -delete
+  rm -rf "$root/usr/lib/postgresql/15/lib/bitcode" "$root/var/lib/postgresql" "$root/etc/postgresql"
+  mkdir -p "$root/docker-entrypoint-initdb.d" "$root/var/lib/postgresql/data" "$root/run/postgresql"
   # The well-known image's own numbers, so that volumes made by either fit.
-  chroot "$W/root" sh -c 'groupmod -g 999 postgres; usermod -u 999 -g 999 postgres; chown -R 999:999 /var/lib/postgresql /run/postgresql; chmod 775 /run/postgresql'
-  tar -C "$W/root" --sort=name --numeric-owner --mtime=@$SOURCE_DATE_EPOCH --exclude=./usr/share/doc --exclude=./usr/share/locale --exclude='./dev/*' -cf "$W/root.tar" .
-  "$HERE/mkimage.py" "$W/root.tar" "$CACHE/img/postgres.tar" postgres:15 --user 999 --entrypoint '["/usr/local/bin/entrypoint"]' --cmd '["postgres"]' --env PGDATA=/var/lib/postgresql/data --env PATH=/usr/lib/postgresql/15/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin >/dev/null
-  echo "$key" > "$CACHE/img/postgres.key"
+  chroot "$root" sh -c 'groupmod -g 999 postgres; usermod -u 999 -g 999 postgres; chown -R 999:999 /var/lib/postgresql /run/postgresql; chmod 3777 /run/postgresql; chmod 777 /var/lib/postgresql/data'
+  layer "$root" "$W/postgres.tar"
+  "$HERE/mkimage.py" "$W/postgres.tar" "$1" postgres:15 --entrypoint '["/usr/local/bin/entrypoint"]' --cmd '["postgres"]' \
+    --env PGDATA=/var/lib/postgresql/data --env LANG=C.UTF-8 --env "PATH=$programs:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 }
 
-mongod
-postgres
-push() { "$HERE/push.sh" "$CACHE/img/$1.tar" "$REGISTRY/testbed/$2"; }
-push mongodb mongodb:6
-push postgres postgres:15
-push busybox busybox:1
+# fresh NAME CONTENT...: makes $CACHE/img/NAME.tar with the function NAME unless it was made from the same CONTENT
+fresh() {
+  local name=$1 key; shift
+  key=$( (hash_of "$HERE/mkimage.py" "$@"; declare -f "$name" debian layer; echo "${left_out[@]}") | sha256sum | cut -c1-16)
+  if [ "$(cat "$CACHE/img/$name.key" 2>/dev/null)" = "$key" ] && [ -s "$CACHE/img/$name.tar" ]; then return; fi
+  say "making the image $name (once; about a minute)"
+  W=$(mktemp -d); trap 'rm -rf "$W"' EXIT
+  "$name" "$W/archive" >/dev/null
+  mv "$W/archive" "$CACHE/img/$name.tar"; echo "$key" >"$CACHE/img/$name.key"
+  rm -rf "$W"
+}
+make_all() {
+  mkdir -p "$CACHE/img"
+  "$HERE/mongod.sh" build
+  fresh mongodb "$HERE/mongod/pom.xml" "$HERE/mongod/src"
+  fresh postgres "$HERE/images/postgres-entrypoint.sh"
+}
+alone "$CACHE/images.lock" "$@"
+make_all
+"$HERE/node-images.sh"
+for image in busybox:1 mongodb:6 postgres:15; do "$HERE/push.sh" "$CACHE/img/${image%:*}.tar" "${into%/}/$image"; done
+give_back "$CACHE"

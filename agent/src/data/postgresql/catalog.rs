@@ -270,14 +270,21 @@ impl Session {
 
     /// Extensions.
     pub(super) async fn extensions(&mut self) -> Result<Vec<Extension>, TaskFailure> {
-        let trusted = if self.version >= 130_000 { "coalesce(v.trusted, false)" } else { "false" };
-        self.list(&format!(
-            "SELECT e.extname AS name, e.extversion AS version, n.nspname AS schema, {trusted} AS trusted, \
-             e.oid < 16384 AS built_in FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
-             LEFT JOIN pg_available_extension_versions v ON v.name = e.extname AND v.version = e.extversion \
-             ORDER BY e.extname COLLATE \"C\""
-        ))
-        .await
+        let mut extensions: Vec<Extension> = self
+            .list(
+                "SELECT e.extname AS name, e.extversion AS version, n.nspname AS schema, false AS trusted, \
+                 e.oid < 16384 AS built_in FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
+                 ORDER BY e.extname COLLATE \"C\"",
+            )
+            .await?;
+        // What the server has files of is read from its disk each time: only when it matters.
+        if extensions.iter().any(|extension| !extension.built_in) {
+            let trusted = self.trusted_extensions().await?;
+            for extension in &mut extensions {
+                extension.trusted = trusted.get(&extension.name).copied().unwrap_or(false);
+            }
+        }
+        Ok(extensions)
     }
 
     /// Extensions that the server has files of, and whether a database's owner may make them.
@@ -351,25 +358,26 @@ impl Session {
     /// Owners of all objects of users, as the server names them. `of` limits to one owner.
     pub(super) async fn owners(&mut self, of: Option<&str>) -> Result<Vec<Owned>, TaskFailure> {
         let wanted = of.map(|role| format!("WHERE owner = {}", sql::literal(role))).unwrap_or_default();
-        let statistics = "SELECT tableoid, oid, stxowner FROM pg_statistic_ext";
         self.list(&format!(
             "SELECT kind, identity, owner FROM (\
                SELECT i.type AS kind, i.identity AS identity, pg_get_userbyid(o.owner) AS owner FROM (\
-                 SELECT tableoid, oid, relowner AS owner FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'S', 'f') \
-                 UNION ALL SELECT tableoid, oid, proowner FROM pg_proc \
+                 SELECT tableoid, oid, relowner AS owner FROM pg_class \
+                   WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'S', 'f') \
+                 UNION ALL SELECT tableoid, oid, proowner FROM pg_proc WHERE oid >= 16384 \
                  UNION ALL SELECT t.tableoid, t.oid, t.typowner FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid \
-                   WHERE (t.typrelid = 0 OR c.relkind = 'c') AND NOT EXISTS (SELECT 1 FROM pg_type a WHERE a.typarray = t.oid) \
-                   AND t.typtype <> 'm' \
-                 UNION ALL SELECT tableoid, oid, nspowner FROM pg_namespace WHERE nspname !~ '^pg_' \
-                 UNION ALL SELECT tableoid, oid, oprowner FROM pg_operator \
-                 UNION ALL SELECT tableoid, oid, collowner FROM pg_collation \
-                 UNION ALL SELECT tableoid, oid, conowner FROM pg_conversion \
-                 UNION ALL SELECT tableoid, oid, cfgowner FROM pg_ts_config \
-                 UNION ALL SELECT tableoid, oid, dictowner FROM pg_ts_dict \
+                   WHERE t.oid >= 16384 AND (t.typrelid = 0 OR c.relkind = 'c') AND t.typtype <> 'm' \
+                   AND NOT EXISTS (SELECT 1 FROM pg_type a WHERE a.typarray = t.oid) \
+                 UNION ALL SELECT tableoid, oid, nspowner FROM pg_namespace \
+                   WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' \
+                 UNION ALL SELECT tableoid, oid, oprowner FROM pg_operator WHERE oid >= 16384 \
+                 UNION ALL SELECT tableoid, oid, collowner FROM pg_collation WHERE oid >= 16384 \
+                 UNION ALL SELECT tableoid, oid, conowner FROM pg_conversion WHERE oid >= 16384 \
+                 UNION ALL SELECT tableoid, oid, cfgowner FROM pg_ts_config WHERE oid >= 16384 \
+                 UNION ALL SELECT tableoid, oid, dictowner FROM pg_ts_dict WHERE oid >= 16384 \
                  UNION ALL SELECT tableoid, oid, pubowner FROM pg_publication \
-                 UNION ALL {statistics}\
+                 UNION ALL SELECT tableoid, oid, stxowner FROM pg_statistic_ext\
                ) o(class, oid, owner), LATERAL pg_identify_object(o.class, o.oid, 0) i \
-               WHERE (o.oid >= 16384 OR i.type = 'schema') AND i.identity IS NOT NULL \
+               WHERE i.identity IS NOT NULL \
                AND (i.schema IS NULL OR (i.schema !~ '^pg_' AND i.schema <> 'information_schema')) \
                AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.objsubid = 0 \
                  AND (d.deptype IN ('e', 'i') OR (d.deptype = 'a' AND i.type = 'sequence')))\

@@ -214,7 +214,8 @@ async fn one(
     let name = opened.name.as_str();
     let mut session = server.connect(name).await?;
     session.import(&opened.snapshot).await?;
-    let left_out = session.unloadable().await?;
+    let extensions = session.extensions().await?;
+    let left_out = session.unloadable(&extensions).await?;
     let refused: Vec<_> = left_out.iter().filter(|left| rights::refused(left)).cloned().collect();
     if !refused.is_empty() {
         let gaps = rights::unloadable(&server.name, name, &refused);
@@ -226,7 +227,7 @@ async fn one(
     expected.fetch_add(bytes, Ordering::Relaxed);
     let mut inside = Inside {
         public: session.has_public().await?,
-        extensions: session.extensions().await?,
+        extensions,
         owners: session.owners(None).await?.into_iter().filter(|owned| owned.owner != owner).collect(),
         views: session.materialised_views().await?,
         left_out,

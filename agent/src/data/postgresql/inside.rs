@@ -154,6 +154,9 @@ async fn foundations(
     if !database.inside.public {
         admin.run("DROP SCHEMA IF EXISTS public CASCADE").await?;
     }
+    if database.inside.extensions.iter().all(|extension| extension.built_in) {
+        return Ok(());
+    }
     let here: BTreeMap<String, bool> = admin.trusted_extensions().await?;
     for extension in database.inside.extensions.iter().filter(|extension| !extension.built_in) {
         match here.get(&extension.name) {

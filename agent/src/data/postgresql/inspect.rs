@@ -115,10 +115,11 @@ async fn look(server: &Server, who: &Identity, database: &mut Database) -> Resul
         Err(failure) => return Err(failure),
     };
     let mut gaps = rights::gaps(&mut session, who, &server.name).await?;
-    let left_out = session.unloadable().await?;
+    let extensions = session.extensions().await?;
+    let left_out = session.unloadable(&extensions).await?;
     gaps.extend(rights::unloadable(&server.name, &database.name, &left_out));
     let (bytes, tables) = session.bytes().await?;
-    database.inside = Inside { extensions: session.extensions().await?, left_out, ..Inside::default() };
+    database.inside = Inside { extensions, left_out, ..Inside::default() };
     session.close().await;
     // Rows of each table, and the schema.
     Ok(Look { bytes, streams: tables + 1, gaps })

@@ -5,7 +5,10 @@
 
 use ocopea_protocol::failure::TaskFailure;
 
-use super::{connect::Session, facts::LeftOut};
+use super::{
+    connect::Session,
+    facts::{Extension, LeftOut},
+};
 
 /// Extensions that a load may have the provisioner make, besides the trusted ones. All are part of PostgreSQL's own
 /// distribution or widely reviewed, and none of them runs anything by itself.
@@ -53,7 +56,7 @@ pub(super) fn allowed(extension: &str) -> bool {
 
 impl Session {
     /// What no load could make again as a database's owner without further rights.
-    pub(super) async fn unloadable(&mut self) -> Result<Vec<LeftOut>, TaskFailure> {
+    pub(super) async fn unloadable(&mut self, extensions: &[Extension]) -> Result<Vec<LeftOut>, TaskFailure> {
         let mut out: Vec<LeftOut> = self
             .list(
                 "SELECT kind, name, why FROM (\
@@ -107,7 +110,7 @@ impl Session {
             .await
             .or_else(|failure| if failure.code == "data.rights" { Ok(vec![]) } else { Err(failure) })?,
         );
-        for extension in self.extensions().await? {
+        for extension in extensions.iter().cloned() {
             let known = allowed(&extension.name) || extension.trusted || extension.built_in;
             if let Some((_, why)) = UNKNOWN.iter().find(|(name, _)| *name == extension.name) {
                 out.push(LeftOut { kind: "extension".to_owned(), name: extension.name, why: (*why).to_owned() });
