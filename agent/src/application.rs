@@ -37,6 +37,8 @@ pub struct Located {
     pub driver: Option<Arc<dyn DataService>>,
     /// Logins, best first.
     pub logins: Vec<Login>,
+    /// Where a volume's users may run: `nodeSelector`, `affinity`, `tolerations` of their pods.
+    pub placement: Value,
 }
 
 /// What was gathered.
@@ -179,11 +181,17 @@ impl<'a> Gathering<'a> {
             .flat_map(|c| c.used_by.clone())
             .chain(self.unresolved.iter().filter(|u| left_out(u.name.as_str())).flat_map(|u| u.used_by.clone()))
             .collect();
+        // What is written to has to be there before the stateful set that would make it.
+        let saved = |object: &Value| {
+            let claim = object["metadata"]["name"].as_str().unwrap_or_default();
+            let volumes = located.iter().filter(|d| d.found.kind == DataKind::Volume);
+            volumes.filter(|d| !left_out(d.found.name.as_str())).any(|d| d.found.claims.iter().any(|c| c == claim))
+        };
         let mut objects: Vec<Value> = self
             .raw
             .iter()
             .filter(|o| !left_out(&object_ref(o).to_string()) && !dropped.contains(&object_ref(o)))
-            .filter(|o| !self.claim_of_template(o))
+            .filter(|o| !self.claim_of_template(o) || saved(o))
             .map(|o| {
                 let mut cleaned = clean(o);
                 if kinds::is_finished(o) {
@@ -393,6 +401,7 @@ impl<'a> Gathering<'a> {
                 },
                 driver: Some(driver),
                 logins,
+                placement: Value::Null,
             });
         }
         self.containers = all;
@@ -438,29 +447,35 @@ impl<'a> Gathering<'a> {
     /// Claims that no recognised server owns: files.
     fn volumes(&mut self, contents: &Contents, owned: &BTreeSet<String>) -> Vec<Located> {
         let driver = self.drivers.iter().find(|d| d.kind() == DataKind::Volume).cloned();
-        let claims: Vec<String> = self
-            .raw
-            .iter()
-            .filter(|o| o["kind"] == "PersistentVolumeClaim")
-            .filter_map(|o| o["metadata"]["name"].as_str().map(str::to_owned))
-            .filter(|claim| !owned.contains(claim) && !self.replica_of_owned(claim, owned))
-            .collect();
+        let mut claims = Vec::new();
+        for claim in self.raw.iter().filter(|object| object["kind"] == "PersistentVolumeClaim") {
+            let name = claim["metadata"]["name"].as_str().unwrap_or_default();
+            if owned.contains(name) || self.replica_of_owned(name, owned) {
+                continue;
+            }
+            match unreachable_claim(claim) {
+                Some(gap) => self.gaps.push(gap),
+                None => claims.push(name.to_owned()),
+            }
+        }
         claims
             .into_iter()
             .map(|claim| {
                 let name = self.unique(&claim);
-                let pod = contents
-                    .pods
-                    .iter()
-                    .find(|pod| {
-                        pod["status"]["phase"] == "Running"
-                            && pod["spec"]["volumes"]
-                                .as_array()
-                                .into_iter()
-                                .flatten()
-                                .any(|v| v["persistentVolumeClaim"]["claimName"] == claim.as_str())
-                    })
-                    .and_then(|pod| pod["metadata"]["name"].as_str().map(str::to_owned));
+                let mounts = |spec: &Value| {
+                    let volumes = spec["volumes"].as_array().into_iter().flatten();
+                    volumes.into_iter().any(|v| v["persistentVolumeClaim"]["claimName"] == claim.as_str())
+                };
+                let running = contents.pods.iter().find(|p| p["status"]["phase"] == "Running" && mounts(&p["spec"]));
+                let pod = running.and_then(|pod| pod["metadata"]["name"].as_str().map(str::to_owned));
+                let user = self.raw.iter().find_map(|object| {
+                    let spec = workload::pod_spec(object)?;
+                    (mounts(spec) || workload::volume_claims(object, spec).values().any(|of| *of == claim)).then_some(spec)
+                });
+                let placement = user.map_or(Value::Null, |spec| {
+                    serde_json::json!({"nodeSelector": spec["nodeSelector"], "affinity": {"nodeAffinity": spec["affinity"]["nodeAffinity"]},
+                        "tolerations": spec["tolerations"]})
+                });
                 Located {
                     found: DataFound {
                         name,
@@ -481,6 +496,7 @@ impl<'a> Gathering<'a> {
                     },
                     driver: driver.clone(),
                     logins: Vec::new(),
+                    placement,
                 }
             })
             .collect()
@@ -523,6 +539,28 @@ impl<'a> Gathering<'a> {
             }
         }
         self.gaps.extend(gaps);
+    }
+}
+
+/// Why the files behind a claim can't be read, if they can't.
+fn unreachable_claim(claim: &Value) -> Option<Gap> {
+    let name = claim["metadata"]["name"].as_str().unwrap_or_default();
+    let gap = |why: &str, blocking, next: String| Gap {
+        name: ComponentName::from_lossy(name).to_string(),
+        what: format!("persistent volume claim {name}"),
+        why: why.to_owned(),
+        blocking,
+        next,
+    };
+    let without = format!("leave it out by name: --without {}", ComponentName::from_lossy(name));
+    if claim["spec"]["volumeMode"] == "Block" {
+        return Some(gap("it is a raw block device: only filesystems are saved", true, without));
+    }
+    match claim["status"]["phase"].as_str() {
+        // Nobody has used it yet: to look into it would make the volume.
+        Some("Pending") => Some(gap("no volume is bound to it: it holds nothing yet", false, String::new())),
+        Some("Lost") => Some(gap("the volume that it was bound to is gone", true, without)),
+        _ => None,
     }
 }
 

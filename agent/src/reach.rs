@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use ocopea_protocol::{failure::TaskFailure, names::Namespace, task::Progress};
-use tokio_util::sync::CancellationToken;
+use ocopea_protocol::{failure::TaskFailure, image::DataKind, names::Namespace, task::Progress};
 
 use crate::{
     application::Located,
     data::{DataService, Reach, ServerReach, Subject, Tools},
+    execute::Task,
     platform::{
         Platform,
         exec::{HostTools, PodTools},
         forward::Forward,
+        mover::PodVolume,
     },
 };
 
@@ -28,13 +29,8 @@ pub struct Reached {
 pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// Opens the way to `located`.
-pub async fn reach(
-    platform: &Platform,
-    namespace: &Namespace,
-    located: &Located,
-    stop: &CancellationToken,
-    progress: &ProgressSink,
-) -> Result<Reached, TaskFailure> {
+pub async fn reach(task: &Task, namespace: &Namespace, located: &Located) -> Result<Reached, TaskFailure> {
+    let platform = &task.site.platform;
     let found = &located.found;
     let what = || format!("can't reach the data service {}", found.name);
     let Some(driver) = located.driver.clone() else {
@@ -45,6 +41,16 @@ pub async fn reach(
         )
         .next(format!("leave it out by name: --without {}", found.name)));
     };
+    if found.kind == DataKind::Volume {
+        let subject = Subject {
+            name: found.name.clone(),
+            reach: Reach::Volume(Arc::new(volume(task, namespace, located)?)),
+            seams: platform.seams.clone(),
+            stop: task.stop.clone(),
+            progress: Arc::clone(&task.progress),
+        };
+        return Ok(Reached { subject, driver, _forward: None });
+    }
     let Some(pod) = &found.pod else {
         let workload = found.workload.as_ref().map_or_else(|| "its workload".to_owned(), ToString::to_string);
         return Err(TaskFailure::retryable("data.no-pod", what(), format!("no pod of {workload} is ready"))
@@ -67,10 +73,31 @@ pub async fn reach(
         name: found.name.clone(),
         reach: Reach::Server(server),
         seams: platform.seams.clone(),
-        stop: stop.clone(),
-        progress: Arc::clone(progress),
+        stop: task.stop.clone(),
+        progress: Arc::clone(&task.progress),
     };
     Ok(Reached { subject, driver, _forward: Some(forward) })
+}
+
+fn volume(task: &Task, namespace: &Namespace, located: &Located) -> Result<PodVolume, TaskFailure> {
+    let name = &located.found.name;
+    let what = || format!("can't reach volume {name}");
+    let Some(image) = task.site.mover_image.clone() else {
+        return Err(TaskFailure::permanent("volume.no-mover", what(), "no image for the pod that reads its files is configured")
+            .next(format!("start with --mover-image HOST/PATH/ocopea-mover@sha256:…, or leave it out: --without {name}")));
+    };
+    let Some(claim) = located.found.claims.first().cloned() else {
+        return Err(TaskFailure::permanent("volume.no-claim", what(), "no claim is named for it"));
+    };
+    Ok(PodVolume {
+        platform: task.site.platform.clone(),
+        namespace: namespace.to_string(),
+        claim,
+        operation: task.claimed.operation,
+        image,
+        placement: located.placement.clone(),
+        stop: task.stop.clone(),
+    })
 }
 
 /// Opens a loopback port to a service of a namespace; with the text to connect with: for a data service the
@@ -107,9 +134,9 @@ pub async fn connect(
         let forward = platform.forward(namespace, pod, located.found.port, listen).await?;
         let login = located.logins.first();
         let scheme = match located.found.kind {
-            ocopea_protocol::image::DataKind::MongoDb => "mongodb",
-            ocopea_protocol::image::DataKind::PostgreSql => "postgresql",
-            ocopea_protocol::image::DataKind::Volume => "file",
+            DataKind::MongoDb => "mongodb",
+            DataKind::PostgreSql => "postgresql",
+            DataKind::Volume => "file",
         };
         let user = login
             .filter(|l| !l.user.is_empty())

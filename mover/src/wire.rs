@@ -181,6 +181,11 @@ impl<W: Write> FrameWriter<W> {
         sent
     }
 
+    /// What it writes to.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     /// Hands everything on.
     pub fn flush(&mut self) -> Result<(), Fault> {
         self.out.flush().map_err(gone)
@@ -332,44 +337,80 @@ impl Totals {
     }
 }
 
-/// Reads frames.
-pub struct FrameReader<R> {
-    from: R,
+/// Bytes of a frame before its payload.
+pub const HEAD: usize = 5;
+/// Bytes of a frame after its payload.
+pub const SUM: usize = 8;
+
+/// Checks and decodes frames that somebody else reads, one after the other.
+#[derive(Debug, Default)]
+pub struct FrameDecoder {
     number: u64,
-    payload: Vec<u8>,
 }
 
-impl<R: Read> FrameReader<R> {
-    /// Frames from `from`, from number 0.
-    pub fn new(from: R) -> Self {
-        Self { from, number: 0, payload: Vec::new() }
-    }
-
-    /// The next frame. After a fault there is none.
-    #[expect(clippy::should_implement_trait, reason = "what it gives borrows from it: no iterator can")]
-    pub fn next(&mut self) -> Result<Message<'_>, Fault> {
-        let mut head = [0; 5];
-        self.fill_head(&mut head)?;
-        let [kind, length @ ..] = head;
-        let length = u32::from_le_bytes(length) as usize;
+impl FrameDecoder {
+    /// How long the payload is that this head announces.
+    pub fn length(&self, head: &[u8; HEAD]) -> Result<usize, Fault> {
+        let [_, length @ ..] = head;
+        let length = u32::from_le_bytes(*length) as usize;
         if length > LONGEST_FRAME {
             return Err(protocol(format!("frame {} claims to be {length} bytes long", self.number)));
         }
-        if self.payload.len() < length {
-            self.payload.resize(length, 0);
-        }
-        let payload = self.payload.get_mut(..length).unwrap_or_default();
-        read(&mut self.from, payload, self.number)?;
-        let mut sum = [0; 8];
-        read(&mut self.from, &mut sum, self.number)?;
-        if sum != checksum(self.number, &head, &[payload]) {
+        Ok(length)
+    }
+
+    /// What the frame says. After a fault there is no further frame.
+    pub fn decode<'a>(
+        &mut self,
+        head: &[u8; HEAD],
+        payload: &'a [u8],
+        sum: [u8; SUM],
+    ) -> Result<Message<'a>, Fault> {
+        if sum != checksum(self.number, head, &[payload]) {
             return Err(protocol(format!(
                 "frame {} was changed on its way, or frames before it are missing",
                 self.number
             )));
         }
         self.number += 1;
+        let [kind, ..] = *head;
         decode(kind, payload)
+    }
+
+    /// The fault when the stream ends or breaks where a frame should come.
+    pub fn cut(&self, error: &std::io::Error) -> Fault {
+        let why =
+            if error.kind() == ErrorKind::UnexpectedEof { "the stream was cut".to_owned() } else { error.to_string() };
+        Fault::new(Class::Cut, format!("{why} at frame {}, before its end", self.number))
+    }
+}
+
+/// Reads frames.
+pub struct FrameReader<R> {
+    from: R,
+    decoder: FrameDecoder,
+    payload: Vec<u8>,
+}
+
+impl<R: Read> FrameReader<R> {
+    /// Frames from `from`, from number 0.
+    pub fn new(from: R) -> Self {
+        Self { from, decoder: FrameDecoder::default(), payload: Vec::new() }
+    }
+
+    /// The next frame. After a fault there is none.
+    #[expect(clippy::should_implement_trait, reason = "what it gives borrows from it: no iterator can")]
+    pub fn next(&mut self) -> Result<Message<'_>, Fault> {
+        let (mut head, mut sum) = ([0; HEAD], [0; SUM]);
+        self.from.read_exact(&mut head).map_err(|error| self.decoder.cut(&error))?;
+        let length = self.decoder.length(&head)?;
+        if self.payload.len() < length {
+            self.payload.resize(length, 0);
+        }
+        let payload = self.payload.get_mut(..length).unwrap_or_default();
+        self.from.read_exact(payload).map_err(|error| self.decoder.cut(&error))?;
+        self.from.read_exact(&mut sum).map_err(|error| self.decoder.cut(&error))?;
+        self.decoder.decode(&head, payload, sum)
     }
 
     /// The first frame, which must be a hello.
@@ -380,23 +421,6 @@ impl<R: Read> FrameReader<R> {
             _ => Err(protocol("it doesn't begin with a greeting".to_owned())),
         }
     }
-
-    fn fill_head(&mut self, head: &mut [u8; 5]) -> Result<(), Fault> {
-        match self.from.read_exact(head) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(cut(self.number, &error)),
-        }
-    }
-}
-
-fn read(from: &mut impl Read, into: &mut [u8], number: u64) -> Result<(), Fault> {
-    from.read_exact(into).map_err(|error| cut(number, &error))
-}
-
-fn cut(number: u64, error: &std::io::Error) -> Fault {
-    let why =
-        if error.kind() == ErrorKind::UnexpectedEof { "the stream was cut".to_owned() } else { error.to_string() };
-    Fault::new(Class::Cut, format!("{why} at frame {number}, before its end"))
 }
 
 fn protocol(message: String) -> Fault {

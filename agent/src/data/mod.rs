@@ -7,10 +7,12 @@
 
 pub mod mongodb;
 pub mod postgresql;
+pub mod volume;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
+use ocopea_mover::wire::Job;
 use ocopea_protocol::{
     failure::TaskFailure,
     image::{Consistency, DataKind, StreamInfo},
@@ -132,11 +134,11 @@ pub trait VolumeReach: Send + Sync {
     fn claim(&self) -> String;
     /// Pods that mount it read-write and run now.
     async fn writers(&self) -> Result<Vec<String>, TaskFailure>;
-    /// Starts `ocopea-mover` at the volume with these arguments: its standard input and output.
+    /// Starts `ocopea-mover` at the volume, for this job: its standard input and output. Whoever else works there for
+    /// the same operation, an earlier attempt, is stopped before.
     async fn mover(
         &self,
-        writable: bool,
-        arguments: &[String],
+        job: Job,
         input: Option<Box<dyn AsyncRead + Send + Unpin>>,
     ) -> Result<RunningTool, TaskFailure>;
 }
@@ -262,5 +264,5 @@ pub trait Held: Send {
 
 /// Every driver, in the order in which they are asked whether they recognise a container.
 pub fn all() -> Vec<Arc<dyn DataService>> {
-    vec![Arc::new(mongodb::MongoDb), Arc::new(postgresql::PostgreSql)]
+    vec![Arc::new(mongodb::MongoDb), Arc::new(postgresql::PostgreSql), Arc::new(volume::Volume)]
 }

@@ -82,7 +82,7 @@ impl Task {
         let what = || format!("can't hold a snapshot of {}", data.name);
         let application = Application::gather(&self.site.platform, source).await?;
         let located = application.locate(&data.name)?;
-        let reached = reach(&self.site.platform, &source.namespace, located, &self.stop, &self.progress).await?;
+        let reached = reach(self, &source.namespace, located).await?;
         let prepared = reached.driver.prepare(&reached.subject, source.freeze).await?;
         self.holder.set(HolderState::Prepared);
         let seams = &self.site.seams;

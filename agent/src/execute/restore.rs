@@ -503,7 +503,7 @@ impl Task {
         let Some(located) = located else {
             return Err(TaskFailure::retryable("data.not-there", what, "its server doesn't run at the target"));
         };
-        let reached = reach(&self.site.platform, &source.namespace, located, &self.stop, &self.progress).await?;
+        let reached = reach(self, &source.namespace, located).await?;
         let session = self.session(&target.access).await?;
         let reader = session.reader(&placement.manifest).await.map_err(|error| repository(&what, &error))?;
         let loaded = tokio::select! {

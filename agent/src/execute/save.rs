@@ -145,7 +145,7 @@ impl Task {
     async fn look_at(&self, source: &Source, located: &Located) -> DataFound {
         let mut found = located.found.clone();
         let looked = async {
-            let reached = reach(&self.site.platform, &source.namespace, located, &self.stop, &self.progress).await?;
+            let reached = reach(self, &source.namespace, located).await?;
             reached.driver.inspect(&reached.subject).await
         };
         match looked.await {
@@ -233,7 +233,7 @@ impl Task {
     ) -> Result<TaskOutput, TaskFailure> {
         let application = Application::gather(&self.site.platform, source).await?;
         let located = application.locate(&data.name)?;
-        let reached = reach(&self.site.platform, &source.namespace, located, &self.stop, &self.progress).await?;
+        let reached = reach(self, &source.namespace, located).await?;
         let session: ImageSession = self.session(access).await?;
         let what = format!("can't save {}", data.name);
         let writer = session.component(&data.name, data.kind).await.map_err(|error| repository(&what, &error))?;
@@ -265,6 +265,7 @@ impl Task {
         source: Option<&Source>,
     ) -> Result<TaskOutput, TaskFailure> {
         let Some(source) = source else { return Ok(TaskOutput::Done) };
+        self.site.platform.remove_movers(source.namespace.as_str(), self.claimed.operation, None).await?;
         if frozen.is_empty() {
             return Ok(TaskOutput::Done);
         }
@@ -272,7 +273,7 @@ impl Task {
         for data in frozen {
             // A service that is gone holds nothing.
             let Ok(located) = application.locate(&data.name) else { continue };
-            let reached = reach(&self.site.platform, &source.namespace, located, &self.stop, &self.progress).await?;
+            let reached = reach(self, &source.namespace, located).await?;
             reached.driver.unfreeze(&reached.subject).await?;
         }
         Ok(TaskOutput::Done)

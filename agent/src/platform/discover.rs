@@ -226,6 +226,9 @@ impl Platform {
 
 impl Contents {
     fn sort(&mut self, resource: &ApiResource, object: Value) {
+        if object["metadata"]["labels"][super::MOVER].is_string() {
+            return;
+        }
         let owned = object["metadata"]["ownerReferences"]
             .as_array()
             .is_some_and(|owners| owners.iter().any(|owner| owner["controller"].as_bool() == Some(true)));

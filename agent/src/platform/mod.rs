@@ -6,6 +6,7 @@ pub mod exec;
 pub mod facts;
 pub mod forward;
 pub mod logs;
+pub mod mover;
 pub mod namespace;
 pub mod wait;
 
@@ -28,6 +29,8 @@ pub const MANAGER: &str = "ocopea";
 pub const ENVIRONMENT: &str = "ocopea.dev/environment";
 /// Label: the operation that made an object.
 pub const OPERATION: &str = "ocopea.dev/operation";
+/// Label of what belongs to a mover: helpers of an operation, never part of an application.
+pub const MOVER: &str = "ocopea.dev/mover";
 /// Annotation of a namespace: the record that its environment came from.
 pub const RECORD: &str = "ocopea.dev/record";
 

@@ -8,7 +8,7 @@ use ocopea_catalog_db::{
 };
 use ocopea_protocol::{
     failure::TaskFailure,
-    image::{ImageAccess, Location},
+    image::{DataKind, ImageAccess, Location},
     inventory::{Gap, Inventory},
     message::HolderOrder,
     secret::Secret32,
@@ -150,13 +150,14 @@ pub fn next(
 /// Takes back: what was frozen is released, pins go. What was stored is collected, since no ref names it.
 pub fn undo(operation: &Operation, request: &SaveRequest, tasks: &Tasks<'_>) -> Result<Vec<NewTask>, TaskFailure> {
     let mut undo = Vec::new();
-    if request.source.freeze
-        && let Some(inventory) = inventory(tasks)?
+    if let Some(inventory) = inventory(tasks)?
+        && (request.source.freeze || inventory.data.iter().any(|data| data.kind == DataKind::Volume))
     {
+        let frozen = if request.source.freeze { inventory.data } else { Vec::new() };
         let spec = TaskSpec::CleanUp {
             namespace: request.source.namespace.clone(),
             operation: operation.id,
-            frozen: inventory.data,
+            frozen,
             source: Some(request.source.clone()),
         };
         undo.push(as_undo(site_task("undo:release", site_of(operation)?, &[], &spec)?));
