@@ -9,11 +9,13 @@ TB := tests/testbed
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: testbed testbed-down testbed-clean testbed-images
+.PHONY: testbed testbed-down testbed-clean testbed-images images
 testbed: ## two Kubernetes clusters and a registry on this machine (needs root)
 	@$(TB)/up.sh
 testbed-images: testbed ## database servers for tests and samples, pushed to the testbed's registry
 	@$(TB)/images.sh
+images: testbed ## the mover's image, pushed to the testbed's registry (REGISTRY=[http://]HOST/PATH: to another); prints what --mover-image takes
+	@$(TB)/mover-image.sh $(REGISTRY)
 testbed-down: ## stops the testbed
 	@$(TB)/down.sh
 testbed-clean: ## stops the testbed and removes its state
@@ -28,3 +30,7 @@ demo-stop: ## removes everything that `make demo` left
 .PHONY: test
 test: ## all tests, against real parts (sets up what it needs)
 	@tests/test.sh
+
+.PHONY: faults
+faults: testbed testbed-images ## ends Ocopea at every step of every operation and at 50 random moments, and looks at what is left (about an hour)
+	@tests/faults.sh

@@ -38,10 +38,12 @@ say "building ocopea (some minutes when nothing is built yet)"
 say "building Lets-chat's images"
 "$TOP/samples/lets-chat/images.sh" "$samples"
 
+mover=$("$HERE/mover-image.sh" "$registry" | tail -1)
+
 mkdir -p "$STATE"; chmod 700 "$STATE"
 if ! { [ -s "$STATE/pid" ] && kill -0 "$(cat "$STATE/pid")" 2>/dev/null; }; then
   say "starting ocopea up with both sites"
-  setsid -f bash -c 'echo $$ > "$0/pid"; exec "$@"' "$STATE" "$OCOPEA" up --data "$STATE/data" --site "$SITE_A=$SITE_A,registry=$registry" --site "$SITE_B=$SITE_B,registry=$registry" >"$STATE/up.log" 2>&1 </dev/null
+  setsid -f bash -c 'echo $$ > "$0/pid"; exec "$@"' "$STATE" "$OCOPEA" up --data "$STATE/data" --mover-image "$mover" --site "$SITE_A=$SITE_A,registry=$registry" --site "$SITE_B=$SITE_B,registry=$registry" >"$STATE/up.log" 2>&1 </dev/null
 fi
 for i in $(seq 150); do
   grep -q '^Back up' "$STATE/up.log" && curl -s -m 2 -o /dev/null http://127.0.0.1:8700/healthz && break

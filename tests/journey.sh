@@ -19,7 +19,7 @@ refused() { # STATUS TEXT COMMAND...: must end with STATUS and say TEXT
   [ "$got" = "$status" ] && grep -qF -- "$text" "$W/refused"
 }
 start() {
-  "$OCOPEA" up --data "$W/data" --listen 127.0.0.1:$PORT --site "a=a,registry=http://$REGISTRY/journey" --site "b=b,registry=http://$REGISTRY/journey" >"$W/up.log" 2>&1 &
+  "$OCOPEA" up --data "$W/data" --listen 127.0.0.1:$PORT --mover-image "$MOVER" --site "a=a,registry=http://$REGISTRY/journey" --site "b=b,registry=http://$REGISTRY/journey" >"$W/up.log" 2>&1 &
   UP=$!
   for _ in $(seq 150); do grep -q '^Back up' "$W/up.log" && return; kill -0 $UP 2>/dev/null || break; sleep 0.2; done
   cat "$W/up.log"; return 1
@@ -31,6 +31,7 @@ finish() {
 }
 trap finish EXIT
 
+MOVER=$("$HERE/mover-image.sh" | tail -1)
 kubectl --context a create namespace $NS >/dev/null
 kubectl --context a -n $NS apply -f - >/dev/null <<T
 apiVersion: v1
@@ -57,6 +58,11 @@ spec:
         readinessProbe: {tcpSocket: {port: 27017}, periodSeconds: 1}}]
   volumeClaimTemplates: [{metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}}]
 ---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: uploads}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 16Mi}}}
+---
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web}
@@ -65,8 +71,10 @@ spec:
   template:
     metadata: {labels: {app: web}}
     spec:
-      containers: [{name: web, image: "$REGISTRY/testbed/busybox:1", command: [sh, -c, "trap exit TERM; while :; do sleep 1; done"],
+      containers: [{name: web, image: "$REGISTRY/testbed/busybox:1", volumeMounts: [{name: uploads, mountPath: /uploads}],
+        command: [sh, -c, "trap exit TERM; [ -e /uploads/a ] || { cd /uploads; mkdir -p b/empty; echo text > 'b/ü \"odd'; seq 50000 > numbers; ln -s b/none link; chown -R 1234:4321 b; chmod 4750 numbers; mkfifo pipe; : > a; cd /; }; while :; do sleep 1; done"],
         env: [{name: MONGODB_URI, valueFrom: {secretKeyRef: {name: db, key: uri}}}]}]
+      volumes: [{name: uploads, persistentVolumeClaim: {claimName: uploads}}]
 T
 say "waiting for the small application"
 kubectl --context a -n $NS rollout status statefulset/db deployment/web --timeout=180s >/dev/null
@@ -77,7 +85,7 @@ check "the sign-in code works once" bash -c "url=\$(grep -o \"http://[^']*code=[
 check "a wrong token is refused" refused 4 "token" "$OCOPEA" --token ocopea_nonsense sites
 check "an application that isn't there is named" refused 3 "nothing-here" "$OCOPEA" inspect a/nothing-here
 check "hostile names are refused" refused 2 "namespace" "$OCOPEA" save 'a/../../etc'
-check "what runs is found" bash -c "'$OCOPEA' inspect a/$NS -o json | jq -e '.data[0].kind == \"mongodb\" and (.data[0].bindings | length) == 1 and (.containers | length) == 2'"
+check "what runs is found" bash -c "'$OCOPEA' inspect a/$NS -o json | jq -e '([.data[].kind] | sort) == [\"mongodb\", \"volume\"] and ([.data[] | select(.kind == \"mongodb\").bindings[]] | length) == 1 and (.containers | length) == 2'"
 check "a typing error in --without is refused" refused 4 "no component of that name" "$OCOPEA" save a/$NS --without typo
 check "a save makes an image" bash -c "'$OCOPEA' save a/$NS --name first -o name > '$W/id'"
 id=$(cat "$W/id" 2>/dev/null || true)
@@ -94,6 +102,9 @@ check "host names are rewritten by meaning" bash -c "kubectl --context b -n $COP
 check "the copy runs the same digests" bash -c "
   d() { kubectl --context \$1 -n \$2 get pods -o json | jq -r '.items[].status.containerStatuses[].imageID | split(\"@\")[1]' | sort; }
   [ \"\$(d a $NS)\" = \"\$(d b $COPY)\" ]"
+tree() { kubectl --context "$1" -n "$2" exec deploy/web -- sh -c 'cd /uploads; find . | sort | while IFS= read -r f; do stat -c "%n %F %a %u:%g %Y %N" "$f"; [ ! -f "$f" ] || md5sum < "$f"; done'; }
+check "the copy's files are those that were saved, owners, modes and times included" bash -c "$(declare -f tree); diff <(tree a $NS) <(tree b $COPY) && tree b $COPY | grep -q 1234:4321"
+check "no mover is left" bash -c "for c in a b; do [ -z \"\$(kubectl --context \$c get jobs,pods -A -l ocopea.dev/mover -o name)\" ] || exit 1; done"
 check "a name that exists is refused" refused 5 "$COPY" "$OCOPEA" restore $id --site b --as $COPY
 check "logs and connections work" bash -c "'$OCOPEA' logs $COPY db | grep -q listening && { timeout 5 '$OCOPEA' connect $COPY db > '$W/conn' || true; grep -q mongodb://127.0.0.1 '$W/conn'; }"
 check "a save of the copy knows where it came from" bash -c "'$OCOPEA' save b/$COPY --name again -o json | jq -e '.body.lineage.restored_from != null'"

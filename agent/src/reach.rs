@@ -83,8 +83,12 @@ fn volume(task: &Task, namespace: &Namespace, located: &Located) -> Result<PodVo
     let name = &located.found.name;
     let what = || format!("can't reach volume {name}");
     let Some(image) = task.site.mover_image.clone() else {
-        return Err(TaskFailure::permanent("volume.no-mover", what(), "no image for the pod that reads its files is configured")
-            .next(format!("start with --mover-image HOST/PATH/ocopea-mover@sha256:…, or leave it out: --without {name}")));
+        return Err(TaskFailure::permanent(
+            "volume.no-mover",
+            what(),
+            "no image for the pod that reads its files is configured",
+        )
+        .next(format!("start with --mover-image HOST/PATH/ocopea-mover@sha256:…, or leave it out: --without {name}")));
     };
     let Some(claim) = located.found.claims.first().cloned() else {
         return Err(TaskFailure::permanent("volume.no-claim", what(), "no claim is named for it"));

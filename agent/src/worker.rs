@@ -282,8 +282,13 @@ impl Worker {
     }
 
     async fn work_on(&self, claimed: Claimed, kind: TaskKind, spec: TaskSpec, lease_end: Duration, lease_ms: u64) {
+        self.seams.point("agent", kind.as_str(), "begin");
         match self.watch(claimed, kind, spec, lease_end, lease_ms).await {
-            Ended::Outcome(outcome) => self.finish(claimed, kind, outcome).await,
+            Ended::Outcome(outcome) => {
+                self.seams.point("agent", kind.as_str(), "end");
+                self.finish(claimed, kind, outcome).await;
+                self.seams.point("agent", kind.as_str(), "reported");
+            }
             Ended::Lost => tracing::warn!("the lease was lost: the task was dropped"),
             Ended::Stopped => {
                 tracing::info!("handed back");

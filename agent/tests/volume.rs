@@ -160,7 +160,11 @@ fn picture(root: &Path) -> Vec<String> {
         .map(|line| {
             let line = String::from_utf8_lossy(line).into_owned();
             // The size of a directory is its filesystem's own affair.
-            if line.split('|').nth(1) == Some("d") { line.replacen(line.split('|').nth(4).unwrap(), "", 1) } else { line }
+            if line.split('|').nth(1) == Some("d") {
+                line.replacen(line.split('|').nth(4).unwrap(), "", 1)
+            } else {
+                line
+            }
         })
         .collect();
     lines.sort();
@@ -187,7 +191,8 @@ async fn a_volume_comes_back_exactly_as_it_was_saved_and_saving_it_again_adds_no
     let loaded = load(&target, &image, &saved).await.unwrap();
     assert_eq!(loaded.streams, saved.copied.streams);
     assert_eq!(picture(to.path()), picture(from.path()));
-    let same = Command::new("diff").args(["-r", "--no-dereference", "--exclude=pipe"]).args([from.path(), to.path()]).status();
+    let same =
+        Command::new("diff").args(["-r", "--no-dereference", "--exclude=pipe"]).args([from.path(), to.path()]).status();
     assert!(same.unwrap().success());
 
     // Known again, wherever it lies now.
@@ -207,7 +212,8 @@ async fn a_volume_comes_back_exactly_as_it_was_saved_and_saving_it_again_adds_no
 #[tokio::test(flavor = "multi_thread")]
 async fn a_few_changed_bytes_in_the_middle_add_little() {
     let from = tempfile::tempdir().unwrap();
-    let mut noise: Vec<u8> = (0..20_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8 ^ (i >> 9) as u8).collect();
+    let mut noise: Vec<u8> =
+        (0..20_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8 ^ (i >> 9) as u8).collect();
     fs::write(from.path().join("big"), &noise).unwrap();
     let repository = TestRepository::new().await;
     let image = repository.image().await;

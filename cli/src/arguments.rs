@@ -41,6 +41,8 @@ pub enum Format {
     Table,
     /// For programs
     Json,
+    /// For people and programs
+    Yaml,
     /// Names or ids, one a line
     Name,
 }
@@ -116,6 +118,23 @@ Examples:
         /// Go on as lines come
         #[arg(short, long)]
         follow: bool,
+    },
+    /// Runs a program in a container of an environment
+    #[command(after_help = "\
+Examples:
+  ocopea exec debug-4711 lets-chat -- /lets-chat count
+  ocopea exec debug-4711 postgres -- psql -U postgres chat
+  echo 'db.stats()' | ocopea exec debug-4711 mongo -- mongosh --quiet
+With a terminal on both sides it is an interactive session; else input and output are passed on as they are. Ends with
+the program's own exit status.")]
+    Exec {
+        /// The environment
+        environment: String,
+        /// A workload, pod, container or image; needed when several run
+        component: Option<String>,
+        /// The command and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
     },
     /// Opens a loopback port to a service of an environment, until interrupted
     #[command(after_help = "Example:\n  ocopea connect debug-4711 messages")]
@@ -290,6 +309,26 @@ pub enum RepositoryCommand {
     },
     /// Brings images that the catalog lacks back from the repository
     Reindex,
+    /// Looks after the keys that the repository is opened with
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Lists the keys' ids
+    List,
+    /// Adds a new key: it opens everything, as the others do
+    Add,
+    /// Adds a new key, and has images that are saved from now on use new team keys
+    Rotate,
+    /// Takes a key away: it opens nothing any more
+    Remove {
+        /// Its id
+        id: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

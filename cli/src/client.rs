@@ -143,6 +143,29 @@ impl Client {
         decode(self.send(method, path, body, None).await?).await
     }
 
+    /// A connection that speaks `protocol` from then on.
+    pub async fn upgrade(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        protocol: &str,
+    ) -> Result<reqwest::Upgraded, Failure> {
+        let url = url::Url::parse_with_params(&format!("{}{path}", self.account.url), query)
+            .map_err(|error| Failure::usage(format!("{} is not an address: {error}", self.account.url)))?;
+        let request = self.http.post(url).bearer_auth(&self.account.token);
+        let request = request.header("Connection", "Upgrade").header("Upgrade", protocol);
+        let response = request.send().await.map_err(|error| unreachable(&self.account.url, &error))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return response.upgrade().await.map_err(|error| unreachable(&self.account.url, &error));
+        }
+        checked(response).await?;
+        Err(Failure {
+            status: 6,
+            ..Failure::local("the coordinator, or something before it, doesn't upgrade connections")
+        }
+        .next("reach the coordinator directly, or let the proxy pass Upgrade on"))
+    }
+
     /// The body as it comes.
     pub async fn stream(
         &self,

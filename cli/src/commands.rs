@@ -5,17 +5,20 @@ use std::collections::BTreeMap;
 use clap::CommandFactory;
 use futures::StreamExt;
 use ocopea_coordinator::api::{
-    Accepted, ApplicationView, CollectInput, CredentialsInput, EnvironmentView, ImageView, IssuedToken, NewComment,
-    NewToken, OperationView, Page, Reindexed, RestoreInput, SaveInput, SiteView, TokenView, VerifyInput,
+    Accepted, ApplicationView, CollectInput, CredentialsInput, EnvironmentView, ImageView, IssuedToken, KeyView,
+    NewComment, NewKey, NewToken, OperationView, Page, Reindexed, RestoreInput, SaveInput, SiteView, TokenView,
+    VerifyInput,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    arguments::{Arguments, Command, Format, Images, Operations, RepositoryCommand, Restore, Save, Source, Tokens},
+    arguments::{
+        Arguments, Command, Format, Images, KeyCommand, Operations, RepositoryCommand, Restore, Save, Source, Tokens,
+    },
     client::{self, Client, Failure},
     output::{self, ago, line, list, parse_time, size},
-    up, watch,
+    terminal, up, watch,
 };
 
 /// Runs what was typed.
@@ -60,6 +63,13 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Environments => environments(&client, format).await,
         Command::Logs { environment, component, follow } => logs(&client, &environment, component, follow).await,
+        Command::Exec { environment, component, command } => {
+            let path = format!("/api/v1/environments/{}/exec", segment(&environment));
+            match terminal::exec(&client, &path, component.as_deref(), &command).await? {
+                0 => Ok(()),
+                status => Err(Failure { status, ..Failure::local("") }),
+            }
+        }
         Command::Connect { environment, service, port } => connect(&client, &environment, &service, port).await,
         Command::Remove { environment } => {
             let path = format!("/api/v1/environments/{}", segment(&environment));
@@ -179,7 +189,7 @@ async fn inspect(client: &Client, format: Format, source: &Source) -> Result<(),
     let result = done.result.unwrap_or_default();
     let inventory = &result["Inspected"];
     if format != Format::Table {
-        return output::json(inventory);
+        return output::print(format, inventory);
     }
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     line(format!("{}   Kubernetes {}", text(&inventory["application"]), text(&inventory["kubernetes"])));
@@ -243,7 +253,7 @@ async fn save(client: &Client, format: Format, options: &Save) -> Result<(), Fai
     let id = done.image.clone().unwrap_or_default();
     let image: ImageView = client.get(&format!("/api/v1/images/{id}")).await?;
     match format {
-        Format::Json => return output::json(&image),
+        Format::Json | Format::Yaml => return output::print(format, &image),
         Format::Name => {
             line(&image.id);
             return Ok(());
@@ -294,11 +304,11 @@ async fn restore(client: &Client, format: Format, options: &Restore) -> Result<(
     let done = watch::follow(client, &accepted.operation, quiet).await?;
     if options.dry_run {
         let plan = done.result.unwrap_or_default();
-        return if format == Format::Table { print_plan(&plan) } else { output::json(&plan) };
+        return if format == Format::Table { print_plan(&plan) } else { output::print(format, &plan) };
     }
     let environment: EnvironmentView = client.get(&format!("/api/v1/environments/{}", segment(&options.name))).await?;
     match format {
-        Format::Json => output::json(&environment),
+        Format::Json | Format::Yaml => output::print(format, &environment),
         Format::Name => {
             line(&environment.name);
             Ok(())
@@ -405,7 +415,7 @@ async fn images(client: &Client, format: Format, query: &Images) -> Result<(), F
 async fn show(client: &Client, format: Format, image: &str) -> Result<(), Failure> {
     let image: ImageView = client.get(&format!("/api/v1/images/{}", segment(image))).await?;
     if format != Format::Table {
-        return output::json(&image);
+        return output::print(format, &image);
     }
     let body = image.body.clone().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -567,7 +577,7 @@ async fn operations(client: &Client, format: Format, command: Option<Operations>
         Some(Operations::Show { id }) => {
             let operation: OperationView = client.get(&format!("/api/v1/operations/{}", segment(&id))).await?;
             if format != Format::Table {
-                return output::json(&operation);
+                return output::print(format, &operation);
             }
             line(format!("{}   {}   {}", operation.title, operation.state, operation.id));
             for task in &operation.tasks {
@@ -581,7 +591,7 @@ async fn operations(client: &Client, format: Format, command: Option<Operations>
         }
         Some(Operations::Watch { id }) => {
             let done = watch::follow(client, &id, format != Format::Table).await?;
-            if format == Format::Json { output::json(&done) } else { Ok(()) }
+            if matches!(format, Format::Json | Format::Yaml) { output::print(format, &done) } else { Ok(()) }
         }
     }
 }
@@ -592,8 +602,8 @@ async fn repository(client: &Client, format: Format, command: RepositoryCommand)
             let accepted: Accepted = client.post("/api/v1/repository/verifications", &VerifyInput { image }).await?;
             let done = watch::follow(client, &accepted.operation, true).await?;
             let report = done.result.unwrap_or_default();
-            if format == Format::Json {
-                output::json(&report)?;
+            if matches!(format, Format::Json | Format::Yaml) {
+                output::print(format, &report)?;
             } else {
                 line(format!(
                     "{} images, {} objects, {} read back",
@@ -619,13 +629,14 @@ async fn repository(client: &Client, format: Format, command: RepositoryCommand)
             Err(Failure::local(format!("{} objects of the repository are broken", broken.len()))
                 .next("restore them from a copy of the repository, or delete the affected images and save again"))
         }
+        RepositoryCommand::Key { command } => keys(client, format, command).await,
         RepositoryCommand::Collect { grace } => {
             let grace_s = output::parse_span(&grace)?;
             let accepted: Accepted = client.post("/api/v1/repository/collections", &CollectInput { grace_s }).await?;
             let done = watch::follow(client, &accepted.operation, true).await?;
             let report = done.result.unwrap_or_default();
-            if format == Format::Json {
-                return output::json(&report);
+            if matches!(format, Format::Json | Format::Yaml) {
+                return output::print(format, &report);
             }
             let number = |field: &str| report[field].as_u64().unwrap_or(0);
             line(format!(
@@ -671,4 +682,21 @@ async fn tokens(client: &Client, format: Format, command: Option<Tokens>) -> Res
             client.order(Method::DELETE, &format!("/api/v1/tokens/{}", segment(&id)), None).await
         }
     }
+}
+
+async fn keys(client: &Client, format: Format, command: KeyCommand) -> Result<(), Failure> {
+    const PATH: &str = "/api/v1/repository/keys";
+    let changes = !matches!(command, KeyCommand::List);
+    let keys: Vec<KeyView> = match command {
+        KeyCommand::List => client.get(PATH).await?,
+        KeyCommand::Add => client.post(PATH, &NewKey { rotate: false }).await?,
+        KeyCommand::Rotate => client.post(PATH, &NewKey { rotate: true }).await?,
+        KeyCommand::Remove { id } => client.ask(Method::DELETE, &format!("{PATH}/{}", segment(&id)), None).await?,
+    };
+    let row = |key: &KeyView| vec![key.id.clone(), if key.current { "current".to_owned() } else { String::new() }];
+    list(format, &keys, &["KEY", ""], row, |key| key.id.clone(), "there is no key")?;
+    if changes {
+        output::remark("the key file has changed: back it up now, beside the coordinator's data directory");
+    }
+    Ok(())
 }

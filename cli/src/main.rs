@@ -4,6 +4,7 @@ mod arguments;
 mod client;
 mod commands;
 mod output;
+mod terminal;
 mod up;
 mod watch;
 
@@ -24,6 +25,8 @@ fn main() -> ExitCode {
     };
     match runtime.block_on(commands::run(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
+        // The program that `exec` ran has said what there is to say.
+        Err(failure) if failure.what.is_empty() => ExitCode::from(failure.status),
         Err(failure) => output::fail(&failure),
     }
 }

@@ -46,7 +46,7 @@ pub fn list<T: Serialize>(
     empty: &str,
 ) -> Result<(), Failure> {
     match format {
-        Format::Json => json(&items)?,
+        Format::Json | Format::Yaml => print(format, &items)?,
         Format::Name => items.iter().for_each(|item| line(name(item))),
         Format::Table if items.is_empty() => remark(empty),
         Format::Table => {
@@ -66,10 +66,13 @@ pub fn list<T: Serialize>(
     Ok(())
 }
 
-/// Prints one thing as JSON.
-pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::local(error.to_string()))?;
-    line(text);
+/// Prints one thing for programs.
+pub fn print<T: Serialize>(format: Format, value: &T) -> Result<(), Failure> {
+    let text = match format {
+        Format::Yaml => serde_saphyr::to_string(value).map_err(|error| Failure::local(error.to_string()))?,
+        _ => serde_json::to_string_pretty(value).map_err(|error| Failure::local(error.to_string()))?,
+    };
+    line(text.trim_end());
     Ok(())
 }
 

@@ -15,7 +15,11 @@ use futures::stream::BoxStream;
 use ocopea_agent::{
     containers::{Credentials, RegistryHost},
     execute::Site,
-    platform::{Platform, logs::LogWish},
+    platform::{
+        Platform,
+        interactive::{Interactive, Wish},
+        logs::LogWish,
+    },
     worker::Worker,
 };
 use ocopea_catalog_db::{Catalog, model::Role};
@@ -121,14 +125,23 @@ fn secret_file(path: &Path, make: impl FnOnce() -> Result<String, Failure>) -> R
         Err(error) => return Err(fault(error)),
     }
     let text = make()?;
+    write_secret(path, &text).map_err(fault)?;
+    Ok((text, true))
+}
+
+/// Writes a secret file (0600): whole or not at all, and on the disk when this returns.
+fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     let new = path.with_extension("new");
     // Left by a crash before it got its name: never used.
     let _ = std::fs::remove_file(&new);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(fault)?;
-    file.write_all(text.as_bytes()).map_err(fault)?;
-    file.sync_all().map_err(fault)?;
-    std::fs::rename(&new, path).map_err(fault)?;
-    Ok((text, true))
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    match path.parent() {
+        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 async fn open_repository(data: &Path, seams: &Seams) -> Result<Repository, Failure> {
@@ -145,7 +158,10 @@ async fn open_repository(data: &Path, seams: &Seams) -> Result<Repository, Failu
     let keyring = Keyring::parse(&text).map_err(failed)?;
     let location = Location::Directory { path: place.display().to_string() };
     if exists {
-        Repository::open(&location, &keyring, seams).await.map_err(failed)
+        let repository = Repository::open(&location, &keyring, seams).await.map_err(failed)?;
+        // A kill may have come between the key file and the repository: what the file holds opens everything.
+        repository.key_add(&keyring).await.map_err(failed)?;
+        Ok(repository)
     } else {
         Repository::create(&location, &keyring, seams).await.map_err(failed)
     }
@@ -273,6 +289,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     let router = api::router(api::State {
         coordinator: Arc::clone(&coordinator),
         access: Arc::new(Access { platforms, seams: seams.clone() }),
+        keys: Arc::new(KeyFile(data.join("repository.key"))),
     });
     let served = stop.clone();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move { served.cancelled().await });
@@ -351,6 +368,16 @@ fn print_site(name: &str, report: &SiteReport) {
     }
 }
 
+/// `repository.key`.
+struct KeyFile(PathBuf);
+
+impl api::KeyFile for KeyFile {
+    fn store(&self, keys: &Keyring) -> Result<(), String> {
+        write_secret(&self.0, &keys.to_text())
+            .map_err(|error| format!("the key file {} can't be written: {error}", self.0.display()))
+    }
+}
+
 /// Logs and ports of environments, through the sites' own clusters.
 struct Access {
     platforms: BTreeMap<String, Platform>,
@@ -403,5 +430,18 @@ impl SiteAccess for Access {
             connection: api::Connection { address: forward.address.to_string(), connection },
             guard: Box::new(forward),
         })
+    }
+
+    async fn exec(
+        &self,
+        site: &str,
+        namespace: &str,
+        query: &api::exec::ExecQuery,
+        command: Vec<String>,
+    ) -> Result<api::exec::Started, TaskFailure> {
+        let wish = Wish { component: query.component.clone(), command, stdin: query.stdin, tty: query.tty };
+        let Interactive { input, output, errors, size, ended } =
+            self.platform(site)?.interactive(namespace, &wish).await?;
+        Ok(api::exec::Started { input, output, errors, size, ended })
     }
 }

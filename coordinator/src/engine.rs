@@ -87,7 +87,9 @@ pub async fn accept(
         .audit(Some(actor.team), Some(actor.user), &format!("{}.request", operation.kind), &subject, &operation.title)
         .await?;
     settle(&transaction, operation.id).await?;
+    catalog.seams.point("accept", &operation.kind, "before");
     transaction.commit().await?;
+    catalog.seams.point("accept", &operation.kind, "accepted");
     Ok(operation.id)
 }
 

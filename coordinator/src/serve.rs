@@ -267,7 +267,9 @@ impl Coordinator {
             return Ok(Answer::Refused { why: "another attempt holds the task, or it is over".to_owned() });
         }
         engine::settle(&transaction, claimed.operation).await?;
+        self.seams.point("coordinator", "outcome", "before");
         transaction.commit().await?;
+        self.seams.point("coordinator", "outcome", "recorded");
         self.ring();
         Ok(Answer::Recorded)
     }

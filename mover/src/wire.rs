@@ -360,12 +360,7 @@ impl FrameDecoder {
     }
 
     /// What the frame says. After a fault there is no further frame.
-    pub fn decode<'a>(
-        &mut self,
-        head: &[u8; HEAD],
-        payload: &'a [u8],
-        sum: [u8; SUM],
-    ) -> Result<Message<'a>, Fault> {
+    pub fn decode<'a>(&mut self, head: &[u8; HEAD], payload: &'a [u8], sum: [u8; SUM]) -> Result<Message<'a>, Fault> {
         if sum != checksum(self.number, head, &[payload]) {
             return Err(protocol(format!(
                 "frame {} was changed on its way, or frames before it are missing",

@@ -37,6 +37,14 @@ pub trait Spawner: Send + Sync {
     fn spawn_blocking(&self, name: &'static str, work: Box<dyn FnOnce() + Send + 'static>);
 }
 
+/// Points in front of and behind every step, at which tests end the process.
+pub trait Faults: Send + Sync {
+    /// Whether anybody listens; nothing is made up for nobody.
+    fn is_on(&self) -> bool;
+    /// The point `name` is reached. May not return.
+    fn reached(&self, name: &str);
+}
+
 /// All seams together; cheap to clone.
 #[derive(Clone)]
 pub struct Seams {
@@ -46,6 +54,8 @@ pub struct Seams {
     pub entropy: Arc<dyn Entropy>,
     /// See [`Spawner`].
     pub spawner: Arc<dyn Spawner>,
+    /// See [`Faults`].
+    pub faults: Arc<dyn Faults>,
 }
 
 impl Seams {
@@ -55,6 +65,14 @@ impl Seams {
             clock: Arc::new(real::SystemClock::new()),
             entropy: Arc::new(real::SystemEntropy),
             spawner: Arc::new(real::TokioSpawner { tracker }),
+            faults: real::faults(),
+        }
+    }
+
+    /// A failpoint: `{who}.{step}.{moment}`.
+    pub fn point(&self, who: &str, step: &str, moment: &str) {
+        if self.faults.is_on() {
+            self.faults.reached(&format!("{who}.{step}.{moment}"));
         }
     }
 
@@ -169,6 +187,45 @@ mod real {
 
         fn spawn_blocking(&self, _name: &'static str, work: Box<dyn FnOnce() + Send + 'static>) {
             self.tracker.spawn_blocking(work);
+        }
+    }
+
+    /// Failpoints as the environment says, in builds for development only: `OCOPEA_FAILPOINT=NAME[#N]` ends the
+    /// process without a further instruction when NAME is reached for the Nth time; `OCOPEA_FAILPOINTS_SEEN=FILE`
+    /// writes down what is reached.
+    pub(super) fn faults() -> Arc<dyn Faults> {
+        let read = |name| std::env::var(name).ok().filter(|_| cfg!(debug_assertions));
+        let wanted = read("OCOPEA_FAILPOINT").map(|text| match text.split_once('#') {
+            Some((name, number)) => (name.to_owned(), number.parse().unwrap_or(1)),
+            None => (text, 1),
+        });
+        Arc::new(Environment { wanted, seen: read("OCOPEA_FAILPOINTS_SEEN"), count: std::sync::Mutex::default() })
+    }
+
+    struct Environment {
+        wanted: Option<(String, u32)>,
+        seen: Option<String>,
+        count: std::sync::Mutex<std::collections::BTreeMap<String, u32>>,
+    }
+
+    impl Faults for Environment {
+        fn is_on(&self) -> bool {
+            self.wanted.is_some() || self.seen.is_some()
+        }
+
+        fn reached(&self, name: &str) {
+            let mut count = self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let count = count.entry(name.to_owned()).or_insert(0);
+            *count += 1;
+            if let Some(path) = &self.seen {
+                use std::io::Write;
+                let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+                // Tests notice what is missing from it.
+                let _ = file.and_then(|mut file| writeln!(file, "{name}#{count}"));
+            }
+            if self.wanted.as_ref().is_some_and(|(wanted, number)| wanted == name && number == count) {
+                std::process::abort();
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 archive=$1 reference=${2#http://} tls=true
 case $2 in http://* | "$REGISTRY"/* | localhost* | 127.*) tls=false ;; esac
 wanted=$(tar -xOf "$archive" index.json | jq -r '.manifests[0].digest')
-there=$(skopeo inspect --raw --tls-verify=$tls "docker://$reference" 2>/dev/null | sha256sum | cut -d' ' -f1)
+there=$(skopeo inspect --raw --tls-verify=$tls "docker://$reference" 2>/dev/null | sha256sum | cut -d" " -f1) || there=
 if [ "$wanted" != "sha256:$there" ]; then
   say "pushing $reference" >&2
   skopeo copy --quiet --preserve-digests --dest-tls-verify=$tls "oci-archive:$archive" "docker://$reference"

@@ -5,6 +5,7 @@ pub mod discover;
 pub mod exec;
 pub mod facts;
 pub mod forward;
+pub mod interactive;
 pub mod logs;
 pub mod mover;
 pub mod namespace;

@@ -169,9 +169,11 @@ impl PodVolume {
 /// The volume of a pod that is this claim, if it may write to it.
 fn volume_of(pod: &Pod, claim: &str) -> Option<bool> {
     let spec = pod.spec.as_ref()?;
-    let volume = spec.volumes.as_ref()?.iter().find(|volume| {
-        volume.persistent_volume_claim.as_ref().is_some_and(|source| source.claim_name == claim)
-    })?;
+    let volume = spec
+        .volumes
+        .as_ref()?
+        .iter()
+        .find(|volume| volume.persistent_volume_claim.as_ref().is_some_and(|source| source.claim_name == claim))?;
     let read_only = volume.persistent_volume_claim.as_ref().and_then(|source| source.read_only).unwrap_or(false);
     let mounts = spec.containers.iter().flat_map(|c| c.volume_mounts.iter().flatten());
     Some(!read_only && mounts.filter(|m| m.name == volume.name).any(|m| !m.read_only.unwrap_or(false)))
@@ -185,7 +187,11 @@ fn trouble(pod: Option<&Pod>) -> (Option<String>, bool) {
         let reason = waiting.reason.unwrap_or_default();
         let hopeless = matches!(
             reason.as_str(),
-            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "CreateContainerConfigError" | "CreateContainerError"
+            "ErrImagePull"
+                | "ImagePullBackOff"
+                | "InvalidImageName"
+                | "CreateContainerConfigError"
+                | "CreateContainerError"
         );
         return (Some(format!("{reason}: {}", waiting.message.unwrap_or_default())), hopeless);
     }

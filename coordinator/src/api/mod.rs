@@ -5,6 +5,7 @@
 //! for signing in and the health checks.
 
 mod environments;
+pub mod exec;
 mod images;
 mod operations;
 mod problem;
@@ -52,6 +53,21 @@ pub trait SiteAccess: Send + Sync {
         service: &str,
         port: u16,
     ) -> Result<OpenConnection, TaskFailure>;
+
+    /// Starts a program in a container.
+    async fn exec(
+        &self,
+        site: &str,
+        namespace: &str,
+        query: &exec::ExecQuery,
+        command: Vec<String>,
+    ) -> Result<exec::Started, TaskFailure>;
+}
+
+/// Where the repository's keys are kept, beside the repository.
+pub trait KeyFile: Send + Sync {
+    /// Replaces what is kept: whole or not at all.
+    fn store(&self, keys: &ocopea_repository::Keyring) -> Result<(), String>;
 }
 
 /// An open way to a service.
@@ -69,6 +85,8 @@ pub struct State {
     pub coordinator: Arc<Coordinator>,
     /// Logs and connections.
     pub access: Arc<dyn SiteAccess>,
+    /// The repository's keys.
+    pub keys: Arc<dyn KeyFile>,
 }
 
 #[derive(OpenApi)]
@@ -116,9 +134,12 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(environments::get, environments::remove))
         .routes(routes!(environments::logs))
         .routes(routes!(environments::connect))
+        .routes(routes!(exec::exec))
         .routes(routes!(repository::verify))
         .routes(routes!(repository::collect))
         .routes(routes!(repository::reindex))
+        .routes(routes!(repository::keys, repository::add_key))
+        .routes(routes!(repository::remove_key))
 }
 
 /// The OpenAPI 3.1 document, as it is checked in.

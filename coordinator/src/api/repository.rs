@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use axum::{Json, extract::State as Extract, http::StatusCode};
+use axum::{
+    Json,
+    extract::{Path, State as Extract},
+    http::StatusCode,
+};
 use futures::StreamExt;
 use ocopea_catalog_db::model::Role;
 
 use super::{
-    Accepted, CollectInput, Reindexed, State, VerifyInput,
+    Accepted, CollectInput, KeyView, NewKey, Reindexed, State, VerifyInput,
     problem::{Body, Caller, Problem},
 };
 use crate::{
@@ -102,4 +106,83 @@ pub(super) async fn reindex(Extract(state): Extract<State>, caller: Caller) -> R
         answer.added += 1;
     }
     Ok(Json(answer))
+}
+
+/// The repository's keys: their ids. The first is the one that new keys are wrapped with.
+#[utoipa::path(get, path = "/api/v1/repository/keys", responses((status = 200, body = Vec<KeyView>)))]
+pub(super) async fn keys(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Vec<KeyView>>, Problem> {
+    caller.at_least(Role::Administrator)?;
+    Ok(Json(views(&state).await))
+}
+
+async fn views(state: &State) -> Vec<KeyView> {
+    let ids = state.coordinator.repository.read().await.keyring().ids();
+    ids.into_iter().enumerate().map(|(at, id)| KeyView { id: id.to_string(), current: at == 0 }).collect()
+}
+
+/// Adds a new key that opens everything, beside the others; with `rotate`, images that are saved from now on get team
+/// keys of their own, too. The key file is written first: a key that was used is never lost.
+#[utoipa::path(post, path = "/api/v1/repository/keys", request_body = NewKey, responses((status = 200, body = Vec<KeyView>)))]
+pub(super) async fn add_key(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Body(input): Body<NewKey>,
+) -> Result<Json<Vec<KeyView>>, Problem> {
+    let actor = caller.at_least(Role::Administrator)?;
+    let coordinator = &state.coordinator;
+    // Alone: nothing is saved or read while keys change.
+    let repository = coordinator.repository.write().await;
+    let mut ring = repository.keyring();
+    let id = ring.add_generated(&coordinator.seams);
+    store(&state, &ring)?;
+    if input.rotate {
+        repository.key_rotate(&ring).await?
+    } else {
+        repository.key_add(&ring).await?
+    }
+    drop(repository);
+    let action = if input.rotate { "repository.key-rotate" } else { "repository.key-add" };
+    audit(&state, &actor, action, id.as_str()).await?;
+    Ok(Json(views(&state).await))
+}
+
+/// Takes a key away: it opens nothing any more. Refused for the last one.
+#[utoipa::path(delete, path = "/api/v1/repository/keys/{key}", params(("key" = String, Path)),
+    responses((status = 200, body = Vec<KeyView>), (status = 404, body = Problem)))]
+pub(super) async fn remove_key(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(key): Path<String>,
+) -> Result<Json<Vec<KeyView>>, Problem> {
+    let actor = caller.at_least(Role::Administrator)?;
+    let repository = state.coordinator.repository.write().await;
+    let before = repository.keyring();
+    let id = before.ids().into_iter().find(|id| id.as_str() == key);
+    let id = id.ok_or_else(|| Problem::not_found("that key", "see the keys: ocopea repository key list"))?;
+    let mut ring = before.clone();
+    ring.remove(&id)?;
+    // A kill in between leaves wraps by a key that nobody keeps; removing it again takes them away.
+    repository.key_remove(&id).await?;
+    store(&state, &ring)?;
+    drop(repository);
+    audit(&state, &actor, "repository.key-remove", id.as_str()).await?;
+    Ok(Json(views(&state).await))
+}
+
+fn store(state: &State, ring: &ocopea_repository::Keyring) -> Result<(), Problem> {
+    state.keys.store(ring).map_err(|error| Problem {
+        next: "make room or mend the file's rights, then try again: nothing was changed".to_owned(),
+        ..Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "key-file", error)
+    })
+}
+
+async fn audit(
+    state: &State,
+    actor: &ocopea_catalog_db::access::Actor,
+    action: &str,
+    key: &str,
+) -> Result<(), Problem> {
+    let transaction = state.coordinator.catalog.begin().await?;
+    transaction.audit(Some(actor.team), Some(actor.user), action, key, "").await?;
+    Ok(transaction.commit().await?)
 }

@@ -391,3 +391,21 @@ pub struct Reindexed {
     /// Of these, new to the catalog.
     pub added: u64,
 }
+
+/// A key of the repository.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct KeyView {
+    /// Its id, as in the key file.
+    pub id: String,
+    /// New keys are wrapped with it.
+    pub current: bool,
+}
+
+/// A new key of the repository.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    /// New team keys, too, for images that are saved from now on.
+    #[serde(default)]
+    pub rotate: bool,
+}

@@ -54,6 +54,7 @@ impl Coordinator {
         transaction.commit().await?;
         let claimed =
             Claimed { task: task.id, operation: operation.id, attempt: task.attempt, instance: self.instance };
+        self.seams.point("own", &task.kind, "begin");
         let work = self.do_own(&operation, &task, &tasks);
         tokio::pin!(work);
         let outcome = loop {
@@ -68,6 +69,7 @@ impl Coordinator {
                 }
             }
         };
+        self.seams.point("own", &task.kind, "end");
         let transaction = self.catalog.begin().await?;
         let counted = match outcome {
             Ok(output) => transaction.succeed(&claimed, &output).await?,
@@ -79,6 +81,7 @@ impl Coordinator {
         if counted {
             engine::settle(&transaction, operation.id).await?;
             transaction.commit().await?;
+            self.seams.point("own", &task.kind, "recorded");
             self.ring();
         }
         Ok(())

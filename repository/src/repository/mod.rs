@@ -147,7 +147,8 @@ impl Repository {
         &self.inner.store
     }
 
-    pub(crate) fn keyring(&self) -> Keyring {
+    /// The keys that it is used with. Secret.
+    pub fn keyring(&self) -> Keyring {
         self.inner.keyring.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 

@@ -23,11 +23,7 @@ use crate::{
 /// Bytes on their way to the mover.
 const UNDER_WAY: usize = 1 << 20;
 
-pub(super) async fn load(
-    subject: &Subject,
-    reader: &DataReader,
-    saved: &[StreamInfo],
-) -> Result<Loaded, TaskFailure> {
+pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[StreamInfo]) -> Result<Loaded, TaskFailure> {
     let what = format!("can't load volume {}", subject.name);
     let facts: Facts = serde_json::from_str(reader.facts())
         .map_err(|error| TaskFailure::permanent("data.facts", what.clone(), error))?;

@@ -112,16 +112,17 @@ fn reach(subject: &Subject) -> Result<Arc<dyn VolumeReach>, TaskFailure> {
 /// A mover's fault in the words of a task.
 fn failure(what: &str, fault: &Fault) -> TaskFailure {
     match fault.class {
-        Class::Unreadable => TaskFailure::permanent("data.unreadable", what, fault).next(
-            "mend the file or its rights, or leave the volume out by name with --without",
-        ),
+        Class::Unreadable => TaskFailure::permanent("data.unreadable", what, fault)
+            .next("mend the file or its rights, or leave the volume out by name with --without"),
         Class::Unwritable => TaskFailure::permanent("data.unwritable", what, fault)
             .next("choose a storage class whose filesystem takes what the volume holds"),
         Class::Full => TaskFailure::permanent("data.full", what, fault)
             .next("the claim asks for less room than its files need: enlarge it and save again"),
         Class::NotEmpty => TaskFailure::permanent("data.not-empty", what, fault)
             .next("a restore writes to new volumes only; see which storage class gives out used ones"),
-        Class::Refused => TaskFailure::permanent("data.refused", what, fault).next("check the repository: ocopea repository verify"),
+        Class::Refused => {
+            TaskFailure::permanent("data.refused", what, fault).next("check the repository: ocopea repository verify")
+        }
         Class::Limit => TaskFailure::permanent("data.limit", what, fault),
         Class::Protocol => TaskFailure::permanent("data.mover", what, fault)
             .next("use the mover image of this release (--mover-image)"),
