@@ -76,7 +76,7 @@ impl From<CatalogError> for Problem {
                 };
                 Self { next: next.to_owned(), ..Self::new(StatusCode::NOT_FOUND, "not-found", &error) }
             }
-            CatalogError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", &error),
+            CatalogError::Conflict(_) | CatalogError::Taken(_) => Self::new(StatusCode::CONFLICT, "conflict", &error),
             CatalogError::Malformed(_) | CatalogError::Database(_) => {
                 tracing::error!(%error, "the catalog failed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "catalog", "the catalog can't be used now (see the log)")
