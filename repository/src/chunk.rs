@@ -16,8 +16,6 @@ pub(crate) const AVERAGE: usize = 256 << 10;
 pub(crate) const LONGEST: usize = 1 << 20;
 /// The format's own limit: what a reader must take.
 pub(crate) const LIMIT: u32 = 8 << 20;
-/// How hard is tried to make them small.
-const LEVEL: i32 = 1;
 /// Set in [`Chunk::flags`]: the chunk is zstd frames; else it is stored as it is.
 pub(crate) const ZSTD: u32 = 1;
 
@@ -148,7 +146,7 @@ pub(crate) fn compress(raw: &[u8], out: &mut Vec<u8>) -> Result<u32> {
             rest = later;
             if random { stored_frame(part, out) } else { frame(part, out)? }
         }
-        if out.len() - start < raw.len() - raw.len() / 64 {
+        if out.len() - start < raw.len() - raw.len() / 256 {
             return Ok(ZSTD);
         }
         out.truncate(start);
@@ -159,12 +157,36 @@ pub(crate) fn compress(raw: &[u8], out: &mut Vec<u8>) -> Result<u32> {
 
 fn frame(part: &[u8], out: &mut Vec<u8>) -> Result<()> {
     let start = out.len();
-    out.resize(start + zstd::zstd_safe::compress_bound(part.len()), 0);
-    let place = out.get_mut(start..).unwrap_or_default();
-    let length = with(&COMPRESSORS, || zstd::bulk::Compressor::new(LEVEL), |z| z.compress_to_buffer(part, place))?;
+    let bound = zstd::zstd_safe::compress_bound(part.len());
+    let length = if start == 0 {
+        // Straight into fresh memory: nothing is set to zero first.
+        out.reserve(bound + crate::keys::TAG);
+        with(&COMPRESSORS, compressor, |z| z.compress_to_buffer(part, out))?
+    } else {
+        out.resize(start + bound, 0);
+        let place = out.get_mut(start..).unwrap_or_default();
+        with(&COMPRESSORS, compressor, |z| z.compress_to_buffer(part, place))?
+    };
     let length = length.map_err(|error| Error::Misuse(format!("zstd failed: {error}")))?;
     out.truncate(start + length);
     Ok(())
+}
+
+/// How hard is tried to make chunks small: level 1 with another search. Two small tables (long and short matches)
+/// find more in pieces of a chunk's size than level 1's single one, as fast: they stay in the core's own cache.
+fn compressor() -> std::io::Result<zstd::bulk::Compressor<'static>> {
+    use zstd::zstd_safe::{CParameter, Strategy};
+    let mut compressor = zstd::bulk::Compressor::new(1)?;
+    for parameter in [
+        CParameter::Strategy(Strategy::ZSTD_dfast),
+        CParameter::WindowLog(20),
+        CParameter::ChainLog(15),
+        CParameter::HashLog(16),
+        CParameter::MinMatch(5),
+    ] {
+        compressor.set_parameter(parameter)?;
+    }
+    Ok(compressor)
 }
 
 /// A zstd frame (RFC 8878) of raw blocks: single segment, four bytes of content size.

@@ -17,8 +17,10 @@ use crate::{
 pub(crate) const LONGEST_MANIFEST: u64 = 64 << 20;
 /// Longest small object (ref, pin, key …).
 pub(crate) const LONGEST_SMALL: u64 = 64 << 20;
-/// How much of a blob is read at once when it is verified or passed on.
+/// How much of a blob is read at once when it is passed on.
 pub(crate) const PIECE: u64 = 1 << 20;
+/// How much of a blob is read at once when it is verified: every piece waits for its turn on a core.
+const VERIFIED: u64 = 2 << 20;
 
 /// SHA-256, as OCI names blobs.
 pub(crate) fn sha256(bytes: &[u8]) -> Digest {
@@ -99,25 +101,26 @@ impl Store {
         }
     }
 
-    /// Reads a blob and throws it away, checking size and digest.
+    /// Reads a blob and throws it away, checking size and digest. A piece is hashed while the next is read.
     pub(crate) async fn verify_blob(&self, digest: &Digest, size: u64) -> Result<()> {
         let name = blob_name(digest);
         let (mut sha, mut offset) = (Sha256::new(), 0);
-        loop {
-            let piece = self.backend.range(&name, offset, PIECE).await?;
-            if piece.is_empty() {
-                break;
-            }
+        let mut piece = self.backend.range(&name, 0, VERIFIED).await?;
+        while !piece.is_empty() {
             offset += piece.len() as u64;
             if offset > size {
                 break;
             }
-            sha = self
-                .compute(move || {
-                    sha.update(&piece);
-                    sha
-                })
-                .await?;
+            let hashed = self.compute(move || {
+                sha.update(&piece);
+                sha
+            });
+            (sha, piece) = if offset < size {
+                futures::try_join!(hashed, self.backend.range(&name, offset, VERIFIED))?
+            } else {
+                // One byte more than there should be is enough to tell.
+                (hashed.await?, self.backend.range(&name, offset, 1).await?)
+            };
         }
         if offset != size {
             let longer = if offset > size { "more than ".to_owned() } else { format!("{offset} instead of ") };

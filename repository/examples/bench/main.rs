@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, reason = "it reports to the terminal")]
 
 mod peer;
+mod target;
 mod tree;
 
 use std::{
@@ -63,11 +64,11 @@ fn compare(place: &Path, rounds: u64, megabytes: u64, seed: u64, seams: &Seams) 
     for round in 1..=rounds {
         // Who begins changes from round to round.
         if round % 2 == 0 {
-            round_of_restic(place, &one, &two, &mut restic, seams)?;
-            round_of_ours(place, &one, &two, &mut ours, seams)?;
+            round_of_restic(place, round, [&one, &two], &mut restic, seams)?;
+            round_of_ours(place, round, [&one, &two], &mut ours, seams)?;
         } else {
-            round_of_ours(place, &one, &two, &mut ours, seams)?;
-            round_of_restic(place, &one, &two, &mut restic, seams)?;
+            round_of_ours(place, round, [&one, &two], &mut ours, seams)?;
+            round_of_restic(place, round, [&one, &two], &mut restic, seams)?;
         }
         println!("round {round} of {rounds} done");
     }
@@ -98,8 +99,8 @@ fn timed(seams: &Seams, command: &mut Command) -> Result<(f64, String)> {
     Ok((took.as_secs_f64(), String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
-fn round_of_ours(place: &Path, one: &Path, two: &Path, times: &mut Times, seams: &Seams) -> Result<()> {
-    let (repository, out) = (place.join("ours"), place.join("ours-out"));
+fn round_of_ours(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut Times, seams: &Seams) -> Result<()> {
+    let (repository, out) = (place.join(format!("ours-{round}")), place.join(format!("ours-out-{round}")));
     let own = std::env::current_exe()?;
     let mut run = |words: &[&std::ffi::OsStr]| -> Result<f64> {
         let (took, said) = timed(seams, Command::new(&own).args(words))?;
@@ -117,16 +118,15 @@ fn round_of_ours(place: &Path, one: &Path, two: &Path, times: &mut Times, seams:
     times.second.push(second);
     times.restore.push(restore);
     same(two, &out, seams)?;
-    std::fs::remove_dir_all(&repository)?;
-    std::fs::remove_dir_all(&out)?;
     Ok(())
 }
 
-fn round_of_restic(place: &Path, one: &Path, two: &Path, times: &mut Times, seams: &Seams) -> Result<()> {
-    let (repository, out, live) = (place.join("restic"), place.join("restic-out"), place.join("live"));
+fn round_of_restic(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut Times, seams: &Seams) -> Result<()> {
+    let (repository, out) = (place.join(format!("restic-{round}")), place.join(format!("restic-out-{round}")));
+    let (live, cache) = (place.join("live"), place.join(format!("restic-cache-{round}")));
     let run = |directory: &Path, words: &[&std::ffi::OsStr]| -> Result<f64> {
         let mut command = Command::new("restic");
-        command.env("RESTIC_PASSWORD", "bench").env("RESTIC_CACHE_DIR", place.join("restic-cache"));
+        command.env("RESTIC_PASSWORD", "bench").env("RESTIC_CACHE_DIR", &cache);
         command.arg("-q").arg("-r").arg(&repository).args(words).current_dir(directory);
         Ok(timed(seams, &mut command)?.0)
     };
@@ -145,9 +145,6 @@ fn round_of_restic(place: &Path, one: &Path, two: &Path, times: &mut Times, seam
     times.first.push(first?);
     times.second.push(second?);
     times.restore.push(restore);
-    for left in [repository, out, place.join("restic-cache")] {
-        std::fs::remove_dir_all(&left)?;
-    }
     Ok(())
 }
 

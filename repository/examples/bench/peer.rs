@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read, Write},
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -23,7 +23,10 @@ use ocopea_repository::{
     Requirements, StreamFacts,
 };
 
-use crate::tree;
+use crate::{
+    target::{Space, Target},
+    tree,
+};
 
 /// Streams that are read at the same time.
 const AT_ONCE: usize = 2;
@@ -49,6 +52,7 @@ pub async fn save(tree: &Path, place: &Path, seams: &Seams) -> Result<()> {
         std::fs::write(&team_file, team.to_string())?;
         (Repository::create(&location(place), &keyring, seams).await?, team)
     };
+    let start = seams.clock.monotonic();
     let base = repository.images().await?.pop().map(|reference| reference.record);
     let key = repository.new_image_key(team).await?;
     let access = repository.access_to_write(&key, base.as_ref()).await?;
@@ -60,10 +64,13 @@ pub async fn save(tree: &Path, place: &Path, seams: &Seams) -> Result<()> {
     let parts =
         files.chunks(share).enumerate().map(|(number, files)| stream_files(&writer, number, tree, files, seams));
     stream::iter(parts).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
+    let read = seams.clock.monotonic() - start;
     let data = writer.finish("{}").await?;
+    let finished = seams.clock.monotonic() - start;
     let record = record(team, name, &data, seams);
     repository.commit(&CommitRequest { record, key }).await?;
-    println!("new-mb {} stored-mb {}", data.new_bytes / 1_000_000, data.stored_bytes / 1_000_000);
+    println!("read by {read:.2?}, finished by {finished:.2?}, visible by {:.2?}", seams.clock.monotonic() - start);
+    println!("new {} stored {}", data.new_bytes, data.stored_bytes);
     report_peak()
 }
 
@@ -128,66 +135,72 @@ pub async fn restore(place: &Path, to: &Path, seams: &Seams) -> Result<()> {
     report_peak()
 }
 
-/// What of a file is still to come.
-struct Open {
-    file: File,
-    left: u64,
+/// Where the reading of a stream is.
+#[derive(Default)]
+struct Place {
+    header: Vec<u8>,
+    open: Option<Target>,
+    space: Space,
 }
 
 async fn restore_stream(reader: &DataReader, name: &[u8], to: &Path, seams: &Seams) -> Result<()> {
     let mut pieces = reader.read(name).await?;
-    let (mut header, mut open): (Vec<u8>, Option<Open>) = (Vec::new(), None);
+    let mut place = Place::default();
     // Some pieces at a time go to a thread that may block.
     let mut pieces = (&mut pieces).ready_chunks(8);
     while let Some(piece) = pieces.next().await {
         let piece: Vec<Bytes> = piece.into_iter().collect::<Result<_, _>>()?;
         let to = to.to_owned();
-        (header, open) = seams
+        place = seams
             .compute("bench.write", move || -> Result<_> {
                 for piece in &piece {
-                    write_piece(&to, piece, &mut header, &mut open)?;
+                    place.write(&to, piece)?;
                 }
-                Ok((header, open))
+                Ok(place)
             })
             .await
             .context("stopped")??;
     }
-    if open.is_some() || !header.is_empty() {
+    if place.open.is_some() || !place.header.is_empty() {
         bail!("the stream ends within a file");
     }
     Ok(())
 }
 
-fn write_piece(to: &Path, mut piece: &[u8], header: &mut Vec<u8>, open: &mut Option<Open>) -> Result<()> {
-    while !piece.is_empty() {
-        if let Some(current) = open {
-            let (now, rest) = piece.split_at(piece.len().min(usize::try_from(current.left)?));
-            current.file.write_all(now)?;
-            current.left -= now.len() as u64;
-            piece = rest;
-            if current.left == 0 {
-                *open = None;
+impl Place {
+    fn write(&mut self, to: &Path, mut piece: &[u8]) -> Result<()> {
+        while !piece.is_empty() {
+            if let Some(target) = &mut self.open {
+                piece = target.take(piece, &mut self.space)?;
+                if target.is_complete() {
+                    self.open = None;
+                }
+                continue;
             }
-            continue;
+            let wanted = match self.header.first_chunk::<4>() {
+                Some(length) => 4 + u32::from_le_bytes(*length) as usize + 8,
+                None => 4,
+            };
+            let (now, rest) = piece.split_at(piece.len().min(wanted - self.header.len()));
+            self.header.extend_from_slice(now);
+            piece = rest;
+            if self.header.len() == wanted && wanted > 4 {
+                let (name, length) = self.header[4..].split_at(wanted - 12);
+                let path = to.join(std::str::from_utf8(name)?);
+                let length = u64::from_le_bytes(length.try_into()?);
+                let target = match Target::create(&path, length) {
+                    Ok(target) => target,
+                    Err(_) => {
+                        std::fs::create_dir_all(path.parent().unwrap_or(to))?;
+                        Target::create(&path, length)?
+                    }
+                };
+                self.open = (length > 0).then_some(target);
+                self.header.clear();
+            }
         }
-        let wanted = match header.first_chunk::<4>() {
-            Some(length) => 4 + u32::from_le_bytes(*length) as usize + 8,
-            None => 4,
-        };
-        let (now, rest) = piece.split_at(piece.len().min(wanted - header.len()));
-        header.extend_from_slice(now);
-        piece = rest;
-        if header.len() == wanted && wanted > 4 {
-            let (name, length) = header[4..].split_at(wanted - 12);
-            let path = to.join(std::str::from_utf8(name)?);
-            std::fs::create_dir_all(path.parent().unwrap_or(to))?;
-            let left = u64::from_le_bytes(length.try_into()?);
-            let file = File::create(path)?;
-            *open = (left > 0).then_some(Open { file, left });
-            header.clear();
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn report_peak() -> Result<()> {
