@@ -322,7 +322,9 @@ class World:
             raise Wrong(f"the catalog has {images}, the repository {refs}")
         left = [n for n in os.listdir(self.data) if n not in DATA]
         pins = [f for _, _, files in os.walk(os.path.join(self.data, "repository", "pins")) for f in files]
-        pins += os.listdir(os.path.join(self.data, "repository", "tmp"))
+        for place in ("tmp", "staging", "pins"):
+            folder = os.path.join(self.data, "repository", place)
+            pins += [f"{place}/{name}" for name in (os.listdir(folder) if os.path.isdir(folder) else [])]
         if left or pins:
             raise Wrong(f"left over in the data directory: {left} {pins}")
         self.call("repository", "verify")

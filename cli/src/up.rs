@@ -161,6 +161,8 @@ async fn open_repository(data: &Path, seams: &Seams) -> Result<Repository, Failu
         let repository = Repository::open(&location, &keyring, seams).await.map_err(failed)?;
         // A kill may have come between the key file and the repository: what the file holds opens everything.
         repository.key_add(&keyring).await.map_err(failed)?;
+        // The data directory is locked: whoever wrote there before is dead.
+        repository.discard_unfinished().await.map_err(failed)?;
         Ok(repository)
     } else {
         Repository::create(&location, &keyring, seams).await.map_err(failed)

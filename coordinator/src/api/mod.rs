@@ -161,6 +161,7 @@ pub fn router(state: State) -> Router {
         .layer(DefaultBodyLimit::disable())
         .layer(RequestBodyLimitLayer::new(BODY))
         .layer(CatchPanicLayer::new())
+        .layer(axum::middleware::map_response(problem::in_our_shape))
 }
 
 /// How often a silent stream of events says that it lives.

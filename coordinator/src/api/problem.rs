@@ -119,6 +119,31 @@ impl IntoResponse for Problem {
     }
 }
 
+/// Bytes of another's words that are kept.
+const LONGEST: usize = 4096;
+
+/// What the framework refuses by itself (a method, a query, a body that is too long) in the shape of everything else.
+pub(super) async fn in_our_shape(response: Response) -> Response {
+    let status = response.status();
+    let ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/problem+json");
+    if ours || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let words = axum::body::to_bytes(body, LONGEST).await.unwrap_or_default();
+    let words = String::from_utf8_lossy(&words).trim().to_owned();
+    let words = match (status, words.is_empty()) {
+        (StatusCode::INTERNAL_SERVER_ERROR, _) => "this program has a fault: see its log".to_owned(),
+        (_, true) => status.canonical_reason().unwrap_or("refused").to_lowercase(),
+        (_, false) => words,
+    };
+    let mut out = Problem::new(status, "request", words).into_response();
+    if let Some(allow) = parts.headers.get(header::ALLOW) {
+        out.headers_mut().insert(header::ALLOW, allow.clone());
+    }
+    out
+}
+
 /// Who asks.
 pub struct Caller(pub Actor);
 
@@ -156,8 +181,12 @@ impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
-        match Json::<T>::from_request(request, state).await {
-            Ok(Json(value)) => Ok(Self(value)),
+        match Json::<serde_json::Value>::from_request(request, state).await {
+            // A list would be taken for an object's fields in their order.
+            Ok(Json(value)) if !value.is_object() => Err(Problem::invalid("body", "a JSON object is expected")),
+            Ok(Json(value)) => {
+                serde_json::from_value(value).map(Self).map_err(|error| Problem::invalid("body", error))
+            }
             Err(JsonRejection::JsonDataError(error)) => Err(Problem::invalid("body", error.body_text())),
             Err(error) => Err(Problem::new(error.status(), "body", error.body_text())),
         }

@@ -27,6 +27,7 @@ pub struct Paging {
 
 /// A sign-in code.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct SignIn {
     /// As `ocopea up` printed it.
     pub code: String,
@@ -41,6 +42,7 @@ pub struct IssuedToken {
 
 /// A token to be made.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct NewToken {
     /// What it is for.
     pub name: String,
@@ -117,6 +119,7 @@ pub struct ApplicationView {
 
 /// Credentials for one data service.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CredentialsInput {
     /// The data service.
     pub service: String,
@@ -128,7 +131,7 @@ pub struct CredentialsInput {
 
 /// An application to save or look at.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct SaveInput {
     /// The site.
     pub site: String,
@@ -152,7 +155,7 @@ pub struct SaveInput {
 
 /// An image to restore.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct RestoreInput {
     /// The image's id, or name (the newest of that name).
     pub image: String,
@@ -307,6 +310,7 @@ pub struct CommentView {
 
 /// A comment to be made.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct NewComment {
     /// What.
     pub body: String,
@@ -314,6 +318,7 @@ pub struct NewComment {
 
 /// Labels to set; `null` takes one away.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct LabelChanges {
     /// By label.
     pub labels: BTreeMap<String, Option<String>>,
@@ -371,6 +376,7 @@ pub struct Connection {
 
 /// How to collect.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CollectInput {
     /// Seconds between being found dead first and being deleted.
     pub grace_s: u64,
@@ -378,6 +384,7 @@ pub struct CollectInput {
 
 /// What to verify.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct VerifyInput {
     /// One image, or everything.
     pub image: Option<String>,

@@ -95,6 +95,29 @@ fn make_parent(path: &Path) -> std::io::Result<&Path> {
     Ok(parent)
 }
 
+/// Puts a file into its place and makes that durable. A directory that goes at this moment is made again.
+fn in_place(path: &Path, put: impl Fn() -> std::io::Result<()>) -> std::io::Result<()> {
+    for _ in 0..8 {
+        let parent = make_parent(path)?;
+        match put() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                // Who finds it there relies on it, too.
+                sync_directory(parent)?;
+                return Err(error);
+            }
+            Ok(()) => return sync_directory(parent),
+        }
+    }
+    put()
+}
+
+/// Whether a directory is one of those that come and go.
+fn is_short_lived(root: &Path, directory: &Path) -> bool {
+    let above = directory.parent().and_then(|above| above.strip_prefix(root).ok());
+    above.is_some_and(|above| above == Path::new("pins") || above == Path::new("staging"))
+}
+
 /// Removes the temporary file when a write ends, however it ends.
 struct Temporary(PathBuf);
 
@@ -132,14 +155,12 @@ impl Backend for DirectoryBackend {
                 return Ok(Put::Existed);
             }
             temporary.write(&bytes)?;
-            let parent = make_parent(&path)?;
-            let put = match fs::hard_link(&temporary.0, &path) {
-                Ok(()) => Put::Created,
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => Put::Existed,
-                Err(error) => return Err(error),
-            };
-            sync_directory(parent)?;
-            Ok(put)
+            let put = in_place(&path, || fs::hard_link(&temporary.0, &path));
+            match put {
+                Ok(()) => Ok(Put::Created),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Put::Existed),
+                Err(error) => Err(error),
+            }
         })
         .await
     }
@@ -148,9 +169,7 @@ impl Backend for DirectoryBackend {
         let (path, temporary) = (self.path(name)?, self.temporary());
         self.blocking("write", name.to_owned(), move || {
             temporary.write(&bytes)?;
-            let parent = make_parent(&path)?;
-            fs::rename(&temporary.0, &path)?;
-            sync_directory(parent)
+            in_place(&path, || fs::rename(&temporary.0, &path))
         })
         .await
     }
@@ -236,9 +255,15 @@ impl Backend for DirectoryBackend {
     }
 
     async fn delete(&self, name: &str) -> Result<()> {
-        let path = self.path(name)?;
+        let (path, root) = (self.path(name)?, self.root.clone());
         self.blocking("delete", name.to_owned(), move || match fs::remove_file(&path) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                // What belongs to one operation or image has a directory of its own, which goes with its last file.
+                if let Some(parent) = path.parent().filter(|parent| is_short_lived(&root, parent)) {
+                    let _ = fs::remove_dir(parent);
+                }
+                Ok(())
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         })

@@ -132,6 +132,11 @@ impl Repository {
         Ok(repository)
     }
 
+    /// Removes what writers that died left unfinished. Only for those who know that nobody else writes now.
+    pub async fn discard_unfinished(&self) -> Result<()> {
+        self.store().backend.discard_unfinished(i64::MAX).await
+    }
+
     fn with(backend: Arc<dyn Backend>, location: &Location, keyring: &Keyring, seams: &Seams) -> Self {
         let inner = Inner {
             location: location.clone(),
