@@ -107,6 +107,14 @@ check "the copy's files are those that were saved, owners, modes and times inclu
 check "no mover is left" bash -c "for c in a b; do [ -z \"\$(kubectl --context \$c get jobs,pods -A -l ocopea.dev/mover -o name)\" ] || exit 1; done"
 check "a name that exists is refused" refused 5 "$COPY" "$OCOPEA" restore $id --site b --as $COPY
 check "logs and connections work" bash -c "'$OCOPEA' logs $COPY db | grep -q listening && { timeout 5 '$OCOPEA' connect $COPY db > '$W/conn' || true; grep -q mongodb://127.0.0.1 '$W/conn'; }"
+check "a program in the copy gets its input, and its status comes back" bash -c "got=0; out=\$(echo in | '$OCOPEA' exec $COPY web -- sh -c 'cat; echo err >&2; exit 7' 2>'$W/err') || got=\$?; [ \"\$out\" = in ] && [ \$got = 7 ] && grep -qx err '$W/err'"
+check "exec names the components where several run" refused 2 "db, web" "$OCOPEA" exec $COPY -- true
+check "keys are rotated and the old one taken away, and everything is still read" bash -c "
+  old=\$('$OCOPEA' repository key list -o name)
+  '$OCOPEA' repository key rotate && '$OCOPEA' repository key remove \$old && '$OCOPEA' repository verify
+  [ \$(grep -c . '$W/data/repository.key') = 1 ] && ! grep -q \$old '$W/data/repository.key' && [ \$(stat -c %a '$W/data/repository.key') = 600 ]"
+check "the last key stays" refused 2 "last repository key" "$OCOPEA" repository key remove "$("$OCOPEA" repository key list -o name)"
+check "YAML says what JSON says" bash -c "'$OCOPEA' show $id -o yaml | grep -q 'name: first'"
 check "a save of the copy knows where it came from" bash -c "'$OCOPEA' save b/$COPY --name again -o json | jq -e '.body.lineage.restored_from != null'"
 # kill -9 at several moments of a save and of a restore; the next start finishes or takes back.
 for pause in 0.3 1.2 2.5; do
@@ -123,6 +131,7 @@ done
 "$OCOPEA" restore $id --site b --as $COPY-2 --detach >"$W/op"; sleep 2
 check "a cancelled restore leaves nothing" bash -c "'$OCOPEA' cancel \$(cat '$W/op') && ! kubectl --context b get namespace $COPY-2 && '$OCOPEA' operations show \$(cat '$W/op') -o json | jq -e '.state == \"cancelled\"'"
 check "an environment is removed with what was pushed for it" bash -c "'$OCOPEA' remove $COPY && ! kubectl --context b get namespace $COPY && for r in \$(curl -s http://$REGISTRY/v2/_catalog?n=1000 | jq -r '.repositories[]' | grep '^journey/$COPY'); do curl -s http://$REGISTRY/v2/\$r/tags/list | jq -e '(.tags // []) | length == 0' || exit 1; done"
+check "the independent reader finds every stream of every image as it should be" "$TOP/tests/reader.sh" "$W/data/repository" "$W/data/repository.key"
 for i in $(ocopea images -o name); do ocopea rm "$i" >/dev/null 2>&1; done
 check "deleted images give their bytes back" bash -c "'$OCOPEA' repository collect --grace 0s && '$OCOPEA' repository collect --grace 0s && [ \$(find '$W/data/repository/blobs' -type f 2>/dev/null | wc -l) = 0 ]"
 check "SIGTERM ends it in order" bash -c "kill $UP; for i in \$(seq 200); do kill -0 $UP 2>/dev/null || exit 0; sleep 0.2; done; exit 1"

@@ -5,10 +5,15 @@
 "$HERE/mongod.sh" build
 "$HERE/up.sh"
 "$HERE/images.sh"
-export KUBECONFIG=$TESTBED/kubeconfig OCOPEA_TEST_KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$CACHE:$PATH OCOPEA_TESTBED=$TESTBED OCOPEA_TEST_REGISTRY=$REGISTRY
+say "the independent reader"
+(cd "$TOP/tests/reader" && gofmt -l . | (! grep .) && go vet ./...) || die "tests/reader is not formatted, or go vet finds fault with it"
+export KUBECONFIG=$TESTBED/kubeconfig OCOPEA_TEST_KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH OCOPEA_TESTBED=$TESTBED OCOPEA_TEST_REGISTRY=$REGISTRY
 say "building the tests (some minutes when nothing is built yet)"
 cd "$TOP" && cargo build -q --workspace --tests --bins
 say "running them"
 cargo test --workspace
 say "the journey, through the command itself"
 "$TOP/tests/journey.sh"
+say "an end at every step of every operation, and at five random moments"
+"$TOP/tests/faults.py" quick
+OCOPEA_MOVER_IMAGE=$("$HERE/mover-image.sh" | tail -1) "$TOP/tests/faults.py" kills 5

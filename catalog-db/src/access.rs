@@ -72,6 +72,32 @@ impl Catalog {
         self.actor(UserId(user_id), TeamId(team_id)).await
     }
 
+    /// A further team.
+    pub async fn add_team(&self, name: &str) -> Result<TeamId, CatalogError> {
+        let id = self.seams.uuid();
+        let row =
+            teams::ActiveModel { id: Set(id), name: Set(name.to_owned()), created: Set(self.seams.clock.now().0) };
+        let transaction = self.begin().await?;
+        teams::Entity::insert(row).exec_without_returning(&transaction.inner).await?;
+        transaction.audit(Some(TeamId(id)), None, "team.create", name, "").await?;
+        transaction.commit().await?;
+        Ok(TeamId(id))
+    }
+
+    /// A further person, a member of `team`.
+    pub async fn add_user(&self, name: &str, team: TeamId, role: Role) -> Result<Actor, CatalogError> {
+        let id = self.seams.uuid();
+        let transaction = self.begin().await?;
+        let row =
+            users::ActiveModel { id: Set(id), name: Set(name.to_owned()), created: Set(self.seams.clock.now().0) };
+        users::Entity::insert(row).exec_without_returning(&transaction.inner).await?;
+        let row = memberships::ActiveModel { team: Set(team.0), user_id: Set(id), role: Set(role.as_str().to_owned()) };
+        memberships::Entity::insert(row).exec_without_returning(&transaction.inner).await?;
+        transaction.audit(Some(team), Some(UserId(id)), "user.create", name, role.as_str()).await?;
+        transaction.commit().await?;
+        self.actor(UserId(id), team).await
+    }
+
     async fn actor(&self, user: UserId, team: TeamId) -> Result<Actor, CatalogError> {
         let member = memberships::Entity::find_by_id((team.0, user.0)).one(&self.database).await?;
         let member = member.ok_or_else(|| CatalogError::not_found("membership", user))?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ocopea_protocol::seams::Seams;
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait,
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbErr, SqlErr, TransactionTrait,
 };
 use sea_orm_migration::MigratorTrait;
 
@@ -27,9 +27,21 @@ pub enum CatalogError {
     /// What is stored can't be understood.
     #[error("the catalog holds something that this program can't read: {0}")]
     Malformed(String),
+    /// Somebody else wrote the same at the same moment: what is there now may be what was wanted.
+    #[error("somebody else did the same at the same moment: {0}")]
+    Taken(String),
     /// The database itself.
     #[error("the catalog's database failed: {0}")]
-    Database(#[from] DbErr),
+    Database(DbErr),
+}
+
+impl From<DbErr> for CatalogError {
+    fn from(error: DbErr) -> Self {
+        match error.sql_err() {
+            Some(SqlErr::UniqueConstraintViolation(what)) => Self::Taken(what),
+            _ => Self::Database(error),
+        }
+    }
 }
 
 impl CatalogError {

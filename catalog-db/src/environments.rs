@@ -76,6 +76,12 @@ impl Catalog {
     }
 }
 
+fn taken(name: &str) -> CatalogError {
+    CatalogError::Conflict(format!(
+        "an environment {name:?} is at that site already: choose another name, or remove it first"
+    ))
+}
+
 impl Transaction {
     /// One, whatever its state.
     pub async fn environment(&self, id: EnvironmentId) -> Result<Environment, CatalogError> {
@@ -93,10 +99,7 @@ impl Transaction {
             .one(&self.inner)
             .await?;
         if same.is_some() {
-            return Err(CatalogError::Conflict(format!(
-                "an environment {:?} is at that site already: choose another name, or remove it first",
-                new.name
-            )));
+            return Err(taken(&new.name));
         }
         let row = environments::ActiveModel {
             id: Set(new.id.0),
@@ -112,8 +115,10 @@ impl Transaction {
             created: Set(new.created.0),
             ended: Set(None),
         };
-        environments::Entity::insert(row).exec_without_returning(&self.inner).await?;
-        Ok(())
+        match environments::Entity::insert(row).exec_without_returning(&self.inner).await.map_err(CatalogError::from) {
+            Err(CatalogError::Taken(_)) => Err(taken(&new.name)),
+            other => other.map(|_| ()),
+        }
     }
 
     /// Moves it to another state. Repeating is fine.

@@ -84,6 +84,12 @@ pub struct ImageSearch {
 impl Catalog {
     /// Images of a team, newest first.
     pub async fn images(&self, team: TeamId, search: &ImageSearch) -> Result<Vec<Image>, CatalogError> {
+        // No text holds a NUL, and PostgreSQL would not even be asked for one.
+        let labels = search.labels.iter().flat_map(|(label, value)| [Some(label), value.as_ref()]).flatten();
+        let words = search.text.iter().chain(&search.application).chain(&search.creator);
+        if words.chain(labels).any(|word| word.contains('\0')) {
+            return Ok(Vec::new());
+        }
         let mut find = images::Entity::find()
             .filter(images::Column::Team.eq(team.0))
             .filter(images::Column::Deleting.is_null())
@@ -139,7 +145,7 @@ impl Catalog {
             .collect()
     }
 
-    /// One image of a team: by id, unique beginning of an id, or name (the newest of that name).
+    /// One image of a team: by id, or name (the newest of that name).
     pub async fn image(&self, team: TeamId, name: &str) -> Result<Image, CatalogError> {
         let own = || {
             images::Entity::find()
@@ -147,6 +153,9 @@ impl Catalog {
                 .filter(images::Column::Deleting.is_null())
                 .order_by_desc(images::Column::Id)
         };
+        if name.contains('\0') {
+            return Err(CatalogError::not_found("image", name));
+        }
         let row = match name.parse::<ImageId>() {
             Ok(id) => own().filter(images::Column::Id.eq(id.0)).one(&self.database).await?,
             Err(_) => own().filter(images::Column::Name.eq(name)).one(&self.database).await?,
@@ -253,6 +262,13 @@ impl Transaction {
     pub async fn hide_image(&self, image: ImageId) -> Result<(), CatalogError> {
         let now = self.seams.clock.now().0;
         let row = images::ActiveModel { deleting: Set(Some(now)), ..Default::default() };
+        images::Entity::update_many().set(row).filter(images::Column::Id.eq(image.0)).exec(&self.inner).await?;
+        Ok(())
+    }
+
+    /// Shows an image again that could not be deleted.
+    pub async fn show_image(&self, image: ImageId) -> Result<(), CatalogError> {
+        let row = images::ActiveModel { deleting: Set(None), ..Default::default() };
         images::Entity::update_many().set(row).filter(images::Column::Id.eq(image.0)).exec(&self.inner).await?;
         Ok(())
     }

@@ -41,8 +41,11 @@ impl Catalog {
             reported: Set(None),
             report: Set(None),
         };
-        sites::Entity::insert(row).exec_without_returning(&self.database).await?;
-        Ok(SiteId(id))
+        match sites::Entity::insert(row).exec_without_returning(&self.database).await.map_err(CatalogError::from) {
+            // Another coordinator was faster.
+            Err(CatalogError::Taken(_)) => Ok(self.site(name).await?.id),
+            other => other.map(|_| SiteId(id)),
+        }
     }
 
     /// Keeps a report.

@@ -23,7 +23,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return output::fail(&Failure::local(format!("no runtime could be started: {error}"))),
     };
-    match runtime.block_on(commands::run(arguments)) {
+    let ended = runtime.block_on(commands::run(arguments));
+    // A thread that still waits for a key to be pressed must not keep the command from ending.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         // The program that `exec` ran has said what there is to say.
         Err(failure) if failure.what.is_empty() => ExitCode::from(failure.status),

@@ -43,6 +43,25 @@ pub async fn accept(
     order: Order,
     key: Option<(&str, &str)>,
 ) -> Result<OperationId, CatalogError> {
+    match accept_once(catalog, actor, order, key).await {
+        // The same request at the same moment: now it can be seen what it stands for.
+        Err(CatalogError::Taken(what)) => match key {
+            Some((key, fingerprint)) => {
+                let known = catalog.begin().await?.known_request(actor.team, key, fingerprint).await?;
+                known.ok_or(CatalogError::Taken(what))
+            }
+            None => Err(CatalogError::Taken(what)),
+        },
+        other => other,
+    }
+}
+
+async fn accept_once(
+    catalog: &Catalog,
+    actor: &Actor,
+    order: Order,
+    key: Option<(&str, &str)>,
+) -> Result<OperationId, CatalogError> {
     let transaction = catalog.begin().await?;
     if let Some((key, fingerprint)) = key
         && let Some(known) = transaction.known_request(actor.team, key, fingerprint).await?
@@ -202,6 +221,11 @@ async fn undo(
         && operation.failure.as_ref().is_some_and(|f| f.class == ocopea_protocol::failure::FailureClass::Cancelled);
     operation.state = if cancelled { OperationState::Cancelled } else { OperationState::Failed };
     transaction.save_operation(operation).await?;
+    if operation.kind == "delete-image"
+        && let Some(image) = operation.image
+    {
+        transaction.show_image(image).await?;
+    }
     if let Some(environment) = operation.environment {
         let now = transaction.environment(environment).await?;
         let state = match now.state {

@@ -92,3 +92,76 @@ async fn oras_copies_images_and_single_containers_out_of_the_directory() {
     let ocopea_repository::Body::Container { platforms, .. } = &saved.record.components[1].body else { panic!() };
     assert!(one.join(format!("blobs/sha256/{}", platforms[0].manifest.hex())).exists());
 }
+
+/// Debian's registry on a free port of the loopback interface, gone with the test.
+struct Registry {
+    child: std::process::Child,
+    _directory: tempfile::TempDir,
+    host: String,
+}
+
+impl Registry {
+    fn start() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let host = format!("127.0.0.1:{port}");
+        let settings = directory.path().join("registry.yaml");
+        let root = directory.path().join("blobs");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{host}\"}}\n",
+            root.display()
+        );
+        std::fs::write(&settings, text).unwrap();
+        let silent = std::process::Stdio::null;
+        let child =
+            Command::new("docker-registry").arg("serve").arg(&settings).stdout(silent()).stderr(silent()).spawn();
+        let Ok(child) = child else {
+            println!("docker-registry is not installed: not tried");
+            return None;
+        };
+        let registry = Self { child, _directory: directory, host };
+        for _ in 0..200 {
+            if std::net::TcpStream::connect(&registry.host).is_ok() {
+                return Some(registry);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("the registry does not answer");
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crane_copies_images_and_containers_once_they_are_in_a_registry() {
+    let world = World::new().await;
+    let saved = world.save("first", &[(b"a", prose(3_000_000, 1))], None).await;
+    let Some(registry) = Registry::start() else { return };
+    let (image, at) = (saved.reference.image, world.path(""));
+    let at = at.to_str().unwrap().trim_end_matches('/');
+    let (whole, single) = (format!("{}/whole:1", registry.host), format!("{}/web:1", registry.host));
+    let arguments = ["cp", "--from-oci-layout", &format!("{at}:{image}"), "--to-plain-http", &whole];
+    let Some(_) = run("oras", &arguments) else { return };
+    let from = format!("oci:{at}:{image}/web");
+    run("skopeo", &["copy", "--preserve-digests", "--dest-tls-verify=false", &from, &format!("docker://{single}")]);
+    let ocopea_repository::Body::Container { platforms, .. } = &saved.record.components[1].body else { panic!() };
+    for (from, to, digest) in [
+        (&whole, format!("{}/copy/whole:2", registry.host), saved.reference.index),
+        (&single, format!("{}/copy/web:2", registry.host), platforms[0].manifest),
+    ] {
+        let Some(_) = run("crane", &["copy", "--insecure", from, &to]) else { return };
+        assert_eq!(run("crane", &["digest", "--insecure", &to]).unwrap().trim(), digest.to_string());
+        run("crane", &["validate", "--insecure", "--fast", "--remote", &to]);
+    }
+    // And back out of the registry whole, every blob as it was.
+    let out = tempfile::tempdir().unwrap();
+    let to = out.path().join("back");
+    let from = format!("{}/copy/whole:2", registry.host);
+    run("oras", &["cp", "--from-plain-http", &from, "--to-oci-layout", &format!("{}:x", to.display())]);
+    is_whole(&world, &saved, &to);
+}

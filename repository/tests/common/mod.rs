@@ -184,8 +184,13 @@ pub async fn put_container(session: &ImageSession, title: &str) -> (Digest, Vec<
     let mut platforms = Vec::new();
     let mut entries = Vec::new();
     for architecture in ["amd64", "arm64"] {
-        let tar =
-            noise(5000, title.bytes().chain(architecture.bytes()).fold(7, |sum, byte| sum * 31 + u64::from(byte)));
+        let tar = noise(
+            5000,
+            title
+                .bytes()
+                .chain(architecture.bytes())
+                .fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte))),
+        );
         let layer = gzip(&tar);
         let config = format!(
             "{{\"architecture\":\"{architecture}\",\"os\":\"linux\",\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"{}\"]}}}}",
@@ -228,7 +233,7 @@ pub async fn put_data(
             stream.write(Bytes::copy_from_slice(piece)).await?;
         }
         let facts = StreamFacts {
-            unit: "documents".to_owned(),
+            unit: "pieces".to_owned(),
             items: hasher.items(),
             item_hash: hasher.sum(),
             attributes: BTreeMap::from([("options".to_owned(), "{}".to_owned())]),
