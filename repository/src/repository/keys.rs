@@ -260,7 +260,7 @@ impl Repository {
     }
 
     /// Removes a repository key; refused when something could then be opened by no other key at hand. Stopped
-    /// anywhere, the key no longer opens the repository or everything is as before; the same call again ends it.
+    /// anywhere, every other key opens everything as before, and the same call again ends it.
     pub async fn key_remove(&self, id: &KeyId) -> Result<()> {
         let mut keyring = self.keyring();
         keyring.remove(id)?;
@@ -273,26 +273,31 @@ impl Repository {
                 return Err(Error::WrongKey { object: name, given, wanted });
             }
         }
-        // First, so that nobody wraps for it again: only keys that are listed get wraps.
+        self.unwrap_all(id).await?;
         self.store().backend.delete(&repository_key_name(id)).await?;
+        // Only listed keys get wraps. Somebody who had looked before may still have written one: until there is none.
         for _ in 0..ROUNDS {
-            let mut found = false;
-            for name in self.team_objects().await? {
-                let (mut object, _) = self.open_team(&name).await?;
-                let before = object.wraps.len();
-                object.wraps.retain(|wrap| wrap.by != *id);
-                if object.wraps.len() < before {
-                    found = true;
-                    self.store().replace_small(&name, &object).await?;
-                }
-            }
-            // Somebody who had looked before may have written a wrap meanwhile: once more, until there is none.
-            if !found {
+            if !self.unwrap_all(id).await? {
                 self.set_keyring(&keyring);
                 return Ok(());
             }
         }
         Err(Error::Conflict { object: "keys/teams/".to_owned() })
+    }
+
+    /// Takes a key's wraps away; whether there were any.
+    async fn unwrap_all(&self, id: &KeyId) -> Result<bool> {
+        let mut found = false;
+        for name in self.team_objects().await? {
+            let (mut object, _) = self.open_team(&name).await?;
+            let before = object.wraps.len();
+            object.wraps.retain(|wrap| wrap.by != *id);
+            if object.wraps.len() < before {
+                found = true;
+                self.store().replace_small(&name, &object).await?;
+            }
+        }
+        Ok(found)
     }
 
     fn set_keyring(&self, keyring: &Keyring) {

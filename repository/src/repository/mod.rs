@@ -282,3 +282,17 @@ impl From<ImageRef> for RefObject {
 pub(crate) fn ref_name(image: ImageId) -> String {
     format!("refs/{image}")
 }
+
+/// Whatever stands in small objects, to be read by the fuzzer.
+#[cfg(feature = "fuzzing")]
+#[derive(Deserialize)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "read, never looked at")]
+pub(crate) enum Small {
+    Ref(RefObject),
+    Team(keys::TeamObject),
+    Key(keys::RepositoryKeyObject),
+    Pin(pins::PinObject),
+    Condemned(crate::collect::Condemned),
+    Description(Description),
+}
