@@ -34,3 +34,7 @@ test: ## all tests, against real parts (sets up what it needs)
 .PHONY: faults
 faults: testbed testbed-images ## ends Ocopea at every step of every operation and at 50 random moments, and looks at what is left (about an hour)
 	@tests/faults.sh
+
+.PHONY: fuzz bench
+fuzz: ## every reader of outside bytes against made-up ones (FOR=seconds for each target, 60)
+	@tests/fuzz.sh $(or $(FOR),60)

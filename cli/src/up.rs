@@ -157,16 +157,17 @@ async fn open_repository(data: &Path, seams: &Seams) -> Result<Repository, Failu
     let failed = |error: ocopea_repository::Error| Failure::local(format!("the repository can't be opened: {error}"));
     let keyring = Keyring::parse(&text).map_err(failed)?;
     let location = Location::Directory { path: place.display().to_string() };
-    if exists {
-        let repository = Repository::open(&location, &keyring, seams).await.map_err(failed)?;
-        // A kill may have come between the key file and the repository: what the file holds opens everything.
-        repository.key_add(&keyring).await.map_err(failed)?;
-        // The data directory is locked: whoever wrote there before is dead.
-        repository.discard_unfinished().await.map_err(failed)?;
-        Ok(repository)
-    } else {
-        Repository::create(&location, &keyring, seams).await.map_err(failed)
-    }
+    let repository = match Repository::open(&location, &keyring, seams).await {
+        // A kill may have come in the midst of the first start: what it began is taken to its end.
+        Err(ocopea_repository::Error::NoRepository { .. }) => Repository::create(&location, &keyring, seams).await,
+        other => other,
+    };
+    let repository = repository.map_err(failed)?;
+    // A kill may have come between the key file and the repository: what the file holds opens everything.
+    repository.key_add(&keyring).await.map_err(failed)?;
+    // The data directory is locked: whoever wrote there before is dead.
+    repository.discard_unfinished().await.map_err(failed)?;
+    Ok(repository)
 }
 
 fn open_vault(data: &Path) -> Result<Vault, Failure> {

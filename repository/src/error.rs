@@ -52,7 +52,7 @@ pub enum Error {
         known: u32,
     },
     /// There is no repository at this place.
-    #[error("there is no copy repository at {place}: it has no ocopea.json")]
+    #[error("there is no copy repository at {place}: it has no file `ocopea-repository`")]
     NoRepository {
         /// Where it was looked for.
         place: String,

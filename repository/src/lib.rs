@@ -9,6 +9,8 @@ mod chunk;
 mod collect;
 mod config;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod items;
 mod keys;
 mod limits;

@@ -152,7 +152,7 @@ fn small(value: u64) -> Result<u32> {
     })
 }
 
-fn wrap(image_key: &Secret32, key: &Secret32, seams: &Seams) -> Result<Vec<u8>> {
+pub(crate) fn wrap(image_key: &Secret32, key: &Secret32, seams: &Seams) -> Result<Vec<u8>> {
     keys::wrap_bytes(&keys::derive(keys::PACK_WRAP, &image_key.0), KEY_AAD, &key.0, seams)
 }
 

@@ -4,6 +4,7 @@
 //! Each measured run is a process of its own (`bench save|restore …`), so that its peak memory is its own.
 #![expect(clippy::print_stdout, reason = "it reports to the terminal")]
 
+mod memory;
 mod peer;
 mod target;
 mod tree;
@@ -25,11 +26,15 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["save", tree, place] => runtime.block_on(peer::save(Path::new(tree), Path::new(place), &seams))?,
         ["restore", place, to] => runtime.block_on(peer::restore(Path::new(place), Path::new(to), &seams))?,
+        ["memory-save", place, size] => runtime.block_on(memory::save(Path::new(place), size.parse()?, &seams))?,
+        ["memory-load", place, size] => runtime.block_on(memory::load(Path::new(place), size.parse()?, &seams))?,
+        ["memory", place] => memory(Path::new(place), 8, &seams)?,
+        ["memory", place, size] => memory(Path::new(place), size.parse()?, &seams)?,
         [place, rest @ ..] => {
             let number = |at: usize, default: u64| rest.get(at).map_or(Ok(default), |text| text.parse());
             compare(Path::new(place), number(0, 3)?, number(1, 2000)?, number(2, 1)?, &seams)?;
         }
-        [] => bail!("usage: bench PLACE [ROUNDS] [MEGABYTES] [SEED]"),
+        [] => bail!("usage: bench PLACE [ROUNDS] [MEGABYTES] [SEED]\n       bench memory PLACE [GIGABYTES]"),
     }
     Ok(())
 }
@@ -145,6 +150,31 @@ fn round_of_restic(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut
     times.first.push(first?);
     times.second.push(second?);
     times.restore.push(restore);
+    Ok(())
+}
+
+/// Writes and reads one long stream, each in a process of its own, and tells what memory that took.
+fn memory(place: &Path, gigabytes: u64, seams: &Seams) -> Result<()> {
+    if place.exists() {
+        std::fs::remove_dir_all(place)?;
+    }
+    let own = std::env::current_exe()?;
+    println!("{:28}{:>12}{:>12}{:>12}{:>10}", "", "idle, MB", "peak, MB", "beyond, MB", "s");
+    let mut most = 0;
+    for (what, word) in [("write", "memory-save"), ("read", "memory-load")] {
+        let mut command = Command::new(&own);
+        let (took, said) = timed(seams, command.arg(word).arg(place).arg(gigabytes.to_string()))?;
+        let figure = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        let (idle, peak) = figure("idle-kb").zip(figure("peak-kb")).context("a run didn't tell its memory")?;
+        let mb = |kb: u64| kb as f64 / 1024.0;
+        let line = format!("{what} a stream of {gigabytes} GB");
+        println!("{line:28}{:12.1}{:12.1}{:12.1}{took:10.1}", mb(idle), mb(peak), mb(peak - idle));
+        most = most.max(peak - idle);
+    }
+    std::fs::remove_dir_all(place)?;
+    if most > memory::MOST_KB {
+        bail!("more than {} MB beyond idle", memory::MOST_KB >> 10);
+    }
     Ok(())
 }
 

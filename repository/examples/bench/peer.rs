@@ -20,7 +20,7 @@ use ocopea_protocol::{
 };
 use ocopea_repository::{
     Body, CommitRequest, Component, DataReader, DataWriter, DataWritten, ImageSession, Keyring, Record, Repository,
-    Requirements, StreamFacts,
+    Requirements, StreamFacts, WrappedKey,
 };
 
 use crate::{
@@ -38,8 +38,17 @@ fn location(place: &Path) -> Location {
     Location::Directory { path: place.join("repository").display().to_string() }
 }
 
-/// Saves `tree` to the moment that its image is visible; on top of the newest image, if there is one.
-pub async fn save(tree: &Path, place: &Path, seams: &Seams) -> Result<()> {
+/// A save that has begun.
+pub struct Saving {
+    repository: Repository,
+    team: TeamId,
+    key: WrappedKey,
+    name: ComponentName,
+    pub writer: DataWriter,
+}
+
+/// Begins a save on top of the newest image, if there is one.
+pub async fn begin(place: &Path, seams: &Seams) -> Result<Saving> {
     let (key_file, team_file) = (place.join("repository.key"), place.join("team"));
     let (repository, team) = if key_file.exists() {
         let keyring = Keyring::parse(&std::fs::read_to_string(&key_file)?)?;
@@ -52,24 +61,34 @@ pub async fn save(tree: &Path, place: &Path, seams: &Seams) -> Result<()> {
         std::fs::write(&team_file, team.to_string())?;
         (Repository::create(&location(place), &keyring, seams).await?, team)
     };
-    let start = seams.clock.monotonic();
     let base = repository.images().await?.pop().map(|reference| reference.record);
     let key = repository.new_image_key(team).await?;
     let access = repository.access_to_write(&key, base.as_ref()).await?;
     let session = ImageSession::open(&access, seams).await?;
     let name: ComponentName = "tree".parse()?;
     let writer = session.component(&name, DataKind::Volume).await?;
+    Ok(Saving { repository, team, key, name, writer })
+}
+
+impl Saving {
+    /// Makes the image visible.
+    pub async fn commit(self, seams: &Seams) -> Result<DataWritten> {
+        let data = self.writer.finish("{}").await?;
+        let record = record(self.team, self.name, &data, seams);
+        self.repository.commit(&CommitRequest { record, key: self.key }).await?;
+        Ok(data)
+    }
+}
+
+/// Saves `tree` to the moment that its image is visible; on top of the newest image, if there is one.
+pub async fn save(tree: &Path, place: &Path, seams: &Seams) -> Result<()> {
+    let saving = begin(place, seams).await?;
     let files = tree::files(tree)?;
     let share = files.len().div_ceil(STREAMS).max(1);
-    let parts =
-        files.chunks(share).enumerate().map(|(number, files)| stream_files(&writer, number, tree, files, seams));
+    let writer = &saving.writer;
+    let parts = files.chunks(share).enumerate().map(|(number, files)| stream_files(writer, number, tree, files, seams));
     stream::iter(parts).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
-    let read = seams.clock.monotonic() - start;
-    let data = writer.finish("{}").await?;
-    let finished = seams.clock.monotonic() - start;
-    let record = record(team, name, &data, seams);
-    repository.commit(&CommitRequest { record, key }).await?;
-    println!("read by {read:.2?}, finished by {finished:.2?}, visible by {:.2?}", seams.clock.monotonic() - start);
+    let data = saving.commit(seams).await?;
     println!("new {} stored {}", data.new_bytes, data.stored_bytes);
     report_peak()
 }
@@ -120,15 +139,20 @@ async fn stream_files(writer: &DataWriter, number: usize, tree: &Path, files: &[
     Ok(())
 }
 
-/// Restores the newest image into `to`.
-pub async fn restore(place: &Path, to: &Path, seams: &Seams) -> Result<()> {
+/// The data of the newest image.
+pub async fn newest(place: &Path, seams: &Seams) -> Result<DataReader> {
     let keyring = Keyring::parse(&std::fs::read_to_string(place.join("repository.key"))?)?;
     let repository = Repository::open(&location(place), &keyring, seams).await?;
     let newest = repository.images().await?.pop().context("there is no image")?;
     let session = ImageSession::open(&repository.access_to_read(&newest.record).await?, seams).await?;
     let record = session.read_record(&newest.record).await?;
     let component = record.components.first().context("the image has no component")?;
-    let reader = session.reader(&component.manifest).await?;
+    Ok(session.reader(&component.manifest).await?)
+}
+
+/// Restores the newest image into `to`.
+pub async fn restore(place: &Path, to: &Path, seams: &Seams) -> Result<()> {
+    let reader = newest(place, seams).await?;
     let streams = reader.streams().await?;
     let parts = streams.iter().map(|entry| restore_stream(&reader, &entry.name, to, seams));
     stream::iter(parts).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;

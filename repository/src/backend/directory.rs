@@ -49,6 +49,20 @@ impl DirectoryBackend {
         Ok(backend)
     }
 
+    /// Whether it holds nothing but entries of these names.
+    pub(crate) async fn holds_only(&self, names: &'static [&'static str]) -> Result<bool> {
+        let root = self.root.clone();
+        self.blocking("list", root.display().to_string(), move || {
+            for item in fs::read_dir(&root)? {
+                if !item?.file_name().to_str().is_some_and(|name| names.contains(&name)) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
+    }
+
     fn path(&self, name: &str) -> Result<PathBuf> {
         check_name(name)?;
         Ok(self.root.join(name))

@@ -95,6 +95,15 @@ pub(crate) async fn open(location: &Location, seams: &Seams, make: bool) -> Resu
     }
 }
 
+/// Whether a place holds nothing but objects and prefixes of these names.
+pub(crate) async fn holds_only(location: &Location, seams: &Seams, names: &'static [&'static str]) -> Result<bool> {
+    match location {
+        Location::Directory { path } => {
+            DirectoryBackend::open(Path::new(path), seams.clone(), false).await?.holds_only(names).await
+        }
+    }
+}
+
 /// Whether a name is one that all stores take alike: parts of letters, digits and `-_.`, divided by '/'.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     let fits = !name.is_empty()

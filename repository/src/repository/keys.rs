@@ -4,6 +4,8 @@
 //! by every repository key. Rotation adds a generation with a new wrapping key; the hash key stays, so that new
 //! images still share chunks with old ones.
 
+use std::collections::BTreeSet;
+
 use ocopea_protocol::{ids::TeamId, secret::Secret32};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +18,9 @@ use crate::{
 
 const CHECK_AAD: &[u8] = b"ocopea/repository-key/v1";
 const CHECK: &[u8] = b"this key opens this repository";
+
+/// How often a removal looks for wraps that others write meanwhile.
+const ROUNDS: usize = 16;
 
 /// `keys/teams/TEAM/GENERATION`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,14 +69,26 @@ impl Repository {
         Ok(())
     }
 
+    /// Takes away the keys that an earlier creation left which never came to its end: they open nothing.
+    pub(super) async fn forget_foreign_keys(&self) -> Result<()> {
+        let keyring = self.keyring();
+        for id in self.registered().await?.iter().filter(|id| keyring.get(id).is_none()) {
+            self.store().backend.delete(&repository_key_name(id)).await?;
+        }
+        Ok(())
+    }
+
+    /// The repository's keys: those that wraps are made for.
+    async fn registered(&self) -> Result<BTreeSet<KeyId>> {
+        let entries = self.store().backend.list("keys/repository/").await?;
+        let ids = entries.iter().filter_map(|entry| entry.name.rsplit('/').next());
+        Ok(ids.filter_map(|id| KeyId::try_from(id.to_owned()).ok()).collect())
+    }
+
     /// Refuses a keyring none of whose keys is one of the repository's.
     pub(super) async fn check_keyring(&self) -> Result<()> {
         let keyring = self.keyring();
-        let mut known = Vec::new();
-        for entry in self.store().backend.list("keys/repository/").await? {
-            let id = entry.name.rsplit('/').next().and_then(|id| KeyId::try_from(id.to_owned()).ok());
-            known.extend(id);
-        }
+        let known = self.registered().await?;
         if known.iter().any(|id| keyring.get(id).is_some()) {
             return Ok(());
         }
@@ -118,7 +135,14 @@ impl Repository {
     }
 
     async fn put_team(&self, keys: &TeamKeys) -> Result<Put> {
-        let wraps = self.keyring().iter().map(|(id, key)| self.wrap_team(id, key, keys)).collect::<Result<Vec<_>>>()?;
+        let registered = self.registered().await?;
+        let keyring = self.keyring();
+        let own = keyring.iter().filter(|(id, _)| registered.contains(id));
+        let wraps = own.map(|(id, key)| self.wrap_team(id, key, keys)).collect::<Result<Vec<_>>>()?;
+        if wraps.is_empty() {
+            let wanted = registered.iter().map(KeyId::as_str).collect::<Vec<_>>().join(" or ");
+            return Err(Error::WrongKey { object: "the repository".to_owned(), given: keyring.listed(), wanted });
+        }
         let (team, generation) = (keys.team, keys.generation);
         let object = TeamObject { version: 1, team, generation, key: keys.wrap_id.clone(), wraps };
         self.store().create_small(&team_name(team, generation), &object).await
@@ -158,16 +182,23 @@ impl Repository {
         Err(Error::WrongKey { object: name.to_owned(), given: keyring.listed(), wanted })
     }
 
-    /// Adds wraps by keys of the keyring that were added after this object was written.
+    /// Adds wraps by keys of the keyring that were added after this object was written. A key that was removed from
+    /// the repository gets none, though somebody may still hold it.
     async fn wrap_for_all(&self, name: &str, mut object: TeamObject, keys: &TeamKeys) -> Result<()> {
-        let mut added = false;
-        for (id, key) in self.keyring().iter() {
-            if object.wraps.iter().all(|wrap| wrap.by != *id) {
-                object.wraps.push(self.wrap_team(id, key, keys)?);
-                added = true;
-            }
+        let keyring = self.keyring();
+        let wrapped = |id: &KeyId| object.wraps.iter().any(|wrap| wrap.by == *id);
+        let mut missing: Vec<_> = keyring.iter().filter(|(id, _)| !wrapped(id)).collect();
+        if missing.is_empty() {
+            return Ok(());
         }
-        if added { self.store().replace_small(name, &object).await } else { Ok(()) }
+        let registered = self.registered().await?;
+        missing.retain(|(id, _)| registered.contains(id));
+        let added = missing.iter().map(|(id, key)| self.wrap_team(id, key, keys)).collect::<Result<Vec<_>>>()?;
+        if added.is_empty() {
+            return Ok(());
+        }
+        object.wraps.extend(added);
+        self.store().replace_small(name, &object).await
     }
 
     /// A new image's key: wrapped, for the catalog. The key itself travels in [`Self::access_to_write`].
@@ -228,27 +259,45 @@ impl Repository {
         Ok(())
     }
 
-    /// Removes a repository key's wraps; refused when something could then be opened by no other key at hand.
+    /// Removes a repository key; refused when something could then be opened by no other key at hand. Stopped
+    /// anywhere, every other key opens everything as before, and the same call again ends it.
     pub async fn key_remove(&self, id: &KeyId) -> Result<()> {
         let mut keyring = self.keyring();
         keyring.remove(id)?;
-        let names = self.team_objects().await?;
-        let mut objects = Vec::with_capacity(names.len());
-        for name in names {
-            let (mut object, _) = self.open_team(&name).await?;
-            object.wraps.retain(|wrap| wrap.by != *id);
-            if !object.wraps.iter().any(|wrap| keyring.get(&wrap.by).is_some()) {
+        let registered = self.registered().await?;
+        let kept = |by: &KeyId| by != id && registered.contains(by) && keyring.get(by).is_some();
+        for name in self.team_objects().await? {
+            let (object, _) = self.open_team(&name).await?;
+            if !object.wraps.iter().any(|wrap| kept(&wrap.by)) {
                 let (given, wanted) = (keyring.listed(), id.to_string());
                 return Err(Error::WrongKey { object: name, given, wanted });
             }
-            objects.push((name, object));
         }
-        for (name, object) in objects {
-            self.store().replace_small(&name, &object).await?;
-        }
+        self.unwrap_all(id).await?;
         self.store().backend.delete(&repository_key_name(id)).await?;
-        self.set_keyring(&keyring);
-        Ok(())
+        // Only listed keys get wraps. Somebody who had looked before may still have written one: until there is none.
+        for _ in 0..ROUNDS {
+            if !self.unwrap_all(id).await? {
+                self.set_keyring(&keyring);
+                return Ok(());
+            }
+        }
+        Err(Error::Conflict { object: "keys/teams/".to_owned() })
+    }
+
+    /// Takes a key's wraps away; whether there were any.
+    async fn unwrap_all(&self, id: &KeyId) -> Result<bool> {
+        let mut found = false;
+        for name in self.team_objects().await? {
+            let (mut object, _) = self.open_team(&name).await?;
+            let before = object.wraps.len();
+            object.wraps.retain(|wrap| wrap.by != *id);
+            if object.wraps.len() < before {
+                found = true;
+                self.store().replace_small(&name, &object).await?;
+            }
+        }
+        Ok(found)
     }
 
     fn set_keyring(&self, keyring: &Keyring) {

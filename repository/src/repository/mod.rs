@@ -38,6 +38,8 @@ pub(crate) const DESCRIPTION: &str = "ocopea-repository";
 /// Space that is given up when the store is full, so that a collection can work.
 pub(crate) const RESERVE: &str = "reserve";
 pub(crate) const RESERVE_BYTES: usize = 1 << 20;
+/// What a creation that stopped may leave at a place, and what a file system puts there by itself.
+const MADE_BY_CREATION: &[&str] = &["tmp", "keys", RESERVE, OCI_LAYOUT_NAME, INDEX_JSON, "lost+found"];
 
 /// A repository that was opened with its keys. Cheap to clone.
 #[derive(Clone)]
@@ -79,13 +81,19 @@ fn place(location: &Location) -> String {
 }
 
 impl Repository {
-    /// Makes a repository at an empty place.
+    /// Makes a repository at an empty place, or where an earlier creation stopped before its end.
     pub async fn create(location: &Location, keyring: &Keyring, seams: &Seams) -> Result<Self> {
         let backend = backend::open(location, seams, true).await?;
+        if !backend::holds_only(location, seams, MADE_BY_CREATION).await? {
+            return Err(Error::Occupied { place: place(location) });
+        }
         Self::create_over(backend, location, keyring, seams).await
     }
 
     /// Makes a repository in `backend`; `location` is what agents get.
+    ///
+    /// The description comes last. Without it there is no repository, and everything that creation makes before is
+    /// made again in the same way, so a creation that stopped anywhere is taken to its end by the next one.
     pub async fn create_over(
         backend: Arc<dyn Backend>,
         location: &Location,
@@ -95,8 +103,15 @@ impl Repository {
         let repository = Self::with(backend, location, keyring, seams);
         let store = &repository.inner.store;
         let occupied = || Error::Occupied { place: place(location) };
-        if store.backend.head(OCI_LAYOUT_NAME).await?.is_some() && store.backend.head(DESCRIPTION).await?.is_some() {
+        if store.backend.head(DESCRIPTION).await?.is_some() {
             return Err(occupied());
+        }
+        // A repository that lost its description still has what its images consist of: that is damage, not a place
+        // for a new one.
+        for kept in ["refs/", "blobs/", "notes/", "keys/teams/", "pins/", "condemned/", "staging/"] {
+            if !store.backend.list(kept).await?.is_empty() {
+                return Err(occupied());
+            }
         }
         repository.add_repository_keys().await?;
         store.backend.replace(RESERVE, vec![0u8; RESERVE_BYTES].into()).await?;
@@ -105,7 +120,10 @@ impl Repository {
         // Last: whoever finds it finds everything else too.
         let description = Description { version: 1, format: DESCRIPTION.to_owned(), id: seams.uuid() };
         match store.create_small(DESCRIPTION, &description).await? {
-            Put::Created => Ok(repository),
+            Put::Created => {
+                repository.forget_foreign_keys().await?;
+                Ok(repository)
+            }
             Put::Existed => Err(occupied()),
         }
     }
@@ -268,4 +286,18 @@ impl From<ImageRef> for RefObject {
 
 pub(crate) fn ref_name(image: ImageId) -> String {
     format!("refs/{image}")
+}
+
+/// Whatever stands in small objects, to be read by the fuzzer.
+#[cfg(feature = "fuzzing")]
+#[derive(Deserialize)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "read, never looked at")]
+pub(crate) enum Small {
+    Ref(RefObject),
+    Team(keys::TeamObject),
+    Key(keys::RepositoryKeyObject),
+    Pin(pins::PinObject),
+    Condemned(crate::collect::Condemned),
+    Description(Description),
 }

@@ -11,7 +11,7 @@ use super::Repository;
 use crate::{Error, Result, store::Store};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct PinObject {
+pub(crate) struct PinObject {
     version: u32,
     operation: OperationId,
     records: BTreeSet<Digest>,
