@@ -4,7 +4,7 @@ use ocopea_protocol::{
     ids::{TeamId, TokenId, UserId},
     time::Timestamp,
 };
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, sea_query::OnConflict};
 
 use crate::{
     Catalog, CatalogError, Transaction,
@@ -23,6 +23,8 @@ pub struct Actor {
     pub team: TeamId,
     /// What they may do in it, the token's scope considered.
     pub role: Role,
+    /// Whether their token allows less than they may: such a one makes and ends no tokens.
+    pub narrowed: bool,
 }
 
 /// A token as it is listed: never its secret.
@@ -53,21 +55,34 @@ impl Catalog {
         if let Some(member) = memberships::Entity::find().one(&self.database).await? {
             return self.actor(UserId(member.user_id), TeamId(member.team)).await;
         }
+        self.ensure_member(team, user, Role::Administrator).await
+    }
+
+    /// A person in a team with this role; team and person are made where there are none. Asked for by several at
+    /// once, each of them is made once.
+    pub async fn ensure_member(&self, team: &str, user: &str, role: Role) -> Result<Actor, CatalogError> {
         let now = self.seams.clock.now().0;
-        let (team_id, user_id) = (self.seams.uuid(), self.seams.uuid());
         let transaction = self.begin().await?;
         let inner = &transaction.inner;
-        let row = teams::ActiveModel { id: Set(team_id), name: Set(team.to_owned()), created: Set(now) };
-        teams::Entity::insert(row).exec_without_returning(inner).await?;
-        let row = users::ActiveModel { id: Set(user_id), name: Set(user.to_owned()), created: Set(now) };
-        users::Entity::insert(row).exec_without_returning(inner).await?;
+        let row = teams::ActiveModel { id: Set(self.seams.uuid()), name: Set(team.to_owned()), created: Set(now) };
+        teams::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(inner).await?;
+        let row = users::ActiveModel { id: Set(self.seams.uuid()), name: Set(user.to_owned()), created: Set(now) };
+        users::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(inner).await?;
+        let found = teams::Entity::find().filter(teams::Column::Name.eq(team)).one(inner).await?;
+        let team_id = found.ok_or_else(|| CatalogError::not_found("team", team))?.id;
+        let found = users::Entity::find().filter(users::Column::Name.eq(user)).one(inner).await?;
+        let user_id = found.ok_or_else(|| CatalogError::not_found("user", user))?.id;
         let row = memberships::ActiveModel {
             team: Set(team_id),
             user_id: Set(user_id),
-            role: Set(Role::Administrator.as_str().to_owned()),
+            role: Set(role.as_str().to_owned()),
         };
-        memberships::Entity::insert(row).exec_without_returning(inner).await?;
-        transaction.audit(Some(TeamId(team_id)), Some(UserId(user_id)), "user.create", user, "first user").await?;
+        let key = [memberships::Column::Team, memberships::Column::UserId];
+        let newest = OnConflict::columns(key).update_column(memberships::Column::Role).to_owned();
+        memberships::Entity::insert(row).on_conflict(newest).exec_without_returning(inner).await?;
+        transaction
+            .audit(Some(TeamId(team_id)), Some(UserId(user_id)), "member.set", user, role.as_str())
+            .await?;
         transaction.commit().await?;
         self.actor(UserId(user_id), TeamId(team_id)).await
     }
@@ -78,7 +93,7 @@ impl Catalog {
         let found = users::Entity::find_by_id(user.0).one(&self.database).await?;
         let found = found.ok_or_else(|| CatalogError::not_found("user", user))?;
         let role = Role::parse(&member.role).ok_or_else(|| CatalogError::Malformed(member.role.clone()))?;
-        Ok(Actor { user, user_name: found.name, team, role })
+        Ok(Actor { user, user_name: found.name, team, role, narrowed: false })
     }
 
     /// Stores a sign-in code's hash.
@@ -155,6 +170,7 @@ impl Catalog {
         let Some(member) = member else { return Ok(None) };
         let mut actor = self.actor(UserId(token.user_id), TeamId(member.team)).await?;
         let scope = Role::parse(&token.scope).ok_or_else(|| CatalogError::Malformed(token.scope.clone()))?;
+        actor.narrowed = scope < actor.role;
         actor.role = actor.role.min(scope);
         Ok(Some(actor))
     }

@@ -24,6 +24,14 @@ pub enum CatalogError {
     /// It contradicts what is there.
     #[error("{0}")]
     Conflict(String),
+    /// It can't be taken as it is.
+    #[error("{what} can't be taken: {why}")]
+    Invalid {
+        /// `the image's name` …
+        what: &'static str,
+        /// Why, and what would be taken.
+        why: &'static str,
+    },
     /// What is stored can't be understood.
     #[error("the catalog holds something that this program can't read: {0}")]
     Malformed(String),
@@ -34,7 +42,8 @@ pub enum CatalogError {
 
 impl CatalogError {
     pub(crate) fn not_found(what: &'static str, name: impl ToString) -> Self {
-        Self::NotFound { what, name: name.to_string() }
+        // As much of it as people need to recognise it: it comes from outside.
+        Self::NotFound { what, name: name.to_string().chars().take(80).collect() }
     }
 }
 
@@ -71,6 +80,22 @@ impl Catalog {
             database.execute_unprepared(&format!("PRAGMA {pragma}")).await?;
         }
         Self::open(database, seams).await
+    }
+
+    /// Opens what `url` names: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`. Everything behind this call
+    /// is the same for both.
+    pub async fn connect(url: &str, seams: Seams) -> Result<Self, CatalogError> {
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            return Self::sqlite(Path::new(path), seams).await;
+        }
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Self::postgresql(url, seams).await;
+        }
+        // The address may hold a password: it isn't repeated.
+        Err(CatalogError::Invalid {
+            what: "the catalog's address",
+            why: "sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE is expected",
+        })
     }
 
     /// Opens a PostgreSQL database.

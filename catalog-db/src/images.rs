@@ -161,10 +161,16 @@ impl Catalog {
         Ok(self.images(team, &search).await?.pop())
     }
 
-    /// Comments on an image, oldest first.
-    pub async fn comments(&self, image: ImageId) -> Result<Vec<Comment>, CatalogError> {
+    /// Comments on a team's image, oldest first.
+    pub async fn comments(&self, team: TeamId, image: ImageId) -> Result<Vec<Comment>, CatalogError> {
+        let own = Query::select()
+            .column(images::Column::Id)
+            .from(images::Entity)
+            .and_where(images::Column::Team.eq(team.0))
+            .and_where(images::Column::Id.eq(image.0))
+            .to_owned();
         let rows = image_comments::Entity::find()
-            .filter(image_comments::Column::Image.eq(image.0))
+            .filter(image_comments::Column::Image.in_subquery(own))
             .order_by_asc(image_comments::Column::At)
             .limit(1000)
             .all(&self.database)
@@ -174,10 +180,11 @@ impl Catalog {
 }
 
 impl Transaction {
-    /// Makes an image visible. One that is there already (a commit repeated after a crash) stays as it is.
-    pub async fn add_image(&self, image: &Image) -> Result<(), CatalogError> {
+    /// Makes an image visible. One that is there already (a commit repeated after a crash) stays as it is, whosever
+    /// it is: the answer is then `false`.
+    pub async fn add_image(&self, image: &Image) -> Result<bool, CatalogError> {
         if images::Entity::find_by_id(image.id.0).one(&self.inner).await?.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let row = images::ActiveModel {
             id: Set(image.id.0),
@@ -199,7 +206,7 @@ impl Transaction {
         for (label, value) in &image.labels {
             self.set_label(image.id, label, value).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn set_label(&self, image: ImageId, label: &str, value: &str) -> Result<(), CatalogError> {

@@ -7,7 +7,7 @@ use ocopea_protocol::{
 };
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, TryInsertResult,
     sea_query::{Expr, ExprTrait},
 };
 
@@ -81,7 +81,25 @@ fn operation(row: operations::Model) -> Result<Operation, CatalogError> {
     })
 }
 
+fn same_request(known: &idempotency::Model, request: &str) -> Result<OperationId, CatalogError> {
+    if known.request == request {
+        return Ok(OperationId(known.operation));
+    }
+    Err(CatalogError::Conflict("this Idempotency-Key was used for another request: use a new one".to_owned()))
+}
+
 impl Catalog {
+    /// The operation that an idempotency key stands for, if any: what it asked for may be gone since.
+    pub async fn known_request(
+        &self,
+        team: TeamId,
+        key: &str,
+        request: &str,
+    ) -> Result<Option<OperationId>, CatalogError> {
+        let known = idempotency::Entity::find_by_id((team.0, key.to_owned())).one(&self.database).await?;
+        known.map(|known| same_request(&known, request)).transpose()
+    }
+
     /// A team's operations, newest first.
     pub async fn operations(
         &self,
@@ -117,31 +135,16 @@ impl Catalog {
 }
 
 impl Transaction {
-    /// The operation that an idempotency key already stands for. A key with another request is a conflict.
-    pub async fn known_request(
-        &self,
-        team: TeamId,
-        key: &str,
-        request: &str,
-    ) -> Result<Option<OperationId>, CatalogError> {
-        let known = idempotency::Entity::find_by_id((team.0, key.to_owned())).one(&self.inner).await?;
-        match known {
-            None => Ok(None),
-            Some(known) if known.request == request => Ok(Some(OperationId(known.operation))),
-            Some(_) => Err(CatalogError::Conflict(
-                "this Idempotency-Key was used for another request: use a new one".to_owned(),
-            )),
-        }
-    }
-
-    /// Remembers an idempotency key; a second one of the same name fails.
+    /// Remembers that an idempotency key stands for `operation`, or answers with the operation that it stands for
+    /// already. To be called first in the transaction that makes the operation: of two at once, the second waits here
+    /// until the first is committed or rolled back. A key that was used for another request is a conflict.
     pub async fn remember_request(
         &self,
         team: TeamId,
         key: &str,
         request: &str,
         operation: OperationId,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<Option<OperationId>, CatalogError> {
         let row = idempotency::ActiveModel {
             team: Set(team.0),
             idempotency_key: Set(key.to_owned()),
@@ -149,8 +152,12 @@ impl Transaction {
             operation: Set(operation.0),
             created: Set(self.seams.clock.now().0),
         };
-        idempotency::Entity::insert(row).exec_without_returning(&self.inner).await?;
-        Ok(())
+        let insert = idempotency::Entity::insert(row).on_conflict_do_nothing();
+        if matches!(insert.exec_without_returning(&self.inner).await?, TryInsertResult::Inserted(_)) {
+            return Ok(None);
+        }
+        let known = idempotency::Entity::find_by_id((team.0, key.to_owned())).one(&self.inner).await?;
+        known.map(|known| same_request(&known, request)).transpose()
     }
 
     /// Accepts an operation.

@@ -7,15 +7,17 @@ use std::{collections::BTreeMap, time::Duration};
 
 use ocopea_protocol::{
     failure::{FailureClass, TaskFailure},
-    ids::{InstanceId, OperationId, SiteId, TaskId},
+    ids::{InstanceId, OperationId, SiteId, TaskId, TeamId},
     task::{Claimed, HolderState, Progress},
     time::Timestamp,
 };
-use sea_orm::{ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Query,
+};
 
 use crate::{
     Catalog, CatalogError, Transaction,
-    entities::{attempts, outbox, tasks},
+    entities::{attempts, operations, outbox, tasks},
     model::TaskState,
 };
 
@@ -119,10 +121,16 @@ fn task(row: tasks::Model) -> Result<Task, CatalogError> {
 }
 
 impl Catalog {
-    /// All tasks of an operation, in the order in which they were added.
-    pub async fn tasks(&self, operation: OperationId) -> Result<Vec<Task>, CatalogError> {
+    /// All tasks of a team's operation, in the order in which they were added.
+    pub async fn tasks(&self, team: TeamId, operation: OperationId) -> Result<Vec<Task>, CatalogError> {
+        let own = Query::select()
+            .column(operations::Column::Id)
+            .from(operations::Entity)
+            .and_where(operations::Column::Team.eq(team.0))
+            .and_where(operations::Column::Id.eq(operation.0))
+            .to_owned();
         let rows = tasks::Entity::find()
-            .filter(tasks::Column::Operation.eq(operation.0))
+            .filter(tasks::Column::Operation.in_subquery(own))
             .order_by_asc(tasks::Column::Id)
             .all(&self.database)
             .await?;

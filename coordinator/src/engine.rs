@@ -44,13 +44,14 @@ pub async fn accept(
     key: Option<(&str, &str)>,
 ) -> Result<OperationId, CatalogError> {
     let transaction = catalog.begin().await?;
+    let id = OperationId::generate(&catalog.seams);
     if let Some((key, fingerprint)) = key
-        && let Some(known) = transaction.known_request(actor.team, key, fingerprint).await?
+        && let Some(known) = transaction.remember_request(actor.team, key, fingerprint, id).await?
     {
         return Ok(known);
     }
     let operation = Operation {
-        id: OperationId::generate(&catalog.seams),
+        id,
         team: actor.team,
         kind: kind_of(&order.request).to_owned(),
         state: OperationState::Running,
@@ -70,9 +71,6 @@ pub async fn accept(
         ended: None,
     };
     transaction.add_operation(&operation).await?;
-    if let Some((key, fingerprint)) = key {
-        transaction.remember_request(actor.team, key, fingerprint, operation.id).await?;
-    }
     if let Some(environment) = &order.environment {
         transaction.add_environment(environment).await?;
     }

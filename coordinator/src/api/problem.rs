@@ -77,6 +77,7 @@ impl From<CatalogError> for Problem {
                 Self { next: next.to_owned(), ..Self::new(StatusCode::NOT_FOUND, "not-found", &error) }
             }
             CatalogError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", &error),
+            CatalogError::Invalid { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", &error),
             CatalogError::Malformed(_) | CatalogError::Database(_) => {
                 tracing::error!(%error, "the catalog failed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "catalog", "the catalog can't be used now (see the log)")
