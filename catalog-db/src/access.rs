@@ -8,6 +8,7 @@ use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrde
 
 use crate::{
     Catalog, CatalogError, Transaction,
+    database::{is_storable, storable, unless_there},
     entities::{audit, memberships, sign_in_codes, teams, tokens, users},
     model::Role,
 };
@@ -61,28 +62,24 @@ impl Catalog {
     /// A person in a team with this role; team and person are made where there are none. Asked for by several at
     /// once, each of them is made once.
     pub async fn ensure_member(&self, team: &str, user: &str, role: Role) -> Result<Actor, CatalogError> {
+        storable("the name", &[team, user])?;
         let now = self.seams.clock.now().0;
         let transaction = self.begin().await?;
         let inner = &transaction.inner;
         let row = teams::ActiveModel { id: Set(self.seams.uuid()), name: Set(team.to_owned()), created: Set(now) };
-        teams::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(inner).await?;
+        teams::Entity::insert(row).on_conflict(unless_there()).exec_without_returning(inner).await?;
         let row = users::ActiveModel { id: Set(self.seams.uuid()), name: Set(user.to_owned()), created: Set(now) };
-        users::Entity::insert(row).on_conflict_do_nothing().exec_without_returning(inner).await?;
+        users::Entity::insert(row).on_conflict(unless_there()).exec_without_returning(inner).await?;
         let found = teams::Entity::find().filter(teams::Column::Name.eq(team)).one(inner).await?;
         let team_id = found.ok_or_else(|| CatalogError::not_found("team", team))?.id;
         let found = users::Entity::find().filter(users::Column::Name.eq(user)).one(inner).await?;
         let user_id = found.ok_or_else(|| CatalogError::not_found("user", user))?.id;
-        let row = memberships::ActiveModel {
-            team: Set(team_id),
-            user_id: Set(user_id),
-            role: Set(role.as_str().to_owned()),
-        };
+        let row =
+            memberships::ActiveModel { team: Set(team_id), user_id: Set(user_id), role: Set(role.as_str().to_owned()) };
         let key = [memberships::Column::Team, memberships::Column::UserId];
         let newest = OnConflict::columns(key).update_column(memberships::Column::Role).to_owned();
         memberships::Entity::insert(row).on_conflict(newest).exec_without_returning(inner).await?;
-        transaction
-            .audit(Some(TeamId(team_id)), Some(UserId(user_id)), "member.set", user, role.as_str())
-            .await?;
+        transaction.audit(Some(TeamId(team_id)), Some(UserId(user_id)), "member.set", user, role.as_str()).await?;
         transaction.commit().await?;
         self.actor(UserId(user_id), TeamId(team_id)).await
     }
@@ -110,6 +107,9 @@ impl Catalog {
 
     /// Takes a sign-in code: works once, and only in time.
     pub async fn use_sign_in_code(&self, hash: &str) -> Result<UserId, CatalogError> {
+        if !is_storable(hash) {
+            return Err(CatalogError::not_found("sign-in code", "…"));
+        }
         let now = self.seams.clock.now();
         let taken = sign_in_codes::Entity::update_many()
             .set(sign_in_codes::ActiveModel { used: Set(Some(now.0)), ..Default::default() })
@@ -134,6 +134,7 @@ impl Catalog {
         scope: Role,
         expires: Option<Timestamp>,
     ) -> Result<TokenId, CatalogError> {
+        storable("the token's name", &[name, hash])?;
         let id = self.seams.uuid();
         let row = tokens::ActiveModel {
             id: Set(id),
@@ -154,6 +155,9 @@ impl Catalog {
 
     /// Who a token stands for; `None` when it is unknown, expired or revoked.
     pub async fn authenticate(&self, hash: &str) -> Result<Option<Actor>, CatalogError> {
+        if !is_storable(hash) {
+            return Ok(None);
+        }
         let Some(token) = tokens::Entity::find().filter(tokens::Column::Hash.eq(hash)).one(&self.database).await?
         else {
             return Ok(None);
@@ -224,6 +228,7 @@ impl Transaction {
         subject: &str,
         detail: &str,
     ) -> Result<(), CatalogError> {
+        storable("the audit row", &[action, subject, detail])?;
         let row = audit::ActiveModel {
             id: Set(self.seams.uuid()),
             at: Set(self.seams.clock.now().0),

@@ -7,12 +7,13 @@ use ocopea_protocol::{
 };
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, TryInsertResult,
+    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
     sea_query::{Expr, ExprTrait},
 };
 
 use crate::{
     Catalog, CatalogError, Transaction,
+    database::{is_storable, storable, unless_there},
     entities::{idempotency, operations},
     model::OperationState,
 };
@@ -96,6 +97,9 @@ impl Catalog {
         key: &str,
         request: &str,
     ) -> Result<Option<OperationId>, CatalogError> {
+        if !is_storable(key) {
+            return Ok(None);
+        }
         let known = idempotency::Entity::find_by_id((team.0, key.to_owned())).one(&self.database).await?;
         known.map(|known| same_request(&known, request)).transpose()
     }
@@ -145,6 +149,7 @@ impl Transaction {
         request: &str,
         operation: OperationId,
     ) -> Result<Option<OperationId>, CatalogError> {
+        storable("the Idempotency-Key", &[key, request])?;
         let row = idempotency::ActiveModel {
             team: Set(team.0),
             idempotency_key: Set(key.to_owned()),
@@ -152,8 +157,8 @@ impl Transaction {
             operation: Set(operation.0),
             created: Set(self.seams.clock.now().0),
         };
-        let insert = idempotency::Entity::insert(row).on_conflict_do_nothing();
-        if matches!(insert.exec_without_returning(&self.inner).await?, TryInsertResult::Inserted(_)) {
+        let insert = idempotency::Entity::insert(row).on_conflict(unless_there());
+        if insert.exec_without_returning(&self.inner).await? == 1 {
             return Ok(None);
         }
         let known = idempotency::Entity::find_by_id((team.0, key.to_owned())).one(&self.inner).await?;
@@ -162,6 +167,7 @@ impl Transaction {
 
     /// Accepts an operation.
     pub async fn add_operation(&self, new: &Operation) -> Result<(), CatalogError> {
+        storable("the operation's title", &[&new.title, &new.creator, &new.kind])?;
         let row = operations::ActiveModel {
             id: Set(new.id.0),
             team: Set(new.team.0),
@@ -190,13 +196,18 @@ impl Transaction {
     /// One, for changing it: on PostgreSQL its row stays locked until the transaction ends, so that two outcomes of
     /// one operation are never worked out side by side.
     pub async fn operation(&self, id: OperationId) -> Result<Operation, CatalogError> {
+        operation(self.locked(id).await?.ok_or_else(|| CatalogError::not_found("operation", id))?)
+    }
+
+    /// Takes an operation's lock, which is that of its tasks, too: whoever changes one of them takes it first.
+    pub(crate) async fn locked(&self, id: OperationId) -> Result<Option<operations::Model>, CatalogError> {
         let find = operations::Entity::find_by_id(id.0);
-        let row = if self.inner.get_database_backend() == sea_orm::DatabaseBackend::Postgres {
+        Ok(if self.inner.get_database_backend() == sea_orm::DatabaseBackend::Postgres {
             find.lock_exclusive().one(&self.inner).await?
         } else {
+            // SQLite has one writer, and this process one connection.
             find.one(&self.inner).await?
-        };
-        operation(row.ok_or_else(|| CatalogError::not_found("operation", id))?)
+        })
     }
 
     /// Stores what changed. The state must be one that may follow.

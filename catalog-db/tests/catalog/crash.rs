@@ -180,9 +180,7 @@ async fn postgresql_keeps_what_was_committed_when_its_client_goes_in_a_transacti
     let operation = world.operation(admin.team);
     let transaction = world.catalog.begin().await.unwrap();
     transaction.add_operation(&operation).await.unwrap();
-    let others = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                  WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'";
-    world.server.as_ref().unwrap().psql("postgres", others);
+    world.disconnect();
     assert!(transaction.commit().await.is_err());
     assert!(world.catalog.operation(admin.team, operation.id).await.is_err());
 }

@@ -17,9 +17,26 @@ on_both_engines! {
 
 fn strange() -> Vec<String> {
     let mut texts: Vec<String> = [
-        "it's", "\"quoted\"", "`back`", "a;b--c/*d*/", "'; DROP TABLE images; --", "$1 ? :name @x %s {}", "../../etc",
-        r"C:\x\y", "100%_", "line\r\nbreak\ttab", "\u{7f}\u{1b}[31m", "日本語 한국어 עברית", "e\u{301} é", "🦀👩‍👩‍👧",
-        "\u{202e}right to left", "\u{feff}bom", "\u{10ffff}", "<script>alert(1)</script>", "NULL", "İstanbul ŞẞΣς",
+        "it's",
+        "\"quoted\"",
+        "`back`",
+        "a;b--c/*d*/",
+        "'; DROP TABLE images; --",
+        "$1 ? :name @x %s {}",
+        "../../etc",
+        r"C:\x\y",
+        "100%_",
+        "line\r\nbreak\ttab",
+        "\u{7f}\u{1b}[31m",
+        "日本語 한국어 עברית",
+        "e\u{301} é",
+        "🦀👩‍👩‍👧",
+        "\u{202e}right to left",
+        "\u{feff}bom",
+        "\u{10ffff}",
+        "<script>alert(1)</script>",
+        "NULL",
+        "İstanbul ŞẞΣς",
     ]
     .into_iter()
     .map(str::to_owned)

@@ -77,7 +77,8 @@ async fn a_search_finds_what_a_plain_comparison_finds(world: &World) {
 
 async fn wildcards_quotes_and_sql_in_a_search_are_plain_text(world: &World) {
     let team = world.admin("one").await.team;
-    for name in ["100% done", "100 done", "a_b", "axb", r"c:\temp", "it's", "say \"hi\"", "-- comment", "; DROP TABLE"] {
+    for name in ["100% done", "100 done", "a_b", "axb", r"c:\temp", "it's", "say \"hi\"", "-- comment", "; DROP TABLE"]
+    {
         world.add_image(&world.image(team, name)).await;
     }
     for (words, expected) in [

@@ -141,11 +141,10 @@ async fn every_ready_task_has_a_hint(world: &World) {
     let hints = world.catalog.outbox(100).await.unwrap();
     let tasks = world.catalog.tasks(team, operation.id).await.unwrap();
     let a = tasks.iter().find(|t| t.label == "a").unwrap();
-    assert_eq!(hints.iter().map(|h| (h.site, h.task, h.kind.as_str())).collect::<Vec<_>>(), [(
-        site,
-        a.id,
-        "copy-data"
-    )]);
+    assert_eq!(
+        hints.iter().map(|h| (h.site, h.task, h.kind.as_str())).collect::<Vec<_>>(),
+        [(site, a.id, "copy-data")]
+    );
     for _ in 0..2 {
         world.catalog.published(hints[0].id).await.unwrap();
     }
@@ -169,10 +168,9 @@ async fn only_its_own_site_claims_a_task(world: &World) {
     let operation = world.running(team, &[new_task("a", Some(desk), &[])]).await;
     let task = world.only_task(&operation).await;
     for (wrong, most) in [(Some(lab), 0), (None, 0)] {
-        let taken = commit(&world.catalog, async |t| {
-            t.claim(task.id, wrong, world.instance(), LEASE).await.unwrap().is_some()
-        })
-        .await;
+        let taken =
+            commit(&world.catalog, async |t| t.claim(task.id, wrong, world.instance(), LEASE).await.unwrap().is_some())
+                .await;
         assert!(!taken, "{wrong:?}");
         assert_eq!(world.catalog.ready_tasks(wrong, 10).await.unwrap().len(), most);
     }

@@ -78,10 +78,7 @@ async fn everything_seen(catalog: &Catalog, asker: &Actor, ids: &Own) -> BTreeMa
         ("environment by name", found(catalog.environment(team, "same-name").await.map(|e| e.id.to_string()))),
         ("operations", catalog.operations(team, None, 100).await.unwrap().iter().map(|o| o.id.to_string()).collect()),
         ("operation", found(catalog.operation(team, ids.operation).await.map(|o| o.id.to_string()))),
-        (
-            "tasks",
-            catalog.tasks(team, ids.operation).await.unwrap().iter().map(|t| t.operation.to_string()).collect(),
-        ),
+        ("tasks", catalog.tasks(team, ids.operation).await.unwrap().iter().map(|t| t.operation.to_string()).collect()),
         ("known request", known.iter().map(ToString::to_string).collect()),
     ])
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex, Weak,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -84,7 +84,7 @@ pub struct World {
     pub numbers: Arc<Numbers>,
     pub url: String,
     raw: DatabaseConnection,
-    pub server: Option<Postgres>,
+    pub server: Option<(Arc<Server>, String)>,
     _place: Option<TempDir>,
 }
 
@@ -93,6 +93,54 @@ pub fn seams() -> (Seams, Arc<TestClock>, Arc<Numbers>) {
     let numbers = Arc::new(Numbers(AtomicU64::new(42)));
     let real = Seams::real(Default::default());
     (Seams { clock: clock.clone(), entropy: numbers.clone(), spawner: real.spawner }, clock, numbers)
+}
+
+/// One PostgreSQL server for all tests that run at a time; gone, with its files, when the last of them ends.
+pub struct Server {
+    postgres: Postgres,
+    databases: AtomicU64,
+    // The server dies with the thread that started it: that one waits until this is dropped.
+    _thread: std::sync::mpsc::Sender<()>,
+}
+
+impl std::ops::Deref for Server {
+    type Target = Postgres;
+
+    fn deref(&self) -> &Postgres {
+        &self.postgres
+    }
+}
+
+impl Server {
+    fn shared() -> Arc<Self> {
+        static CURRENT: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+        let mut current = CURRENT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(server) = current.upgrade() {
+            return server;
+        }
+        let (alive, wait) = std::sync::mpsc::channel::<()>();
+        let (started, server) = std::sync::mpsc::channel();
+        let start = move || {
+            started.send(Postgres::start(&[("max_connections", "400")])).unwrap();
+            let _ = wait.recv();
+        };
+        std::thread::Builder::new().spawn(start).unwrap();
+        let postgres = server.recv().unwrap();
+        let server = Arc::new(Server { postgres, databases: AtomicU64::new(0), _thread: alive });
+        *current = Arc::downgrade(&server);
+        server
+    }
+
+    pub fn new_database(&self) -> String {
+        let name = format!("catalog_{}", self.databases.fetch_add(1, Ordering::SeqCst));
+        self.psql("postgres", &format!("CREATE DATABASE {name}"));
+        name
+    }
+
+    pub fn url(&self, database: &str) -> String {
+        let password = crate::postgres::PASSWORD.replace('\'', "%27").replace(' ', "%20").replace('"', "%22");
+        format!("postgres://postgres:{password}@127.0.0.1:{}/{database}", self.port)
+    }
 }
 
 impl World {
@@ -110,13 +158,23 @@ impl World {
     }
 
     pub async fn postgresql() -> Self {
-        let server = Postgres::start(&[]);
-        let password = crate::postgres::PASSWORD.replace('\'', "%27").replace(' ', "%20").replace('"', "%22");
-        let url = format!("postgres://postgres:{password}@127.0.0.1:{}/postgres", server.port);
+        let server = Server::shared();
+        let database = server.new_database();
+        let url = server.url(&database);
         let (seams, clock, numbers) = seams();
         let catalog = Catalog::connect(&url, seams).await.unwrap();
         let raw = Database::connect(&url).await.unwrap();
-        Self { catalog, clock, numbers, url, raw, server: Some(server), _place: None }
+        Self { catalog, clock, numbers, url, raw, server: Some((server, database)), _place: None }
+    }
+
+    /// Ends every connection to this world's PostgreSQL database, as a restart of the server does.
+    pub fn disconnect(&self) {
+        let (server, database) = self.server.as_ref().unwrap();
+        let ended = server.psql(
+            "postgres",
+            &format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{database}'"),
+        );
+        assert!(ended.parse::<u32>().unwrap() > 0);
     }
 
     /// Another connection to the same catalog, as a second coordinator has it.
