@@ -4,10 +4,11 @@ use ocopea_protocol::{
     ids::{TeamId, TokenId, UserId},
     time::Timestamp,
 };
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, sea_query::OnConflict};
 
 use crate::{
     Catalog, CatalogError, Transaction,
+    database::{is_storable, storable, unless_there},
     entities::{audit, memberships, sign_in_codes, teams, tokens, users},
     model::Role,
 };
@@ -23,6 +24,8 @@ pub struct Actor {
     pub team: TeamId,
     /// What they may do in it, the token's scope considered.
     pub role: Role,
+    /// Whether their token allows less than they may: such a one makes and ends no tokens.
+    pub narrowed: bool,
 }
 
 /// A token as it is listed: never its secret.
@@ -53,49 +56,32 @@ impl Catalog {
         if let Some(member) = memberships::Entity::find().one(&self.database).await? {
             return self.actor(UserId(member.user_id), TeamId(member.team)).await;
         }
+        self.ensure_member(team, user, Role::Administrator).await
+    }
+
+    /// A person in a team with this role; team and person are made where there are none. Asked for by several at
+    /// once, each of them is made once.
+    pub async fn ensure_member(&self, team: &str, user: &str, role: Role) -> Result<Actor, CatalogError> {
+        storable("the name", &[team, user])?;
         let now = self.seams.clock.now().0;
-        let (team_id, user_id) = (self.seams.uuid(), self.seams.uuid());
         let transaction = self.begin().await?;
         let inner = &transaction.inner;
-        let row = teams::ActiveModel { id: Set(team_id), name: Set(team.to_owned()), created: Set(now) };
-        teams::Entity::insert(row).exec_without_returning(inner).await?;
-        let row = users::ActiveModel { id: Set(user_id), name: Set(user.to_owned()), created: Set(now) };
-        users::Entity::insert(row).exec_without_returning(inner).await?;
-        let row = memberships::ActiveModel {
-            team: Set(team_id),
-            user_id: Set(user_id),
-            role: Set(Role::Administrator.as_str().to_owned()),
-        };
-        memberships::Entity::insert(row).exec_without_returning(inner).await?;
-        transaction.audit(Some(TeamId(team_id)), Some(UserId(user_id)), "user.create", user, "first user").await?;
+        let row = teams::ActiveModel { id: Set(self.seams.uuid()), name: Set(team.to_owned()), created: Set(now) };
+        teams::Entity::insert(row).on_conflict(unless_there()).exec_without_returning(inner).await?;
+        let row = users::ActiveModel { id: Set(self.seams.uuid()), name: Set(user.to_owned()), created: Set(now) };
+        users::Entity::insert(row).on_conflict(unless_there()).exec_without_returning(inner).await?;
+        let found = teams::Entity::find().filter(teams::Column::Name.eq(team)).one(inner).await?;
+        let team_id = found.ok_or_else(|| CatalogError::not_found("team", team))?.id;
+        let found = users::Entity::find().filter(users::Column::Name.eq(user)).one(inner).await?;
+        let user_id = found.ok_or_else(|| CatalogError::not_found("user", user))?.id;
+        let row =
+            memberships::ActiveModel { team: Set(team_id), user_id: Set(user_id), role: Set(role.as_str().to_owned()) };
+        let key = [memberships::Column::Team, memberships::Column::UserId];
+        let newest = OnConflict::columns(key).update_column(memberships::Column::Role).to_owned();
+        memberships::Entity::insert(row).on_conflict(newest).exec_without_returning(inner).await?;
+        transaction.audit(Some(TeamId(team_id)), Some(UserId(user_id)), "member.set", user, role.as_str()).await?;
         transaction.commit().await?;
         self.actor(UserId(user_id), TeamId(team_id)).await
-    }
-
-    /// A further team.
-    pub async fn add_team(&self, name: &str) -> Result<TeamId, CatalogError> {
-        let id = self.seams.uuid();
-        let row =
-            teams::ActiveModel { id: Set(id), name: Set(name.to_owned()), created: Set(self.seams.clock.now().0) };
-        let transaction = self.begin().await?;
-        teams::Entity::insert(row).exec_without_returning(&transaction.inner).await?;
-        transaction.audit(Some(TeamId(id)), None, "team.create", name, "").await?;
-        transaction.commit().await?;
-        Ok(TeamId(id))
-    }
-
-    /// A further person, a member of `team`.
-    pub async fn add_user(&self, name: &str, team: TeamId, role: Role) -> Result<Actor, CatalogError> {
-        let id = self.seams.uuid();
-        let transaction = self.begin().await?;
-        let row =
-            users::ActiveModel { id: Set(id), name: Set(name.to_owned()), created: Set(self.seams.clock.now().0) };
-        users::Entity::insert(row).exec_without_returning(&transaction.inner).await?;
-        let row = memberships::ActiveModel { team: Set(team.0), user_id: Set(id), role: Set(role.as_str().to_owned()) };
-        memberships::Entity::insert(row).exec_without_returning(&transaction.inner).await?;
-        transaction.audit(Some(team), Some(UserId(id)), "user.create", name, role.as_str()).await?;
-        transaction.commit().await?;
-        self.actor(UserId(id), team).await
     }
 
     async fn actor(&self, user: UserId, team: TeamId) -> Result<Actor, CatalogError> {
@@ -104,7 +90,7 @@ impl Catalog {
         let found = users::Entity::find_by_id(user.0).one(&self.database).await?;
         let found = found.ok_or_else(|| CatalogError::not_found("user", user))?;
         let role = Role::parse(&member.role).ok_or_else(|| CatalogError::Malformed(member.role.clone()))?;
-        Ok(Actor { user, user_name: found.name, team, role })
+        Ok(Actor { user, user_name: found.name, team, role, narrowed: false })
     }
 
     /// Stores a sign-in code's hash.
@@ -121,6 +107,9 @@ impl Catalog {
 
     /// Takes a sign-in code: works once, and only in time.
     pub async fn use_sign_in_code(&self, hash: &str) -> Result<UserId, CatalogError> {
+        if !is_storable(hash) {
+            return Err(CatalogError::not_found("sign-in code", "…"));
+        }
         let now = self.seams.clock.now();
         let taken = sign_in_codes::Entity::update_many()
             .set(sign_in_codes::ActiveModel { used: Set(Some(now.0)), ..Default::default() })
@@ -145,6 +134,7 @@ impl Catalog {
         scope: Role,
         expires: Option<Timestamp>,
     ) -> Result<TokenId, CatalogError> {
+        storable("the token's name", &[name, hash])?;
         let id = self.seams.uuid();
         let row = tokens::ActiveModel {
             id: Set(id),
@@ -165,6 +155,9 @@ impl Catalog {
 
     /// Who a token stands for; `None` when it is unknown, expired or revoked.
     pub async fn authenticate(&self, hash: &str) -> Result<Option<Actor>, CatalogError> {
+        if !is_storable(hash) {
+            return Ok(None);
+        }
         let Some(token) = tokens::Entity::find().filter(tokens::Column::Hash.eq(hash)).one(&self.database).await?
         else {
             return Ok(None);
@@ -181,6 +174,7 @@ impl Catalog {
         let Some(member) = member else { return Ok(None) };
         let mut actor = self.actor(UserId(token.user_id), TeamId(member.team)).await?;
         let scope = Role::parse(&token.scope).ok_or_else(|| CatalogError::Malformed(token.scope.clone()))?;
+        actor.narrowed = scope < actor.role;
         actor.role = actor.role.min(scope);
         Ok(Some(actor))
     }
@@ -234,6 +228,7 @@ impl Transaction {
         subject: &str,
         detail: &str,
     ) -> Result<(), CatalogError> {
+        storable("the audit row", &[action, subject, detail])?;
         let row = audit::ActiveModel {
             id: Set(self.seams.uuid()),
             at: Set(self.seams.clock.now().0),

@@ -1,10 +1,14 @@
-//! The connection, and transactions that are tried again when the database asks for it.
+//! The connection, transactions, and what a text may hold.
+//!
+//! Transactions lock in one order (operation, then its tasks), so that none waits for another in a circle, and each
+//! counts on read-committed isolation only: what it decides on, it has locked or makes a condition of its update.
 
 use std::path::Path;
 
 use ocopea_protocol::seams::Seams;
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbErr, SqlErr, TransactionTrait,
+    ConnectOptions, ConnectionTrait, Database, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr,
+    TransactionTrait, sea_query::OnConflict,
 };
 use sea_orm_migration::MigratorTrait;
 
@@ -24,29 +28,26 @@ pub enum CatalogError {
     /// It contradicts what is there.
     #[error("{0}")]
     Conflict(String),
+    /// It can't be taken as it is.
+    #[error("{what} can't be taken: {why}")]
+    Invalid {
+        /// `the image's name` …
+        what: &'static str,
+        /// Why, and what would be taken.
+        why: &'static str,
+    },
     /// What is stored can't be understood.
     #[error("the catalog holds something that this program can't read: {0}")]
     Malformed(String),
-    /// Somebody else wrote the same at the same moment: what is there now may be what was wanted.
-    #[error("somebody else did the same at the same moment: {0}")]
-    Taken(String),
     /// The database itself.
     #[error("the catalog's database failed: {0}")]
-    Database(DbErr),
-}
-
-impl From<DbErr> for CatalogError {
-    fn from(error: DbErr) -> Self {
-        match error.sql_err() {
-            Some(SqlErr::UniqueConstraintViolation(what)) => Self::Taken(what),
-            _ => Self::Database(error),
-        }
-    }
+    Database(#[from] DbErr),
 }
 
 impl CatalogError {
     pub(crate) fn not_found(what: &'static str, name: impl ToString) -> Self {
-        Self::NotFound { what, name: name.to_string() }
+        // As much of it as people need to recognise it: it comes from outside.
+        Self::NotFound { what, name: name.to_string().chars().take(80).collect() }
     }
 }
 
@@ -54,6 +55,27 @@ impl From<serde_json::Error> for CatalogError {
     fn from(error: serde_json::Error) -> Self {
         Self::Malformed(error.to_string())
     }
+}
+
+/// The number of the advisory lock under which a PostgreSQL database is migrated; any that nobody else uses.
+const MIGRATING: i64 = 0x6f63_6f70_6561;
+
+/// A row that is there already is left as it is, whichever constraint says so; the insert then counts no row.
+pub(crate) fn unless_there() -> OnConflict {
+    OnConflict::new().do_nothing().to_owned()
+}
+
+/// Whether both engines can hold this text: PostgreSQL's can't hold NUL.
+pub(crate) fn is_storable(text: &str) -> bool {
+    !text.contains('\0')
+}
+
+/// Refuses texts that one of the engines can't hold, so that both take and refuse the same.
+pub(crate) fn storable(what: &'static str, texts: &[&str]) -> Result<(), CatalogError> {
+    if texts.iter().all(|text| is_storable(text)) {
+        return Ok(());
+    }
+    Err(CatalogError::Invalid { what, why: "it holds a NUL character" })
 }
 
 /// The catalog. Cheap to clone.
@@ -74,15 +96,38 @@ pub struct Transaction {
 impl Catalog {
     /// Opens (and makes) a SQLite file: write-ahead log, every commit on disk.
     pub async fn sqlite(path: &Path, seams: Seams) -> Result<Self, CatalogError> {
-        let url = format!("sqlite://{}?mode=rwc", path.display());
-        let mut options = ConnectOptions::new(url);
+        let path = path.to_owned();
+        // The path is set below, as it is: within a URL, some characters would mean something.
+        let mut options = ConnectOptions::new("sqlite://catalog");
         // One writer is all that SQLite has: one connection makes waiting orderly instead of an error.
         options.max_connections(1).min_connections(1).sqlx_logging(false);
-        let database = Database::connect(options).await?;
-        for pragma in ["journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"] {
-            database.execute_unprepared(&format!("PRAGMA {pragma}")).await?;
+        // For every connection that the pool makes, not only for its first.
+        options.map_sqlx_sqlite_opts(move |options| {
+            options
+                .filename(&path)
+                .create_if_missing(true)
+                .pragma("journal_mode", "WAL")
+                .pragma("synchronous", "FULL")
+                .pragma("foreign_keys", "ON")
+                .pragma("busy_timeout", "10000")
+        });
+        Self::open(Database::connect(options).await?, seams).await
+    }
+
+    /// Opens what `url` names: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`. Everything behind this call
+    /// is the same for both.
+    pub async fn connect(url: &str, seams: Seams) -> Result<Self, CatalogError> {
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            return Self::sqlite(Path::new(path), seams).await;
         }
-        Self::open(database, seams).await
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Self::postgresql(url, seams).await;
+        }
+        // The address may hold a password: it isn't repeated.
+        Err(CatalogError::Invalid {
+            what: "the catalog's address",
+            why: "sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE is expected",
+        })
     }
 
     /// Opens a PostgreSQL database.
@@ -93,7 +138,14 @@ impl Catalog {
     }
 
     async fn open(database: DatabaseConnection, seams: Seams) -> Result<Self, CatalogError> {
-        Migrator::up(&database, None).await?;
+        // All or nothing: a first start that is killed can be repeated. Several coordinators that start at once take
+        // turns: the lock ends with the transaction.
+        let transaction = database.begin().await?;
+        if database.get_database_backend() == DatabaseBackend::Postgres {
+            transaction.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({MIGRATING})")).await?;
+        }
+        Migrator::up(&transaction, None).await?;
+        transaction.commit().await?;
         Ok(Self { database, seams })
     }
 
@@ -107,5 +159,27 @@ impl Transaction {
     /// Makes it so.
     pub async fn commit(self) -> Result<(), CatalogError> {
         Ok(self.inner.commit().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_connection_to_sqlite_is_fully_synced_and_holds_references() {
+        let place = tempfile::tempdir().unwrap();
+        let catalog = Catalog::sqlite(&place.path().join("catalog"), Seams::real(Default::default())).await.unwrap();
+        let pool = catalog.database.get_sqlite_connection_pool();
+        for round in 0..2 {
+            let mut connection = pool.acquire().await.unwrap();
+            for (pragma, expected) in [("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 10_000)] {
+                let sql = sea_orm::sqlx::AssertSqlSafe(format!("PRAGMA {pragma}"));
+                let found: i64 = sea_orm::sqlx::query_scalar(sql).fetch_one(&mut *connection).await.unwrap();
+                assert_eq!(found, expected, "{pragma} in round {round}");
+            }
+            // The pool makes another one, as it does when one is old.
+            connection.close().await.unwrap();
+        }
     }
 }

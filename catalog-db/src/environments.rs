@@ -6,9 +6,14 @@ use ocopea_protocol::{
     plan::ContainerPlacement,
     time::Timestamp,
 };
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
 
-use crate::{Catalog, CatalogError, Transaction, entities::environments, model::EnvironmentState};
+use crate::{
+    Catalog, CatalogError, Transaction,
+    database::{is_storable, storable, unless_there},
+    entities::environments,
+    model::EnvironmentState,
+};
 
 /// An environment.
 #[derive(Clone, Debug)]
@@ -37,6 +42,9 @@ pub struct Environment {
     pub created: Timestamp,
 }
 
+/// States in which nothing of an environment is left, its name included.
+const GONE: [EnvironmentState; 2] = [EnvironmentState::Removed, EnvironmentState::Failed];
+
 fn environment(row: environments::Model) -> Result<Environment, CatalogError> {
     Ok(Environment {
         id: EnvironmentId(row.id),
@@ -56,10 +64,9 @@ fn environment(row: environments::Model) -> Result<Environment, CatalogError> {
 impl Catalog {
     /// A team's environments that are there or on their way, newest first.
     pub async fn environments(&self, team: TeamId) -> Result<Vec<Environment>, CatalogError> {
-        let gone = [EnvironmentState::Removed.as_str(), EnvironmentState::Failed.as_str()];
         let rows = environments::Entity::find()
             .filter(environments::Column::Team.eq(team.0))
-            .filter(environments::Column::State.is_not_in(gone))
+            .filter(environments::Column::State.is_not_in(GONE.map(EnvironmentState::as_str)))
             .order_by_desc(environments::Column::Id)
             .limit(1000)
             .all(&self.database)
@@ -69,17 +76,24 @@ impl Catalog {
 
     /// One, by name or id.
     pub async fn environment(&self, team: TeamId, name: &str) -> Result<Environment, CatalogError> {
-        let all = self.environments(team).await?;
-        all.into_iter()
-            .find(|e| e.name == name || e.id.to_string() == name)
-            .ok_or_else(|| CatalogError::not_found("environment", name))
+        let absent = || CatalogError::not_found("environment", name);
+        if !is_storable(name) {
+            return Err(absent());
+        }
+        let of = environments::Column::Name.eq(name);
+        let of = match name.parse::<EnvironmentId>() {
+            Ok(id) => of.or(environments::Column::Id.eq(id.0)),
+            Err(_) => of,
+        };
+        let found = environments::Entity::find()
+            .filter(environments::Column::Team.eq(team.0))
+            .filter(environments::Column::State.is_not_in(GONE.map(EnvironmentState::as_str)))
+            .filter(of)
+            .order_by_desc(environments::Column::Id)
+            .one(&self.database)
+            .await?;
+        environment(found.ok_or_else(absent)?)
     }
-}
-
-fn taken(name: &str) -> CatalogError {
-    CatalogError::Conflict(format!(
-        "an environment {name:?} is at that site already: choose another name, or remove it first"
-    ))
 }
 
 impl Transaction {
@@ -91,16 +105,7 @@ impl Transaction {
 
     /// Notes an environment that is being made; two of one name at one site are refused.
     pub async fn add_environment(&self, new: &Environment) -> Result<(), CatalogError> {
-        let gone = [EnvironmentState::Removed.as_str(), EnvironmentState::Failed.as_str()];
-        let same = environments::Entity::find()
-            .filter(environments::Column::Site.eq(new.site.0))
-            .filter(environments::Column::Name.eq(&new.name))
-            .filter(environments::Column::State.is_not_in(gone))
-            .one(&self.inner)
-            .await?;
-        if same.is_some() {
-            return Err(taken(&new.name));
-        }
+        storable("the environment's name", &[&new.name, &new.owner])?;
         let row = environments::ActiveModel {
             id: Set(new.id.0),
             team: Set(new.team.0),
@@ -115,10 +120,15 @@ impl Transaction {
             created: Set(new.created.0),
             ended: Set(None),
         };
-        match environments::Entity::insert(row).exec_without_returning(&self.inner).await.map_err(CatalogError::from) {
-            Err(CatalogError::Taken(_)) => Err(taken(&new.name)),
-            other => other.map(|_| ()),
+        // The index of what is there decides: of two at once, the second waits for the first and is then refused.
+        let insert = environments::Entity::insert(row).on_conflict(unless_there());
+        if insert.exec_without_returning(&self.inner).await? == 1 {
+            return Ok(());
         }
+        Err(CatalogError::Conflict(format!(
+            "an environment {:?} is at that site already: choose another name, or remove it first",
+            new.name
+        )))
     }
 
     /// Moves it to another state. Repeating is fine.

@@ -15,6 +15,7 @@ use sea_orm::{
 
 use crate::{
     Catalog, CatalogError, Transaction,
+    database::{is_storable, storable},
     entities::{image_comments, image_labels, images},
 };
 
@@ -81,28 +82,48 @@ pub struct ImageSearch {
     pub limit: u64,
 }
 
+/// Most words, and most labels, of one search.
+const MOST_WORDS: usize = 16;
+/// Longest word, in bytes; SQLite takes no pattern beyond 50 000.
+const LONGEST_WORD: usize = 1000;
+
+impl ImageSearch {
+    /// Refuses what can't be searched for: leaving a condition out would find too much.
+    fn check(&self) -> Result<(), CatalogError> {
+        let refuse = |why| Err(CatalogError::Invalid { what: "the search", why });
+        if self.text.len() > MOST_WORDS || self.labels.len() > MOST_WORDS {
+            return refuse("16 words and 16 labels at most");
+        }
+        if self.text.iter().any(|word| word.len() > LONGEST_WORD) {
+            return refuse("a word has 1000 bytes at most");
+        }
+        for text in self.text.iter().chain(&self.application).chain(&self.creator) {
+            storable("the search", &[text])?;
+        }
+        for (label, value) in &self.labels {
+            storable("the search", &[label, value.as_deref().unwrap_or_default()])?;
+        }
+        Ok(())
+    }
+}
+
 impl Catalog {
     /// Images of a team, newest first.
     pub async fn images(&self, team: TeamId, search: &ImageSearch) -> Result<Vec<Image>, CatalogError> {
-        // No text holds a NUL, and PostgreSQL would not even be asked for one.
-        let labels = search.labels.iter().flat_map(|(label, value)| [Some(label), value.as_ref()]).flatten();
-        let words = search.text.iter().chain(&search.application).chain(&search.creator);
-        if words.chain(labels).any(|word| word.contains('\0')) {
-            return Ok(Vec::new());
-        }
+        search.check()?;
         let mut find = images::Entity::find()
             .filter(images::Column::Team.eq(team.0))
             .filter(images::Column::Deleting.is_null())
             .order_by_desc(images::Column::Id)
             .limit(search.limit.clamp(1, 1000));
-        for word in search.text.iter().take(16) {
+        for word in &search.text {
             let pattern = format!("%{}%", escape_like(&word.to_lowercase()));
             find = find.filter(
                 sea_orm::sea_query::Expr::col(images::Column::Search)
                     .like(sea_orm::sea_query::LikeExpr::new(pattern).escape('\\')),
             );
         }
-        for (label, value) in search.labels.iter().take(16) {
+        for (label, value) in &search.labels {
             let mut condition = Condition::all().add(image_labels::Column::Label.eq(label));
             if let Some(value) = value {
                 condition = condition.add(image_labels::Column::Value.eq(value));
@@ -147,15 +168,15 @@ impl Catalog {
 
     /// One image of a team: by id, or name (the newest of that name).
     pub async fn image(&self, team: TeamId, name: &str) -> Result<Image, CatalogError> {
+        if !is_storable(name) {
+            return Err(CatalogError::not_found("image", name));
+        }
         let own = || {
             images::Entity::find()
                 .filter(images::Column::Team.eq(team.0))
                 .filter(images::Column::Deleting.is_null())
                 .order_by_desc(images::Column::Id)
         };
-        if name.contains('\0') {
-            return Err(CatalogError::not_found("image", name));
-        }
         let row = match name.parse::<ImageId>() {
             Ok(id) => own().filter(images::Column::Id.eq(id.0)).one(&self.database).await?,
             Err(_) => own().filter(images::Column::Name.eq(name)).one(&self.database).await?,
@@ -170,10 +191,16 @@ impl Catalog {
         Ok(self.images(team, &search).await?.pop())
     }
 
-    /// Comments on an image, oldest first.
-    pub async fn comments(&self, image: ImageId) -> Result<Vec<Comment>, CatalogError> {
+    /// Comments on a team's image, oldest first.
+    pub async fn comments(&self, team: TeamId, image: ImageId) -> Result<Vec<Comment>, CatalogError> {
+        let own = Query::select()
+            .column(images::Column::Id)
+            .from(images::Entity)
+            .and_where(images::Column::Team.eq(team.0))
+            .and_where(images::Column::Id.eq(image.0))
+            .to_owned();
         let rows = image_comments::Entity::find()
-            .filter(image_comments::Column::Image.eq(image.0))
+            .filter(image_comments::Column::Image.in_subquery(own))
             .order_by_asc(image_comments::Column::At)
             .limit(1000)
             .all(&self.database)
@@ -183,10 +210,16 @@ impl Catalog {
 }
 
 impl Transaction {
-    /// Makes an image visible. One that is there already (a commit repeated after a crash) stays as it is.
-    pub async fn add_image(&self, image: &Image) -> Result<(), CatalogError> {
+    /// Makes an image visible. One that is there already (a commit repeated after a crash) stays as it is, whosever
+    /// it is: the answer is then `false`.
+    pub async fn add_image(&self, image: &Image) -> Result<bool, CatalogError> {
         if images::Entity::find_by_id(image.id.0).one(&self.inner).await?.is_some() {
-            return Ok(());
+            return Ok(false);
+        }
+        let texts = [&image.name, &image.application, &image.site, &image.creator, &image.comment, &image.body];
+        storable("the image's texts", &texts.map(String::as_str))?;
+        for (label, value) in &image.labels {
+            storable("the label", &[label, value])?;
         }
         let row = images::ActiveModel {
             id: Set(image.id.0),
@@ -208,10 +241,11 @@ impl Transaction {
         for (label, value) in &image.labels {
             self.set_label(image.id, label, value).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn set_label(&self, image: ImageId, label: &str, value: &str) -> Result<(), CatalogError> {
+        storable("the label", &[label, value])?;
         image_labels::Entity::delete_by_id((image.0, label.to_owned())).exec(&self.inner).await?;
         let row = image_labels::ActiveModel {
             image: Set(image.0),
@@ -235,6 +269,7 @@ impl Transaction {
                     image.labels.insert(label.clone(), value.clone());
                 }
                 None => {
+                    storable("the label", &[label])?;
                     image_labels::Entity::delete_by_id((image.id.0, label.clone())).exec(&self.inner).await?;
                     image.labels.remove(label);
                 }
@@ -247,6 +282,7 @@ impl Transaction {
 
     /// Adds a comment.
     pub async fn add_comment(&self, image: ImageId, author: &str, body: &str) -> Result<(), CatalogError> {
+        storable("the comment", &[author, body])?;
         let row = image_comments::ActiveModel {
             id: Set(self.seams.uuid()),
             image: Set(image.0),

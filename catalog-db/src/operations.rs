@@ -13,6 +13,7 @@ use sea_orm::{
 
 use crate::{
     Catalog, CatalogError, Transaction,
+    database::{is_storable, storable, unless_there},
     entities::{idempotency, operations},
     model::OperationState,
 };
@@ -81,7 +82,28 @@ fn operation(row: operations::Model) -> Result<Operation, CatalogError> {
     })
 }
 
+fn same_request(known: &idempotency::Model, request: &str) -> Result<OperationId, CatalogError> {
+    if known.request == request {
+        return Ok(OperationId(known.operation));
+    }
+    Err(CatalogError::Conflict("this Idempotency-Key was used for another request: use a new one".to_owned()))
+}
+
 impl Catalog {
+    /// The operation that an idempotency key stands for, if any: what it asked for may be gone since.
+    pub async fn known_request(
+        &self,
+        team: TeamId,
+        key: &str,
+        request: &str,
+    ) -> Result<Option<OperationId>, CatalogError> {
+        if !is_storable(key) {
+            return Ok(None);
+        }
+        let known = idempotency::Entity::find_by_id((team.0, key.to_owned())).one(&self.database).await?;
+        known.map(|known| same_request(&known, request)).transpose()
+    }
+
     /// A team's operations, newest first.
     pub async fn operations(
         &self,
@@ -117,31 +139,17 @@ impl Catalog {
 }
 
 impl Transaction {
-    /// The operation that an idempotency key already stands for. A key with another request is a conflict.
-    pub async fn known_request(
-        &self,
-        team: TeamId,
-        key: &str,
-        request: &str,
-    ) -> Result<Option<OperationId>, CatalogError> {
-        let known = idempotency::Entity::find_by_id((team.0, key.to_owned())).one(&self.inner).await?;
-        match known {
-            None => Ok(None),
-            Some(known) if known.request == request => Ok(Some(OperationId(known.operation))),
-            Some(_) => Err(CatalogError::Conflict(
-                "this Idempotency-Key was used for another request: use a new one".to_owned(),
-            )),
-        }
-    }
-
-    /// Remembers an idempotency key; a second one of the same name fails.
+    /// Remembers that an idempotency key stands for `operation`, or answers with the operation that it stands for
+    /// already. To be called first in the transaction that makes the operation: of two at once, the second waits here
+    /// until the first is committed or rolled back. A key that was used for another request is a conflict.
     pub async fn remember_request(
         &self,
         team: TeamId,
         key: &str,
         request: &str,
         operation: OperationId,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<Option<OperationId>, CatalogError> {
+        storable("the Idempotency-Key", &[key, request])?;
         let row = idempotency::ActiveModel {
             team: Set(team.0),
             idempotency_key: Set(key.to_owned()),
@@ -149,12 +157,17 @@ impl Transaction {
             operation: Set(operation.0),
             created: Set(self.seams.clock.now().0),
         };
-        idempotency::Entity::insert(row).exec_without_returning(&self.inner).await?;
-        Ok(())
+        let insert = idempotency::Entity::insert(row).on_conflict(unless_there());
+        if insert.exec_without_returning(&self.inner).await? == 1 {
+            return Ok(None);
+        }
+        let known = idempotency::Entity::find_by_id((team.0, key.to_owned())).one(&self.inner).await?;
+        known.map(|known| same_request(&known, request)).transpose()
     }
 
     /// Accepts an operation.
     pub async fn add_operation(&self, new: &Operation) -> Result<(), CatalogError> {
+        storable("the operation's title", &[&new.title, &new.creator, &new.kind])?;
         let row = operations::ActiveModel {
             id: Set(new.id.0),
             team: Set(new.team.0),
@@ -183,13 +196,18 @@ impl Transaction {
     /// One, for changing it: on PostgreSQL its row stays locked until the transaction ends, so that two outcomes of
     /// one operation are never worked out side by side.
     pub async fn operation(&self, id: OperationId) -> Result<Operation, CatalogError> {
+        operation(self.locked(id).await?.ok_or_else(|| CatalogError::not_found("operation", id))?)
+    }
+
+    /// Takes an operation's lock, which is that of its tasks, too: whoever changes one of them takes it first.
+    pub(crate) async fn locked(&self, id: OperationId) -> Result<Option<operations::Model>, CatalogError> {
         let find = operations::Entity::find_by_id(id.0);
-        let row = if self.inner.get_database_backend() == sea_orm::DatabaseBackend::Postgres {
+        Ok(if self.inner.get_database_backend() == sea_orm::DatabaseBackend::Postgres {
             find.lock_exclusive().one(&self.inner).await?
         } else {
+            // SQLite has one writer, and this process one connection.
             find.one(&self.inner).await?
-        };
-        operation(row.ok_or_else(|| CatalogError::not_found("operation", id))?)
+        })
     }
 
     /// Stores what changed. The state must be one that may follow.

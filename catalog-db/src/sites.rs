@@ -3,7 +3,11 @@
 use ocopea_protocol::{ids::SiteId, message::SiteReport, time::Timestamp};
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 
-use crate::{Catalog, CatalogError, entities::sites};
+use crate::{
+    Catalog, CatalogError,
+    database::{is_storable, storable, unless_there},
+    entities::sites,
+};
 
 /// A site.
 #[derive(Clone, Debug)]
@@ -28,24 +32,19 @@ fn site(row: sites::Model) -> Result<Site, CatalogError> {
 }
 
 impl Catalog {
-    /// The site of that name, made where there is none.
+    /// The site of that name, made where there is none; once, though asked for by several at once.
     pub async fn ensure_site(&self, name: &str) -> Result<SiteId, CatalogError> {
-        if let Some(row) = sites::Entity::find().filter(sites::Column::Name.eq(name)).one(&self.database).await? {
-            return Ok(SiteId(row.id));
-        }
-        let id = self.seams.uuid();
+        storable("the site's name", &[name])?;
         let row = sites::ActiveModel {
-            id: Set(id),
+            id: Set(self.seams.uuid()),
             name: Set(name.to_owned()),
             created: Set(self.seams.clock.now().0),
             reported: Set(None),
             report: Set(None),
         };
-        match sites::Entity::insert(row).exec_without_returning(&self.database).await.map_err(CatalogError::from) {
-            // Another coordinator was faster.
-            Err(CatalogError::Taken(_)) => Ok(self.site(name).await?.id),
-            other => other.map(|_| SiteId(id)),
-        }
+        sites::Entity::insert(row).on_conflict(unless_there()).exec_without_returning(&self.database).await?;
+        let found = sites::Entity::find().filter(sites::Column::Name.eq(name)).one(&self.database).await?;
+        found.map(|row| SiteId(row.id)).ok_or_else(|| CatalogError::not_found("site", name))
     }
 
     /// Keeps a report.
@@ -67,6 +66,9 @@ impl Catalog {
 
     /// One, by name or id.
     pub async fn site(&self, name: &str) -> Result<Site, CatalogError> {
+        if !is_storable(name) {
+            return Err(CatalogError::not_found("site", name));
+        }
         let find = match name.parse::<SiteId>() {
             Ok(id) => sites::Entity::find_by_id(id.0),
             Err(_) => sites::Entity::find().filter(sites::Column::Name.eq(name)),

@@ -1,21 +1,27 @@
 //! Tasks, their leases, and the outbox of hints.
 //!
 //! What counts is decided by conditional updates: a task is claimed by exactly one, an outcome counts only from the
-//! attempt that holds it, and a lease that ran out gives the task back.
+//! attempt that holds it, and a lease that ran out gives the task back. Whoever changes a task holds its operation's
+//! lock and looks at the task again under it: what was read before may be over.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use ocopea_protocol::{
     failure::{FailureClass, TaskFailure},
-    ids::{InstanceId, OperationId, SiteId, TaskId},
+    ids::{InstanceId, OperationId, SiteId, TaskId, TeamId},
     task::{Claimed, HolderState, Progress},
     time::Timestamp,
 };
-use sea_orm::{ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Query,
+};
 
 use crate::{
     Catalog, CatalogError, Transaction,
-    entities::{attempts, outbox, tasks},
+    entities::{attempts, operations, outbox, tasks},
     model::TaskState,
 };
 
@@ -119,10 +125,16 @@ fn task(row: tasks::Model) -> Result<Task, CatalogError> {
 }
 
 impl Catalog {
-    /// All tasks of an operation, in the order in which they were added.
-    pub async fn tasks(&self, operation: OperationId) -> Result<Vec<Task>, CatalogError> {
+    /// All tasks of a team's operation, in the order in which they were added.
+    pub async fn tasks(&self, team: TeamId, operation: OperationId) -> Result<Vec<Task>, CatalogError> {
+        let own = Query::select()
+            .column(operations::Column::Id)
+            .from(operations::Entity)
+            .and_where(operations::Column::Team.eq(team.0))
+            .and_where(operations::Column::Id.eq(operation.0))
+            .to_owned();
         let rows = tasks::Entity::find()
-            .filter(tasks::Column::Operation.eq(operation.0))
+            .filter(tasks::Column::Operation.in_subquery(own))
             .order_by_asc(tasks::Column::Id)
             .all(&self.database)
             .await?;
@@ -200,13 +212,38 @@ impl Transaction {
         tasks::Entity::find_by_id(id.0).one(&self.inner).await?.map(task).transpose()
     }
 
+    /// One as it is now, with its operation's lock taken.
+    async fn locked_task(&self, id: TaskId) -> Result<Option<Task>, CatalogError> {
+        let Some(seen) = self.task(id).await? else { return Ok(None) };
+        self.locked(seen.operation).await?;
+        self.task(id).await
+    }
+
+    /// The task, locked, if this attempt of it holds it.
+    async fn held(&self, claimed: &Claimed) -> Result<Option<Task>, CatalogError> {
+        let task = self.locked_task(claimed.task).await?;
+        Ok(task.filter(|task| {
+            task.state == TaskState::Claimed
+                && task.operation == claimed.operation
+                && task.attempt == claimed.attempt
+                && task.instance == Some(claimed.instance)
+        }))
+    }
+
     /// Adds tasks; one whose label is there already is left as it is.
     pub async fn add_tasks(&self, operation: OperationId, new: &[NewTask]) -> Result<(), CatalogError> {
+        self.locked(operation).await?;
         let now = self.seams.clock.now().0;
-        let known: Vec<String> = self.tasks(operation).await?.into_iter().map(|t| t.label).collect();
-        for one in new.iter().filter(|one| !known.contains(&one.label)) {
+        let mut known: BTreeSet<String> = self.tasks(operation).await?.into_iter().map(|t| t.label).collect();
+        // Ids of one millisecond are in no order: they are given out in one.
+        let mut ids: Vec<_> = new.iter().map(|_| self.seams.uuid()).collect();
+        ids.sort_unstable();
+        for (id, one) in ids.into_iter().zip(new) {
+            if !known.insert(one.label.clone()) {
+                continue;
+            }
             let row = tasks::ActiveModel {
-                id: Set(self.seams.uuid()),
+                id: Set(id),
                 operation: Set(operation.0),
                 label: Set(one.label.clone()),
                 kind: Set(one.kind.clone()),
@@ -278,7 +315,7 @@ impl Transaction {
         instance: InstanceId,
         lease: Duration,
     ) -> Result<Option<Task>, CatalogError> {
-        let Some(before) = self.task(id).await? else { return Ok(None) };
+        let Some(before) = self.locked_task(id).await? else { return Ok(None) };
         let now = self.seams.clock.now();
         if before.site != site || before.state != TaskState::Ready {
             return Ok(None);
@@ -297,6 +334,7 @@ impl Transaction {
             .set(row)
             .filter(tasks::Column::Id.eq(id.0))
             .filter(tasks::Column::State.eq(TaskState::Ready.as_str()))
+            .filter(tasks::Column::Attempt.eq(i64::from(before.attempt)))
             .filter(tasks::Column::NotBefore.lte(now.0))
             .exec(&self.inner)
             .await?;
@@ -323,6 +361,9 @@ impl Transaction {
         holder: Option<&HolderState>,
         lease: Duration,
     ) -> Result<Option<Task>, CatalogError> {
+        if self.held(claimed).await?.is_none() {
+            return Ok(None);
+        }
         let mut row = tasks::ActiveModel {
             lease_until: Set(Some(self.seams.clock.now().plus(lease).0)),
             progress: Set(Some(serde_json::to_string(progress)?)),
@@ -331,12 +372,15 @@ impl Transaction {
         if let Some(holder) = holder {
             row.holder = Set(Some(serde_json::to_string(holder)?));
         }
-        let renewed = tasks::Entity::update_many().set(row).filter(held_by(claimed)).exec(&self.inner).await?;
-        if renewed.rows_affected == 1 { self.task(claimed.task).await } else { Ok(None) }
+        tasks::Entity::update_many().set(row).filter(held_by(claimed)).exec(&self.inner).await?;
+        self.task(claimed.task).await
     }
 
     /// Ends an attempt well. `false` when it no longer holds the task.
     pub async fn succeed(&self, claimed: &Claimed, output: &str) -> Result<bool, CatalogError> {
+        if self.held(claimed).await?.is_none() {
+            return Ok(false);
+        }
         let now = self.seams.clock.now().0;
         let row = tasks::ActiveModel {
             state: Set(TaskState::Succeeded.as_str().to_owned()),
@@ -356,12 +400,7 @@ impl Transaction {
     /// Ends an attempt badly: the task is tried again after a pause while it may be, else it has failed.
     /// `None` when the attempt no longer holds the task.
     pub async fn fail(&self, claimed: &Claimed, failure: &TaskFailure) -> Result<Option<TaskState>, CatalogError> {
-        let Some(now) = self.task(claimed.task).await? else { return Ok(None) };
-        let holds =
-            now.state == TaskState::Claimed && now.attempt == claimed.attempt && now.instance == Some(claimed.instance);
-        if !holds {
-            return Ok(None);
-        }
+        let Some(now) = self.held(claimed).await? else { return Ok(None) };
         self.end_attempt(claimed.task, claimed.attempt, Some(failure)).await?;
         let state = match failure.class {
             FailureClass::Retryable if now.attempt < now.most_attempts => TaskState::Ready,
@@ -383,8 +422,13 @@ impl Transaction {
         Ok(Some(state))
     }
 
-    /// Takes a task back from one that stopped or died; doesn't count as a failed try of the work itself.
-    pub async fn hand_back(&self, one: &Task, why: &TaskFailure) -> Result<TaskState, CatalogError> {
+    /// Takes a task back from one that stopped or died; doesn't count as a failed try of the work itself. `None` when
+    /// it is no longer in the attempt that `seen` was in: its outcome came in between, or another took it back.
+    pub async fn hand_back(&self, seen: &Task, why: &TaskFailure) -> Result<Option<TaskState>, CatalogError> {
+        let one = self.locked_task(seen.id).await?;
+        let Some(one) = one.filter(|one| one.state == TaskState::Claimed && one.attempt == seen.attempt) else {
+            return Ok(None);
+        };
         self.end_attempt(one.id, one.attempt, Some(why)).await?;
         if one.attempt >= one.most_attempts + LOST_TRIES {
             let row = tasks::ActiveModel {
@@ -395,10 +439,10 @@ impl Transaction {
                 ..Default::default()
             };
             tasks::Entity::update_many().set(row).filter(tasks::Column::Id.eq(one.id.0)).exec(&self.inner).await?;
-            return Ok(TaskState::Failed);
+            return Ok(Some(TaskState::Failed));
         }
-        self.make_ready(one, self.seams.clock.now()).await?;
-        Ok(TaskState::Ready)
+        self.make_ready(&one, self.seams.clock.now()).await?;
+        Ok(Some(TaskState::Ready))
     }
 
     /// Calls off everything of an operation that nobody has begun. What is claimed learns it with its heartbeat.
@@ -459,6 +503,7 @@ const LOST_TRIES: u32 = 20;
 fn held_by(claimed: &Claimed) -> Condition {
     Condition::all()
         .add(tasks::Column::Id.eq(claimed.task.0))
+        .add(tasks::Column::Operation.eq(claimed.operation.0))
         .add(tasks::Column::State.eq(TaskState::Claimed.as_str()))
         .add(tasks::Column::Attempt.eq(i64::from(claimed.attempt)))
         .add(tasks::Column::Instance.eq(claimed.instance.0))

@@ -43,33 +43,15 @@ pub async fn accept(
     order: Order,
     key: Option<(&str, &str)>,
 ) -> Result<OperationId, CatalogError> {
-    match accept_once(catalog, actor, order, key).await {
-        // The same request at the same moment: now it can be seen what it stands for.
-        Err(CatalogError::Taken(what)) => match key {
-            Some((key, fingerprint)) => {
-                let known = catalog.begin().await?.known_request(actor.team, key, fingerprint).await?;
-                known.ok_or(CatalogError::Taken(what))
-            }
-            None => Err(CatalogError::Taken(what)),
-        },
-        other => other,
-    }
-}
-
-async fn accept_once(
-    catalog: &Catalog,
-    actor: &Actor,
-    order: Order,
-    key: Option<(&str, &str)>,
-) -> Result<OperationId, CatalogError> {
     let transaction = catalog.begin().await?;
+    let id = OperationId::generate(&catalog.seams);
     if let Some((key, fingerprint)) = key
-        && let Some(known) = transaction.known_request(actor.team, key, fingerprint).await?
+        && let Some(known) = transaction.remember_request(actor.team, key, fingerprint, id).await?
     {
         return Ok(known);
     }
     let operation = Operation {
-        id: OperationId::generate(&catalog.seams),
+        id,
         team: actor.team,
         kind: kind_of(&order.request).to_owned(),
         state: OperationState::Running,
@@ -89,9 +71,6 @@ async fn accept_once(
         ended: None,
     };
     transaction.add_operation(&operation).await?;
-    if let Some((key, fingerprint)) = key {
-        transaction.remember_request(actor.team, key, fingerprint, operation.id).await?;
-    }
     if let Some(environment) = &order.environment {
         transaction.add_environment(environment).await?;
     }

@@ -122,7 +122,8 @@ impl Server {
         let status = response.status();
         let kind = response.headers().get("content-type").map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
         // A stream that goes on for ever is not read to its end.
-        let body = if kind.starts_with("text/event-stream") { Vec::new() } else { response.bytes().await.unwrap().to_vec() };
+        let body =
+            if kind.starts_with("text/event-stream") { Vec::new() } else { response.bytes().await.unwrap().to_vec() };
         let answer = Answer { status, kind, body: serde_json::from_slice(&body).unwrap_or(Value::Null) };
         if status.is_client_error() || status.is_server_error() {
             answer.is_a_problem();
@@ -233,7 +234,14 @@ async fn every_operation_wants_a_token_and_the_role_that_is_written_down_for_it(
         for (role, token) in &of_role {
             let answer = server.ask(server.request(method, &path, Some(token)).json(&body)).await;
             let forbidden = answer.status == StatusCode::FORBIDDEN;
-            assert_eq!(forbidden, *role < wanted, "{operation} as {}: {} {}", role.as_str(), answer.status, answer.body);
+            assert_eq!(
+                forbidden,
+                *role < wanted,
+                "{operation} as {}: {} {}",
+                role.as_str(),
+                answer.status,
+                answer.body
+            );
         }
     }
 }
@@ -243,9 +251,9 @@ async fn a_sign_in_code_is_exchanged_once_and_a_revoked_token_ends_at_once() {
     let server = Server::start().await;
     let expires = server.catalog.seams.clock.now().plus(Duration::from_secs(60));
     server.catalog.add_sign_in_code(server.actor.user, &tokens::hash("code_x"), expires).await.unwrap();
-    let both = futures::future::join_all((0..4).map(|_| {
-        server.ask(server.request("post", "/api/v1/sign-in", None).json(&json!({"code": "code_x"})))
-    }))
+    let both = futures::future::join_all(
+        (0..4).map(|_| server.ask(server.request("post", "/api/v1/sign-in", None).json(&json!({"code": "code_x"})))),
+    )
     .await;
     let fine: Vec<&Answer> = both.iter().filter(|answer| answer.status == StatusCode::OK).collect();
     assert_eq!(fine.len(), 1);
@@ -271,7 +279,19 @@ async fn what_nobody_should_send_is_refused_in_words_and_harms_nothing() {
     let server = Server::start().await;
     let token = server.token(&server.actor, Role::Administrator).await;
     let long = "x".repeat(10_000);
-    let names = ["../../etc", "a/b", "nul\0", "line\r\nbreak", "\"quoted\"", "'; drop table images", "", " ", &long, "UPPER", "-"];
+    let names = [
+        "../../etc",
+        "a/b",
+        "nul\0",
+        "line\r\nbreak",
+        "\"quoted\"",
+        "'; drop table images",
+        "",
+        " ",
+        &long,
+        "UPPER",
+        "-",
+    ];
     for name in names {
         for body in [
             json!({"site": "desk", "namespace": name}),
@@ -290,7 +310,9 @@ async fn what_nobody_should_send_is_refused_in_words_and_harms_nothing() {
             let answer = server.ask(server.request("get", &format!("/api/v1/{path}/{escaped}"), Some(&token))).await;
             assert!(escaped.is_empty() || answer.status.is_client_error(), "{path}/{escaped:.60}: {}", answer.status);
         }
-        let answer = server.ask(server.request("get", &format!("/api/v1/images?text={escaped}&cursor={escaped}"), Some(&token))).await;
+        let answer = server
+            .ask(server.request("get", &format!("/api/v1/images?text={escaped}&cursor={escaped}"), Some(&token)))
+            .await;
         assert!(answer.status.is_success() || answer.status.is_client_error(), "{escaped:.60}: {}", answer.body);
     }
     for (body, status) in [
@@ -372,8 +394,7 @@ async fn the_same_request_twice_at_once_is_one_operation_and_its_events_go_on_wh
 async fn what_belongs_to_another_team_is_not_found() {
     let server = Server::start().await;
     let token = server.token(&server.actor, Role::Operator).await;
-    let other = server.catalog.add_team("other").await.unwrap();
-    let stranger = server.catalog.add_user("eve", other, Role::Administrator).await.unwrap();
+    let stranger = server.catalog.ensure_member("other", "eve", Role::Administrator).await.unwrap();
     let theirs = server.token(&stranger, Role::Administrator).await;
     let save = server.post("/api/v1/saves", &token, &json!({"site": "desk", "namespace": "shop"})).await;
     let id = save.body["operation"].as_str().unwrap();

@@ -5,7 +5,7 @@
 //! ```
 //! The payload is bincode 2 (standard configuration: little endian, variable-length integers) of the message
 //! type that `kind` names. bincode is positional: any change of a message's fields is a new protocol version,
-//! and the golden bytes in `tests/golden.rs` must then be renewed on purpose.
+//! and the golden bytes in `tests/golden/` must then be renewed on purpose.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use serde::{Serialize, de::DeserializeOwned};

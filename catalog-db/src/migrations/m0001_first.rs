@@ -55,7 +55,6 @@ const TABLES: &[&str] = &[
      site UUID NOT NULL REFERENCES sites(id), image UUID NOT NULL, record TEXT NOT NULL, state TEXT NOT NULL, url TEXT, \
      owner TEXT NOT NULL, placements TEXT NOT NULL, created BIGINT NOT NULL, ended BIGINT)",
     "CREATE INDEX environments_by_team ON environments (team, created)",
-    "CREATE UNIQUE INDEX environments_by_name ON environments (site, name) WHERE state NOT IN ('removed', 'failed')",
     "CREATE TABLE idempotency (team UUID NOT NULL, idempotency_key TEXT NOT NULL, request TEXT NOT NULL, \
      operation UUID NOT NULL, created BIGINT NOT NULL, PRIMARY KEY (team, idempotency_key))",
     "CREATE TABLE epochs (name TEXT PRIMARY KEY, epoch BIGINT NOT NULL, holder UUID, lease_until BIGINT)",

@@ -82,7 +82,7 @@ pub(super) async fn get(
 ) -> Result<Json<ImageView>, Problem> {
     let actor = caller.at_least(Role::Viewer)?;
     let found = state.coordinator.catalog.image(actor.team, &image).await?;
-    let comments = state.coordinator.catalog.comments(found.id).await?;
+    let comments = state.coordinator.catalog.comments(actor.team, found.id).await?;
     let body = serde_json::from_str(&found.body).ok();
     let mut view = view(found);
     view.body = body;

@@ -288,7 +288,7 @@ pub(super) async fn list(
 async fn one(state: &State, actor: &Actor, id: &str) -> Result<OperationView, Problem> {
     let id: OperationId = id.parse().map_err(|error| Problem::invalid("id", error))?;
     let operation = state.coordinator.catalog.operation(actor.team, id).await?;
-    let tasks = state.coordinator.catalog.tasks(id).await?;
+    let tasks = state.coordinator.catalog.tasks(actor.team, id).await?;
     Ok(view(operation, tasks))
 }
 

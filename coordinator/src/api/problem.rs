@@ -76,7 +76,8 @@ impl From<CatalogError> for Problem {
                 };
                 Self { next: next.to_owned(), ..Self::new(StatusCode::NOT_FOUND, "not-found", &error) }
             }
-            CatalogError::Conflict(_) | CatalogError::Taken(_) => Self::new(StatusCode::CONFLICT, "conflict", &error),
+            CatalogError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", &error),
+            CatalogError::Invalid { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", &error),
             CatalogError::Malformed(_) | CatalogError::Database(_) => {
                 tracing::error!(%error, "the catalog failed");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "catalog", "the catalog can't be used now (see the log)")
@@ -184,9 +185,7 @@ impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
         match Json::<serde_json::Value>::from_request(request, state).await {
             // A list would be taken for an object's fields in their order.
             Ok(Json(value)) if !value.is_object() => Err(Problem::invalid("body", "a JSON object is expected")),
-            Ok(Json(value)) => {
-                serde_json::from_value(value).map(Self).map_err(|error| Problem::invalid("body", error))
-            }
+            Ok(Json(value)) => serde_json::from_value(value).map(Self).map_err(|error| Problem::invalid("body", error)),
             Err(JsonRejection::JsonDataError(error)) => Err(Problem::invalid("body", error.body_text())),
             Err(error) => Err(Problem::new(error.status(), "body", error.body_text())),
         }

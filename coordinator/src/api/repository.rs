@@ -87,7 +87,10 @@ pub(super) async fn reindex(Extract(state): Extract<State>, caller: Caller) -> R
         // The images of a lost catalog belong to teams that it took along: the caller's takes them over.
         let mut image = image_row(one.reference.record, &one.record, actor.team)?;
         let transaction = coordinator.catalog.begin().await?;
-        transaction.add_image(&image).await?;
+        if !transaction.add_image(&image).await? {
+            // Another team's, or one that is being deleted: not the caller's to change.
+            continue;
+        }
         for note in &one.notes {
             match note.kind.as_str() {
                 "labels" => {
