@@ -38,3 +38,5 @@ faults: testbed testbed-images ## ends Ocopea at every step of every operation a
 .PHONY: fuzz bench
 fuzz: ## every reader of outside bytes against made-up ones (FOR=seconds for each target, 60)
 	@tests/fuzz.sh $(or $(FOR),60)
+bench: ## measures against peers and writes docs/benchmarks.md (ROUNDS, MEGABYTES, SEED; SECTION=one of them)
+	@tests/bench.sh $(SECTION)

@@ -45,6 +45,7 @@ struct Times {
     first: Vec<f64>,
     second: Vec<f64>,
     restore: Vec<f64>,
+    cpu: [f64; 3],
     stored: u64,
     stored_second: u64,
     peak_kb: u64,
@@ -78,45 +79,62 @@ fn compare(place: &Path, rounds: u64, megabytes: u64, seed: u64, seams: &Seams) 
         println!("round {round} of {rounds} done");
     }
     println!("{:28}{:>12}{:>12}{:>10}", "", "ocopea", "restic", "ratio");
-    let line = |what: &str, own: &[f64], peer: &[f64]| {
+    let line = |what: &str, own: f64, peer: f64, ratio: f64| println!("{what:28}{own:12.2}{peer:12.2}{ratio:10.3}");
+    let steps = ["first save", "second save (5 %)", "restore"];
+    let walls = [(&ours.first, &restic.first), (&ours.second, &restic.second), (&ours.restore, &restic.restore)];
+    for (step, (own, peer)) in steps.iter().zip(walls) {
         let (own, peer) = (median(own), median(peer));
-        println!("{what:28}{own:12.2}{peer:12.2}{:10.2}", peer / own);
-    };
-    line("first save, s", &ours.first, &restic.first);
-    line("second save (5 %), s", &ours.second, &restic.second);
-    line("restore, s", &ours.restore, &restic.restore);
-    let line = |what: &str, own: u64, peer: u64| {
-        println!("{what:28}{:12.1}{:12.1}{:10.3}", own as f64 / 1e6, peer as f64 / 1e6, own as f64 / peer as f64);
-    };
-    line("stored, MB", ours.stored, restic.stored);
-    line("stored with second, MB", ours.stored_second, restic.stored_second);
+        line(&format!("{step}, s"), own, peer, peer / own);
+    }
+    for (at, step) in steps.iter().enumerate() {
+        let (own, peer) = (ours.cpu[at] / rounds as f64, restic.cpu[at] / rounds as f64);
+        line(&format!("{step}, CPU s"), own, peer, peer / own);
+    }
+    for (what, own, peer) in [
+        ("stored, MB", ours.stored, restic.stored),
+        ("stored with second, MB", ours.stored_second, restic.stored_second),
+    ] {
+        line(what, own as f64 / 1e6, peer as f64 / 1e6, own as f64 / peer as f64);
+    }
     println!("{:28}{:12.1}", "peak memory, MB", ours.peak_kb as f64 / 1024.0);
     Ok(())
 }
 
-fn timed(seams: &Seams, command: &mut Command) -> Result<(f64, String)> {
-    let start = seams.clock.monotonic();
+/// Processor time of all children that have ended, in seconds.
+fn cpu_of_children() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // Behind the name in parentheses: children's user and system time are the 14th and 15th word, in hundredths.
+    let words = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+    let ticks: u64 = words.skip(13).take(2).map(|word| word.parse().unwrap_or(0)).sum();
+    Ok(ticks as f64 / 100.0)
+}
+
+/// Wall time, processor time, and what it said.
+fn timed(seams: &Seams, command: &mut Command) -> Result<(f64, f64, String)> {
+    let (start, cpu) = (seams.clock.monotonic(), cpu_of_children()?);
     let output = command.output().with_context(|| format!("{command:?}"))?;
     let took = seams.clock.monotonic() - start;
     if !output.status.success() {
         bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    Ok((took.as_secs_f64(), String::from_utf8_lossy(&output.stdout).into_owned()))
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok((took.as_secs_f64(), cpu_of_children()? - cpu, said))
 }
 
 fn round_of_ours(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut Times, seams: &Seams) -> Result<()> {
     let (repository, out) = (place.join(format!("ours-{round}")), place.join(format!("ours-out-{round}")));
     let own = std::env::current_exe()?;
-    let mut run = |words: &[&std::ffi::OsStr]| -> Result<f64> {
-        let (took, said) = timed(seams, Command::new(&own).args(words))?;
+    let mut run = |step: usize, words: &[&std::ffi::OsStr]| -> Result<f64> {
+        let (took, cpu, said) = timed(seams, Command::new(&own).args(words))?;
+        times.cpu[step] += cpu;
         let peak = said.lines().find_map(|line| line.strip_prefix("peak-kb ")?.parse().ok()).unwrap_or(0);
         times.peak_kb = times.peak_kb.max(peak);
         Ok(took)
     };
-    let first = run(&["save".as_ref(), one.as_os_str(), repository.as_os_str()])?;
+    let first = run(0, &["save".as_ref(), one.as_os_str(), repository.as_os_str()])?;
     let stored = size_of(&repository.join("repository").join("blobs"))?;
-    let second = run(&["save".as_ref(), two.as_os_str(), repository.as_os_str()])?;
-    let restore = run(&["restore".as_ref(), repository.as_os_str(), out.as_os_str()])?;
+    let second = run(1, &["save".as_ref(), two.as_os_str(), repository.as_os_str()])?;
+    let restore = run(2, &["restore".as_ref(), repository.as_os_str(), out.as_os_str()])?;
     times.stored = stored;
     times.stored_second = size_of(&repository.join("repository").join("blobs"))?;
     times.first.push(first);
@@ -129,11 +147,12 @@ fn round_of_ours(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut T
 fn round_of_restic(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut Times, seams: &Seams) -> Result<()> {
     let (repository, out) = (place.join(format!("restic-{round}")), place.join(format!("restic-out-{round}")));
     let (live, cache) = (place.join("live"), place.join(format!("restic-cache-{round}")));
-    let run = |directory: &Path, words: &[&std::ffi::OsStr]| -> Result<f64> {
+    let run = |directory: &Path, words: &[&std::ffi::OsStr]| -> Result<(f64, f64)> {
         let mut command = Command::new("restic");
         command.env("RESTIC_PASSWORD", "bench").env("RESTIC_CACHE_DIR", &cache);
         command.arg("-q").arg("-r").arg(&repository).args(words).current_dir(directory);
-        Ok(timed(seams, &mut command)?.0)
+        let (took, cpu, _) = timed(seams, &mut command)?;
+        Ok((took, cpu))
     };
     run(place, &["init".as_ref()])?;
     // Its second save finds the first by the path: both trees are saved from one place.
@@ -147,9 +166,14 @@ fn round_of_restic(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut
     let restore = run(place, &["restore".as_ref(), "latest".as_ref(), "--target".as_ref(), out.as_os_str()])?;
     times.stored = stored;
     times.stored_second = size_of(&repository)?;
-    times.first.push(first?);
-    times.second.push(second?);
-    times.restore.push(restore);
+    for (step, (values, (took, cpu))) in
+        [(&mut times.first, first?), (&mut times.second, second?), (&mut times.restore, restore)]
+            .into_iter()
+            .enumerate()
+    {
+        values.push(took);
+        times.cpu[step] += cpu;
+    }
     Ok(())
 }
 
@@ -163,7 +187,7 @@ fn memory(place: &Path, gigabytes: u64, seams: &Seams) -> Result<()> {
     let mut most = 0;
     for (what, word) in [("write", "memory-save"), ("read", "memory-load")] {
         let mut command = Command::new(&own);
-        let (took, said) = timed(seams, command.arg(word).arg(place).arg(gigabytes.to_string()))?;
+        let (took, _, said) = timed(seams, command.arg(word).arg(place).arg(gigabytes.to_string()))?;
         let figure = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         let (idle, peak) = figure("idle-kb").zip(figure("peak-kb")).context("a run didn't tell its memory")?;
         let mb = |kb: u64| kb as f64 / 1024.0;

@@ -1,0 +1,98 @@
+#!/bin/bash
+# bench.sh [SECTION…]: measures against peers on this machine and writes the figures into docs/benchmarks.md, each
+# section between its own marks. One function `section_NAME` per section; without arguments all of them.
+#   ROUNDS=3 MEGABYTES=1000 SEED=1 GIGABYTES=8  how much is measured
+#   BENCH_DIR=DIR                               where (its file system is what is measured; default: a new one in /tmp)
+set -euo pipefail
+TOP=$(cd "$(dirname "$0")/.." && pwd)
+OUT=$TOP/docs/benchmarks.md
+ROUNDS=${ROUNDS:-3} MEGABYTES=${MEGABYTES:-1000} SEED=${SEED:-1} GIGABYTES=${GIGABYTES:-8}
+PLACE=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/ocopea-bench.XXXXXX")
+trap 'rm -rf "$PLACE"' EXIT
+
+say() { echo "bench: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+# What a figure is worth without: when, of what, where.
+stamp() {
+    local dirty=
+    [ -z "$(git -C "$TOP" status --porcelain --untracked-files=no)" ] || dirty=" and changes"
+    local model cores memory load
+    model=$(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1)
+    cores=$(nproc)
+    memory=$(awk '/^MemTotal/ {printf "%.0f", $2 / 1048576}' /proc/meminfo)
+    load=$(cut -d' ' -f1 /proc/loadavg)
+    echo "$(date -u +%Y-%m-%d), commit $(git -C "$TOP" rev-parse --short HEAD)$dirty; $cores cores of $model, $memory GiB, $(df --output=fstype "$PLACE" | tail -1), Linux $(uname -r); load $load when it began."
+}
+
+# put NAME: replaces the section NAME by what comes on standard input; appends it where there is none.
+put() {
+    local name=$1 new
+    new=$(mktemp)
+    { echo "<!-- $name: written by tests/bench.sh -->"; cat; echo "<!-- $name: end -->"; } > "$new"
+    [ -f "$OUT" ] || printf '# Benchmarks\n\nRatios against a peer in the same run on the same machine, medians of interleaved rounds; `make bench` measures again. The floors are what must hold on a machine that does nothing else.\n' > "$OUT"
+    if grep -q "^<!-- $name: written" "$OUT"; then
+        awk -v name="$name" -v new="$new" '
+            index($0, "<!-- " name ": written") == 1 { while ((getline line < new) > 0) print line; skip = 1 }
+            !skip { print }
+            index($0, "<!-- " name ": end") == 1 { skip = 0 }' "$OUT" > "$OUT.new"
+        mv "$OUT.new" "$OUT"
+    else
+        { echo; cat "$new"; } >> "$OUT"
+    fi
+    rm -f "$new"
+}
+
+# row FILE LINE FLOOR: one line of a bench's table as a row of ours. A floor is ">=N" or "<=N" of the ratio, or "".
+row() {
+    awk -v what="$2" -v floor="$3" 'index($0, what) == 1 {
+        n = split(substr($0, length(what) + 1), figure, " ")
+        held = "–"
+        if (floor ~ /^>=/) held = figure[3] >= substr(floor, 3) + 0 ? "held" : "**missed**"
+        if (floor ~ /^<=/) held = figure[3] <= substr(floor, 3) + 0 ? "held" : "**missed**"
+        sub(/^>=/, "≥ ", floor); sub(/^<=/, "≤ ", floor)
+        printf "| %s | %s | %s | %s | %s | %s |\n", what, figure[1], n > 1 ? figure[2] : "–", n > 2 ? figure[3] : "–", floor == "" ? "–" : floor, held
+    }' "$1"
+}
+
+section_repository() {
+    command -v restic > /dev/null || die "restic is the peer of the repository: install it (apt-get install restic)"
+    local when figures=$PLACE/figures memory=$PLACE/memory bench
+    when=$(stamp)
+    say "building the repository's bench"
+    (cd "$TOP" && cargo build --quiet --release -p ocopea-repository --example bench)
+    bench=${CARGO_TARGET_DIR:-$TOP/target}/release/examples/bench
+    say "saves and restores of $MEGABYTES MB, $ROUNDS rounds"
+    "$bench" "$PLACE/tree" "$ROUNDS" "$MEGABYTES" "$SEED" > "$figures" || { cat "$figures" >&2; die "the bench failed"; }
+    rm -rf "$PLACE/tree"
+    say "one stream of $GIGABYTES GB"
+    "$bench" memory "$PLACE/memory-test" "$GIGABYTES" > "$memory" || { cat "$memory" >&2; die "more memory than may be"; }
+    put repository <<END
+## Repository, beside $(restic version | cut -d' ' -f1,2)
+
+$when
+\`ROUNDS=$ROUNDS MEGABYTES=$MEGABYTES SEED=$SEED GIGABYTES=$GIGABYTES tests/bench.sh repository\`: a $(head -1 "$figures"). Saves are measured to the moment the image is visible, every stored byte read back. Restores are compared byte by byte; ours writes files of 1 MiB and more around the page cache. Times in seconds, ratio peer ÷ ours; sizes in MB, ratio ours ÷ peer.
+
+| figure | ours | peer | ratio | floor | |
+|---|---|---|---|---|---|
+$(row "$figures" "first save, s" ">=3"
+row "$figures" "second save (5 %), s" ">=2.5"
+row "$figures" "restore, s" ">=2.5"
+row "$figures" "first save, CPU s" ""
+row "$figures" "second save (5 %), CPU s" ""
+row "$figures" "restore, CPU s" ""
+row "$figures" "stored, MB" "<=1"
+row "$figures" "stored with second, MB" ""
+row "$figures" "peak memory, MB" "")
+
+$(awk '/^write|^read/ { n = NF; what = $1; printf "%s: %s MB idle, %s MB at its peak, %s MB beyond (at most 128). ", what " of one stream of '"$GIGABYTES"' GB", $(n-3), $(n-2), $(n-1) }' "$memory")
+END
+}
+
+SECTIONS=("$@")
+[ ${#SECTIONS[@]} -gt 0 ] || mapfile -t SECTIONS < <(compgen -A function section_ | sed 's/^section_//')
+for section in "${SECTIONS[@]}"; do
+    declare -F "section_$section" > /dev/null || die "there is no section $section"
+    "section_$section"
+done
+say "written to ${OUT#"$TOP"/}"
