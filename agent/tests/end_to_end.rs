@@ -184,7 +184,10 @@ async fn save(site: &TestSite, store: &Store, source: &Source, base: Option<&Dig
             panic!("no data")
         };
         new_bytes += component.new_bytes;
-        streams.insert(data.name.clone(), copied.clone());
+        let mut of_contents = copied.clone();
+        // A dump of the schema carries the time at which it was made: its length may differ, what it says may not.
+        of_contents.iter_mut().filter(|stream| stream.unit == "statements").for_each(|stream| stream.bytes = 0);
+        streams.insert(data.name.clone(), of_contents);
         let body = Body::Data { found: data.clone(), version, features, streams: copied, consistency, notices };
         components.push(part(&component, body));
     }

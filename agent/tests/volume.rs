@@ -1,5 +1,5 @@
 //! The volume driver with the real mover on real directories: what is saved is what comes back.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers stop at the first surprise too")]
+#![expect(clippy::unwrap_used, reason = "a test's helpers stop at the first surprise too")]
 
 #[path = "support/image.rs"]
 mod image;
