@@ -148,10 +148,19 @@ impl TestSite {
         panic!("job {name} isn't done");
     }
 
-    /// A page over plain HTTP.
+    /// A page over plain HTTP. A node opens a port some time after the cluster has accepted it: refusals are
+    /// tried again for ten seconds.
     pub async fn get(&self, url: &str) -> String {
         let host = url.strip_prefix("http://").unwrap().trim_end_matches('/');
-        let mut connection = tokio::net::TcpStream::connect(host).await.unwrap();
+        let mut refused = 0;
+        let mut connection = loop {
+            match tokio::net::TcpStream::connect(host).await {
+                Ok(connection) => break connection,
+                Err(error) if refused == 50 => panic!("{host}: {error}"),
+                Err(_) => refused += 1,
+            }
+            self.site.seams.clock.sleep(Duration::from_millis(200)).await;
+        };
         let request = format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n");
         connection.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();

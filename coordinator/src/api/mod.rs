@@ -4,6 +4,7 @@
 //! page); creation takes `Idempotency-Key`; an operation is followed by server-sent events. A token always, except
 //! for signing in and the health checks.
 
+mod body;
 mod environments;
 pub mod exec;
 mod images;
@@ -21,7 +22,7 @@ use axum::{Router, extract::DefaultBodyLimit, routing::get};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use ocopea_protocol::failure::TaskFailure;
-use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
+use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -29,9 +30,6 @@ pub use problem::Problem;
 pub use types::*;
 
 use crate::Coordinator;
-
-/// The largest request body.
-const BODY: usize = 1024 * 1024;
 
 /// What environments offer while they run; given by the program that has agents in its own process.
 #[async_trait]
@@ -154,12 +152,12 @@ pub fn openapi() -> String {
 pub fn router(state: State) -> Router {
     let (router, _) = routes().split_for_parts();
     router
-        .with_state(state)
+        .with_state(state.clone())
         .route("/healthz", get(|| async { "ok" }))
         .route("/api/v1/openapi.json", get(|| async { ([("content-type", "application/json")], openapi()) }))
         .fallback(|| async { Problem::not_found("this address", "see /api/v1/openapi.json for what there is") })
         .layer(DefaultBodyLimit::disable())
-        .layer(RequestBodyLimitLayer::new(BODY))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), body::read_whole))
         .layer(CatchPanicLayer::new())
         .layer(axum::middleware::map_response(problem::in_our_shape))
 }
