@@ -1,12 +1,13 @@
 #!/bin/bash
 # bench.sh [SECTION…]: measures against peers on this machine and writes the figures into docs/benchmarks.md, each
 # section between its own marks. One function `section_NAME` per section; without arguments all of them.
-#   ROUNDS=3 MEGABYTES=1000 SEED=1 GIGABYTES=8  how much is measured
+#   ROUNDS=3 SEED=1 MEGABYTES=1000 GIGABYTES=8 SCALE=40 DATABASES=30 DOCUMENTS=100  how much is measured
 #   BENCH_DIR=DIR                               where (its file system is what is measured; default: a new one in /tmp)
 set -euo pipefail
 TOP=$(cd "$(dirname "$0")/.." && pwd)
 OUT=$TOP/docs/benchmarks.md
 ROUNDS=${ROUNDS:-3} MEGABYTES=${MEGABYTES:-1000} SEED=${SEED:-1} GIGABYTES=${GIGABYTES:-8}
+SCALE=${SCALE:-40} DATABASES=${DATABASES:-30} DOCUMENTS=${DOCUMENTS:-100}
 PLACE=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/ocopea-bench.XXXXXX")
 trap 'rm -rf "$PLACE"' EXIT
 
@@ -56,7 +57,7 @@ row() {
 }
 
 section_repository() {
-    command -v restic > /dev/null || die "restic is the peer of the repository: install it (apt-get install restic)"
+    "$TOP/tests/testbed/prereqs.sh" bench
     local when figures=$PLACE/figures memory=$PLACE/memory bench
     when=$(stamp)
     say "building the repository's bench"
@@ -86,6 +87,60 @@ row "$figures" "stored with second, MB" ""
 row "$figures" "peak memory, MB" "")
 
 $(awk '/^write|^read/ { n = NF; what = $1; printf "%s: %s MB idle, %s MB at its peak, %s MB beyond (at most 128). ", what " of one stream of '"$GIGABYTES"' GB", $(n-3), $(n-2), $(n-1) }' "$memory")
+END
+}
+
+# The data services' bench: built once, whichever of its parts is asked for.
+services_bench() {
+    say "building the data services' bench"
+    (cd "$TOP" && cargo build --quiet --release -p ocopea-agent --example bench)
+    bench=${CARGO_TARGET_DIR:-$TOP/target}/release/examples/bench
+}
+
+section_postgresql() {
+    "$TOP/tests/testbed/prereqs.sh" bench
+    local when figures=$PLACE/figures small=$PLACE/small bench
+    when=$(stamp)
+    services_bench
+    say "PostgreSQL, scale $SCALE, $ROUNDS rounds"
+    "$bench" postgresql "$SCALE" "$ROUNDS" > "$figures" || { cat "$figures" >&2; die "the bench failed"; }
+    "$bench" small "$DATABASES" > "$small" || { cat "$small" >&2; die "the bench failed"; }
+    put postgresql <<END
+## PostgreSQL, beside $(pg_dump --version)
+
+$when
+\`ROUNDS=$ROUNDS SCALE=$SCALE DATABASES=$DATABASES tests/bench.sh postgresql\`: a $(head -1 "$figures"), reached directly. A save ends when every stored byte was read back; a load, when every row was counted and hashed again at the target. Ratio peer ÷ ours; memory beyond idle is at most 128 MB.
+
+| figure | ours | peer | ratio | floor | |
+|---|---|---|---|---|---|
+$(row "$figures" "save, s (pg_dump -Fc)" ">=2"
+row "$figures" "load, s (pg_restore -j2)" ">=1"
+row "$figures" "memory beyond idle, MB" "")
+
+One server with $(head -1 "$small") of two small tables: $(awk '/^save/ {print $NF}' "$small") s each (at most 0.3).
+END
+}
+
+section_mongodb() {
+    "$TOP/tests/testbed/prereqs.sh" java
+    local when figures=$PLACE/figures bench dump=
+    when=$(stamp)
+    services_bench
+    say "MongoDB, $DOCUMENTS MB, $ROUNDS rounds"
+    "$bench" mongodb "$DOCUMENTS" "$ROUNDS" "$SEED" > "$figures" || { cat "$figures" >&2; die "the bench failed"; }
+    command -v mongodump > /dev/null || dump=" \`mongodump\` is in none of the registries that this machine reaches: not compared."
+    put mongodb <<END
+## MongoDB, beside a raw read to nowhere
+
+$when
+\`ROUNDS=$ROUNDS DOCUMENTS=$DOCUMENTS SEED=$SEED tests/bench.sh mongodb\`: $(head -1 "$figures"), on the testbed's MongoDB-wire server, in memory. The peer reads the same collections by a cursor and keeps nothing: no save can be faster; ours compresses, encrypts, stores and reads back as well. Ratio ours ÷ peer.$dump
+
+| figure | ours | peer | ratio | floor | |
+|---|---|---|---|---|---|
+$(row "$figures" "save, s (one collection after another)" "<=1.5"
+row "$figures" "save, s (all collections at once)" ""
+row "$figures" "load, s" ""
+row "$figures" "memory beyond idle, MB" "")
 END
 }
 

@@ -92,6 +92,11 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
+/// `1 stream`, `2 streams`.
+pub fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// `3 h ago`, from two moments in milliseconds.
 pub fn ago(now_ms: i64, then_ms: i64) -> String {
     let seconds = (now_ms - then_ms).max(0) / 1000;

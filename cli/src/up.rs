@@ -361,9 +361,9 @@ fn print_site(name: &str, report: &SiteReport) {
     };
     let namespaces = if report.may_create_namespaces { "namespaces may be created" } else { "no new namespaces" };
     output::line(format!(
-        "  site {name:<10} {state}   {}, {} nodes · {} · {namespaces}",
+        "  site {name:<10} {state}   {}, {} · {} · {namespaces}",
         report.platform,
-        report.nodes,
+        output::count(report.nodes.into(), "node"),
         report.data_kinds.join(", ")
     ));
     for missing in &report.missing {

@@ -8,7 +8,7 @@ use ocopea_coordinator::api::{OperationView, TaskView};
 
 use crate::{
     client::{Client, Failure},
-    output::{self, size},
+    output::{self, count, size},
 };
 
 /// Follows until it is over; an operation that failed is an error.
@@ -224,10 +224,10 @@ fn describe(task: &TaskView) -> String {
                 return text;
             }
             if let Some(loaded) = output.and_then(|o| o.get("Loaded")) {
-                let streams = loaded["streams"].as_array().map_or(0, Vec::len);
+                let streams = loaded["streams"].as_array().map_or(0, Vec::len) as u64;
                 let items: u64 =
                     loaded["streams"].as_array().into_iter().flatten().filter_map(|s| s["items"].as_u64()).sum();
-                return format!("{streams} streams, {items} items counted and equal");
+                return format!("{}, {} counted and equal", count(streams, "stream"), count(items, "item"));
             }
             "done".to_owned()
         }

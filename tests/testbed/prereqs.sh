@@ -1,5 +1,5 @@
 #!/bin/bash
-# prereqs.sh [rust] [go] [java] [testbed] [tests]: installs what is missing on a Debian machine, nothing twice.
+# prereqs.sh [rust] [go] [java] [testbed] [tests] [bench]: installs what is missing on a Debian machine, nothing twice.
 . "$(dirname "$0")/lib.sh"
 
 packages=()
@@ -56,5 +56,7 @@ tests)
       echo "$tool" >"$CACHE/bin/$name.key"
     fi
   done;;
+bench)
+  need postgresql; need restic; install_packages;;
 *) die "prereqs.sh: no part is called $part";;
 esac; done

@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc, Once,
-        atomic::{AtomicU64, AtomicU8, Ordering::SeqCst},
+        atomic::{AtomicU8, AtomicU64, Ordering::SeqCst},
     },
 };
 
@@ -170,7 +170,8 @@ impl Proxy {
                 let (fault, budget) = (Arc::clone(&shared.0), Arc::clone(&shared.1));
                 connections.spawn(async move {
                     let Ok(server) = TcpStream::connect(server).await else { return };
-                    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.into_split(), server.into_split());
+                    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+                        (client.into_split(), server.into_split());
                     let up = async move {
                         let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
                     };
@@ -206,7 +207,14 @@ impl Proxy {
     /// From now on, after so many bytes.
     pub fn set(&self, fault: Fault, after: u64) {
         self.budget.store(after, SeqCst);
-        self.fault.store(match fault { Fault::None => 0, Fault::Cut => 1, Fault::Stall => 2 }, SeqCst);
+        self.fault.store(
+            match fault {
+                Fault::None => 0,
+                Fault::Cut => 1,
+                Fault::Stall => 2,
+            },
+            SeqCst,
+        );
     }
 }
 

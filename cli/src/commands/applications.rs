@@ -1,0 +1,104 @@
+//! What runs where, and what a save of it would hold.
+
+use std::collections::BTreeMap;
+
+use ocopea_coordinator::api::{Accepted, ApplicationView, SiteView};
+use serde_json::Value;
+
+use super::{save::save_input, when};
+use crate::{
+    arguments::{Format, Source},
+    client::{Client, Failure},
+    output::{self, count, line, list, size},
+    watch,
+};
+
+pub(super) async fn sites(client: &Client, format: Format) -> Result<(), Failure> {
+    let sites: Vec<SiteView> = client.get("/api/v1/sites").await?;
+    let row = |site: &SiteView| {
+        let report = site.report.as_ref();
+        let text = |field: &str| report.and_then(|r| r[field].as_str()).unwrap_or("-").to_owned();
+        let kinds = report
+            .and_then(|r| r["data_kinds"].as_array())
+            .map_or_else(String::new, |kinds| kinds.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "));
+        let age = site.age_s.map_or_else(|| "-".to_owned(), |age| format!("{age} s"));
+        vec![site.name.clone(), site.state.clone(), text("platform"), kinds, text("registry"), age, site.why.clone()]
+    };
+    let head = ["SITE", "STATE", "PLATFORM", "DATA", "REGISTRY", "REPORTED", "MISSING"];
+    list(format, &sites, &head, row, |site| site.name.clone(), "no site is configured")
+}
+
+pub(super) async fn applications(client: &Client, format: Format, site: Option<String>) -> Result<(), Failure> {
+    let mut found: Vec<ApplicationView> = client.get("/api/v1/applications").await?;
+    found.retain(|application| site.as_ref().is_none_or(|site| *site == application.site));
+    let row = |a: &ApplicationView| {
+        let components = format!("{} container images, {} workloads", a.containers, a.workloads);
+        let mut data = a.data.clone();
+        if a.claimed_bytes > 0 {
+            data.push(format!("{} of volumes", size(a.claimed_bytes)));
+        }
+        let saved = a.saved.as_deref().map_or_else(|| "never".to_owned(), when);
+        vec![a.site.clone(), a.application.clone(), components, data.join(", "), saved]
+    };
+    let head = ["SITE", "APPLICATION", "COMPONENTS", "DATA", "SAVED"];
+    list(format, &found, &head, row, |a| format!("{}/{}", a.site, a.application), "nothing runs at the sites")
+}
+
+pub(super) async fn inspect(client: &Client, format: Format, source: &Source) -> Result<(), Failure> {
+    let accepted: Accepted = client.post("/api/v1/inspections", &save_input(source)?).await?;
+    let done = watch::follow(client, &accepted.operation, true).await?;
+    let result = done.result.unwrap_or_default();
+    let inventory = &result["Inspected"];
+    if format != Format::Table {
+        return output::print(format, inventory);
+    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    line(format!("{}   Kubernetes {}", text(&inventory["application"]), text(&inventory["kubernetes"])));
+    let objects = inventory["objects"].as_array().map_or(0, Vec::len);
+    line(format!(
+        "  config      {}, {}",
+        count(objects as u64, "object"),
+        size(inventory["config_bytes"].as_u64().unwrap_or(0))
+    ));
+    for c in inventory["containers"].as_array().into_iter().flatten() {
+        let tag = c["tag"].as_str().map_or_else(String::new, |tag| format!(":{tag}"));
+        line(format!(
+            "  container   {:<20} {}{tag}@{:.19}…",
+            text(&c["name"]),
+            text(&c["repository"]),
+            text(&c["digest"])
+        ));
+    }
+    for d in inventory["data"].as_array().into_iter().flatten() {
+        let bytes = d["bytes"].as_u64().map_or_else(|| "size unknown".to_owned(), size);
+        let streams = d["streams"].as_u64().map_or_else(String::new, |n| format!(", {}", count(n, "stream")));
+        let (level, why) = (text(&d["consistency"]["level"]), text(&d["consistency"]["why"]));
+        line(format!(
+            "  data        {:<20} {} {}   {bytes}{streams}   {level} {why}",
+            text(&d["name"]),
+            text(&d["kind"]),
+            text(&d["version"])
+        ));
+        let named = |object: &Value| format!("{}/{}", text(&object["kind"]).to_lowercase(), text(&object["name"]));
+        let mut bindings = BTreeMap::<String, Vec<String>>::new();
+        for b in d["bindings"].as_array().into_iter().flatten() {
+            let place = format!("{} in {}", named(&b["object"]), text(&b["path"]));
+            bindings.entry(place).or_default().extend(b["consumer"].is_object().then(|| named(&b["consumer"])));
+        }
+        for (place, readers) in bindings {
+            let readers =
+                if readers.is_empty() { String::new() } else { format!(", read by {}", readers.join(" and ")) };
+            line(format!("              named by {place}{readers}"));
+        }
+    }
+    let data = inventory["data"].as_array().into_iter().flatten();
+    let rights = data.flat_map(|d| d["rights"].as_array().into_iter().flatten());
+    for gap in inventory["gaps"].as_array().into_iter().flatten().chain(rights) {
+        let word = if gap["blocking"].as_bool() == Some(true) { "REFUSED   " } else { "not saved " };
+        line(format!("  {word}  {}: {}", text(&gap["what"]), text(&gap["why"])));
+        if let Some(next) = gap["next"].as_str().filter(|next| !next.is_empty()) {
+            line(format!("              next: {next}"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! The catalog.
+
+use std::collections::BTreeMap;
+
+use ocopea_coordinator::api::{ImageView, Page};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::{now_ms, segment, when};
+use crate::{
+    arguments::{Format, Images},
+    client::{Client, Failure},
+    output::{self, count, line, list, size},
+};
+
+pub(super) async fn images(client: &Client, format: Format, query: &Images) -> Result<(), Failure> {
+    let mut parameters: Vec<(&str, String)> = Vec::new();
+    if !query.words.is_empty() {
+        parameters.push(("q", query.words.join(" ")));
+    }
+    for (name, value) in [("label", &query.label), ("application", &query.application), ("by", &query.by)] {
+        if let Some(value) = value {
+            parameters.push((name, value.clone()));
+        }
+    }
+    for (name, span) in [("since_ms", &query.since), ("until_ms", &query.before)] {
+        if let Some(span) = span {
+            let seconds = i64::try_from(output::parse_span(span)?).unwrap_or(i64::MAX / 1000);
+            parameters.push((name, (now_ms() - seconds * 1000).to_string()));
+        }
+    }
+    let mut all: Vec<ImageView> = Vec::new();
+    let mut cursor: Option<String> = None;
+    loop {
+        let mut text: Vec<String> =
+            parameters.iter().map(|(name, value)| format!("{name}={}", segment(value))).collect();
+        text.extend(cursor.map(|cursor| format!("cursor={cursor}")));
+        let page: Page<ImageView> = client.get(&format!("/api/v1/images?{}", text.join("&"))).await?;
+        all.extend(page.items);
+        match page.next {
+            Some(next) => cursor = Some(next),
+            None => break,
+        }
+    }
+    let row = |image: &ImageView| {
+        let labels: Vec<String> = image.labels.iter().map(|(l, v)| format!("{l}={v}")).collect();
+        vec![
+            image.id.clone(),
+            image.name.clone(),
+            image.application.clone(),
+            labels.join(" "),
+            image.creator.clone(),
+            when(&image.created),
+            format!("{} / {}", size(image.bytes), size(image.new_bytes)),
+        ]
+    };
+    let head = ["IMAGE", "NAME", "APPLICATION", "LABELS", "BY", "SAVED", "SIZE / NEW"];
+    list(
+        format,
+        &all,
+        &head,
+        row,
+        |image| image.id.clone(),
+        "no image fits; make one: ocopea save SITE/NAMESPACE --name NAME",
+    )
+}
+
+pub(super) async fn show(client: &Client, format: Format, image: &str) -> Result<(), Failure> {
+    let image: ImageView = client.get(&format!("/api/v1/images/{}", segment(image))).await?;
+    if format != Format::Table {
+        return output::print(format, &image);
+    }
+    let body = image.body.clone().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    line(format!("{}   {}", image.name, image.id));
+    line(format!(
+        "  saved       {} by {} from {}/{}",
+        image.created,
+        image.creator,
+        image.site,
+        text(&body["namespace"])
+    ));
+    if !image.comment.is_empty() {
+        line(format!("  comment     {}", image.comment));
+    }
+    for (label, value) in &image.labels {
+        line(format!("  label       {label}={value}"));
+    }
+    line(format!("  record      {}", image.record));
+    line(format!("  size        {}, {} of it new", size(image.bytes), size(image.new_bytes)));
+    if let Some(from) = body["lineage"]["restored_from"].as_str() {
+        line(format!("  made from   {from}"));
+    }
+    if let Some(skew) = body["instant"]["skew_us"].as_u64() {
+        line(format!("  instant     all snapshots within {} ms", skew.div_ceil(1000)));
+    }
+    for component in body["components"].as_array().into_iter().flatten() {
+        let (name, bytes) = (text(&component["name"]), component["bytes"].as_u64().unwrap_or(0));
+        let body = &component["body"];
+        if let Some(container) = body.get("container") {
+            line(format!("  container   {name:<20} {:>9}  {}", size(bytes), text(&container["found"]["digest"])));
+        } else if let Some(config) = body.get("config") {
+            line(format!(
+                "  config      {:<20} {:>9}  {}",
+                name,
+                size(bytes),
+                count(config["objects"].as_u64().unwrap_or(0), "object")
+            ));
+        } else if let Some(data) = body.get("data") {
+            let consistency = &data["consistency"];
+            line(format!(
+                "  data        {name:<20} {:>9}  {} {}   {} {}",
+                size(bytes),
+                text(&data["found"]["kind"]),
+                text(&data["version"]),
+                text(&consistency["level"]),
+                text(&consistency["why"])
+            ));
+            for stream in data["streams"].as_array().into_iter().flatten() {
+                line(format!(
+                    "                {:<32} {:>10} {:<10} {:>9}  {:.12}…",
+                    text(&stream["name"]),
+                    stream["items"],
+                    text(&stream["unit"]),
+                    size(stream["bytes"].as_u64().unwrap_or(0)),
+                    text(&stream["content"])
+                ));
+            }
+        }
+    }
+    for left in body["left_out"].as_array().into_iter().flatten() {
+        line(format!("  left out    {}: {}", text(&left["what"]), text(&left["why"])));
+    }
+    for comment in &image.comments {
+        line(format!("  {} {}: {}", comment.at, comment.author, comment.body));
+    }
+    Ok(())
+}
+
+pub(super) async fn label(client: &Client, image: &str, labels: &[String]) -> Result<(), Failure> {
+    let mut changes = BTreeMap::new();
+    for label in labels {
+        match (label.split_once('='), label.strip_suffix('-')) {
+            (Some((name, value)), _) => changes.insert(name.to_owned(), Some(value.to_owned())),
+            (None, Some(name)) => changes.insert(name.to_owned(), None),
+            (None, None) => {
+                return Err(Failure::usage(format!("{label:?}: expected NAME=VALUE, or NAME- to take it away")));
+            }
+        };
+    }
+    client
+        .order(Method::PATCH, &format!("/api/v1/images/{}/labels", segment(image)), Some(json!({"labels": changes})))
+        .await
+}

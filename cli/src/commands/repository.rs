@@ -1,0 +1,90 @@
+//! The repository: verification, collection, keys.
+
+use ocopea_coordinator::api::{Accepted, CollectInput, KeyView, NewKey, Reindexed, VerifyInput};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::segment;
+use crate::{
+    arguments::{Format, KeyCommand, RepositoryCommand},
+    client::{Client, Failure},
+    output::{self, count, line, list, size},
+    watch,
+};
+
+pub(super) async fn repository(client: &Client, format: Format, command: RepositoryCommand) -> Result<(), Failure> {
+    match command {
+        RepositoryCommand::Verify { image } => {
+            let accepted: Accepted = client.post("/api/v1/repository/verifications", &VerifyInput { image }).await?;
+            let done = watch::follow(client, &accepted.operation, true).await?;
+            let report = done.result.unwrap_or_default();
+            if matches!(format, Format::Json | Format::Yaml) {
+                output::print(format, &report)?;
+            } else {
+                line(format!(
+                    "{}, {}, {} read back",
+                    count(report["images"].as_u64().unwrap_or(0), "image"),
+                    count(report["blobs"].as_u64().unwrap_or(0), "object"),
+                    size(report["bytes"].as_u64().unwrap_or(0))
+                ));
+            }
+            let broken: Vec<&Value> = report["broken"].as_array().into_iter().flatten().collect();
+            for one in &broken {
+                let images: Vec<&str> =
+                    one["images"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                line(format!(
+                    "broken   {}: {}; affects {}",
+                    one["object"].as_str().unwrap_or_default(),
+                    one["why"].as_str().unwrap_or_default(),
+                    images.join(", ")
+                ));
+            }
+            if broken.is_empty() {
+                return Ok(());
+            }
+            Err(Failure::local(format!("{} objects of the repository are broken", broken.len()))
+                .next("restore them from a copy of the repository, or delete the affected images and save again"))
+        }
+        RepositoryCommand::Key { command } => keys(client, format, command).await,
+        RepositoryCommand::Collect { grace } => {
+            let grace_s = output::parse_span(&grace)?;
+            let accepted: Accepted = client.post("/api/v1/repository/collections", &CollectInput { grace_s }).await?;
+            let done = watch::follow(client, &accepted.operation, true).await?;
+            let report = done.result.unwrap_or_default();
+            if matches!(format, Format::Json | Format::Yaml) {
+                return output::print(format, &report);
+            }
+            let number = |field: &str| report[field].as_u64().unwrap_or(0);
+            line(format!(
+                "reclaimed {} ({} objects); {} more found dead, deleted by a collection after the grace time; {} live",
+                size(number("deleted_bytes")),
+                number("deleted"),
+                size(number("condemned_bytes")),
+                size(number("live_bytes"))
+            ));
+            Ok(())
+        }
+        RepositoryCommand::Reindex => {
+            let found: Reindexed = client.ask(Method::POST, "/api/v1/repository/reindexes", Some(json!({}))).await?;
+            line(format!("{} images in the repository, {} of them new to the catalog", found.images, found.added));
+            Ok(())
+        }
+    }
+}
+
+async fn keys(client: &Client, format: Format, command: KeyCommand) -> Result<(), Failure> {
+    const PATH: &str = "/api/v1/repository/keys";
+    let changes = !matches!(command, KeyCommand::List);
+    let keys: Vec<KeyView> = match command {
+        KeyCommand::List => client.get(PATH).await?,
+        KeyCommand::Add => client.post(PATH, &NewKey { rotate: false }).await?,
+        KeyCommand::Rotate => client.post(PATH, &NewKey { rotate: true }).await?,
+        KeyCommand::Remove { id } => client.ask(Method::DELETE, &format!("{PATH}/{}", segment(&id)), None).await?,
+    };
+    let row = |key: &KeyView| vec![key.id.clone(), if key.current { "current".to_owned() } else { String::new() }];
+    list(format, &keys, &["KEY", ""], row, |key| key.id.clone(), "there is no key")?;
+    if changes {
+        output::remark("the key file has changed: back it up now, beside the coordinator's data directory");
+    }
+    Ok(())
+}

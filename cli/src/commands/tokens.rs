@@ -1,0 +1,39 @@
+//! Tokens.
+
+use ocopea_coordinator::api::{IssuedToken, NewToken, TokenView};
+use reqwest::Method;
+
+use super::{segment, when};
+use crate::{
+    arguments::{Format, Tokens},
+    client::{Client, Failure},
+    output::{line, list},
+};
+
+pub(super) async fn tokens(client: &Client, format: Format, command: Option<Tokens>) -> Result<(), Failure> {
+    match command {
+        None => {
+            let found: Vec<TokenView> = client.get("/api/v1/tokens").await?;
+            let row = |t: &TokenView| {
+                let state = if t.revoked { "revoked" } else { "valid" };
+                vec![t.id.clone(), t.name.clone(), t.scope.clone(), when(&t.created), state.to_owned()]
+            };
+            list(
+                format,
+                &found,
+                &["TOKEN", "NAME", "SCOPE", "MADE", "STATE"],
+                row,
+                |t| t.id.clone(),
+                "there is no token",
+            )
+        }
+        Some(Tokens::Create { name, scope }) => {
+            let issued: IssuedToken = client.post("/api/v1/tokens", &NewToken { name, scope }).await?;
+            line(issued.token);
+            Ok(())
+        }
+        Some(Tokens::Revoke { id }) => {
+            client.order(Method::DELETE, &format!("/api/v1/tokens/{}", segment(&id)), None).await
+        }
+    }
+}
