@@ -253,7 +253,6 @@ impl<'a> Gathering<'a> {
                     let image = container["image"].as_str().unwrap_or_default();
                     let status = pod["status"][statuses].as_array().into_iter().flatten().find(|s| s["name"] == name);
                     let id = status.and_then(|s| s["imageID"].as_str()).unwrap_or_default();
-                    let (repository, tag, _) = split_image(image);
                     let digest = id.rsplit_once('@').and_then(|(_, digest)| digest.parse::<Digest>().ok());
                     let Some(digest) = digest else {
                         let why = if id.is_empty() {
@@ -268,23 +267,18 @@ impl<'a> Gathering<'a> {
                         continue;
                     };
                     seen.insert((owner.clone(), image.to_owned()));
-                    let found = by_digest.entry((repository.clone(), digest)).or_insert_with(|| ContainerFound {
-                        name: ComponentName::from_lossy(repository.rsplit('/').next().unwrap_or("container")),
-                        repository,
-                        tag,
-                        digest,
-                        used_by: Vec::new(),
-                        pull_secrets: Vec::new(),
-                    });
-                    if !found.used_by.contains(&owner) {
-                        found.used_by.push(owner.clone());
-                    }
-                    for secret in &pull_secrets {
-                        if !found.pull_secrets.contains(secret) {
-                            found.pull_secrets.push(secret.clone());
-                        }
-                    }
+                    note_known(&mut by_digest, image, digest, &owner, &pull_secrets);
                 }
+            }
+        }
+        // What is held at zero for a save runs what it ran.
+        for held in &contents.held {
+            let object = self.raw.iter().find(|object| object_ref(object) == held.workload);
+            let pull_secrets = object.and_then(workload::pod_spec).map(pull_secrets).unwrap_or_default();
+            for (image, digest) in &held.digests {
+                let Ok(digest) = digest.parse::<Digest>() else { continue };
+                seen.insert((held.workload.clone(), image.clone()));
+                note_known(&mut by_digest, image, digest, &held.workload, &pull_secrets);
             }
         }
         // A workload without pods (scaled to zero, a cron job, a done job) whose very image runs elsewhere uses that one.
@@ -307,17 +301,7 @@ impl<'a> Gathering<'a> {
                     }
                 }
                 (None, Some(digest)) => {
-                    by_digest.insert(
-                        (repository.clone(), digest),
-                        ContainerFound {
-                            name: ComponentName::from_lossy(repository.rsplit('/').next().unwrap_or("container")),
-                            repository,
-                            tag,
-                            digest,
-                            used_by: vec![container.workload.clone()],
-                            pull_secrets: Vec::new(),
-                        },
-                    );
+                    note_known(&mut by_digest, &container.view.image, digest, &container.workload, &[]);
                 }
                 (None, None) => {
                     let why = format!("{} has no pod that shows which digest it means", container.workload);
@@ -567,6 +551,32 @@ fn unreachable_claim(claim: &Value) -> Option<Gap> {
 fn pull_secrets(spec: &Value) -> Vec<String> {
     let secrets = spec["imagePullSecrets"].as_array().into_iter().flatten();
     secrets.filter_map(|secret| secret["name"].as_str().map(str::to_owned)).collect()
+}
+
+fn note_known(
+    known: &mut BTreeMap<(String, Digest), ContainerFound>,
+    image: &str,
+    digest: Digest,
+    user: &ObjectRef,
+    pull_secrets: &[String],
+) {
+    let (repository, tag, _) = split_image(image);
+    let found = known.entry((repository.clone(), digest)).or_insert_with(|| ContainerFound {
+        name: ComponentName::from_lossy(repository.rsplit('/').next().unwrap_or("container")),
+        repository,
+        tag,
+        digest,
+        used_by: Vec::new(),
+        pull_secrets: Vec::new(),
+    });
+    if !found.used_by.contains(user) {
+        found.used_by.push(user.clone());
+    }
+    for secret in pull_secrets {
+        if !found.pull_secrets.contains(secret) {
+            found.pull_secrets.push(secret.clone());
+        }
+    }
 }
 
 fn note_unknown(

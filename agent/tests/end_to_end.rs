@@ -8,11 +8,15 @@ mod site;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use ocopea_agent::{configs::object_ref, data::Tools, platform::exec::PodTools};
+use ocopea_agent::{
+    configs::object_ref,
+    data::Tools,
+    platform::{exec::PodTools, hold::Hold},
+};
 use ocopea_protocol::{
     failure::FailureClass,
     ids::{EnvironmentId, ImageId, OperationId, TeamId},
-    image::{ComponentCopied, ImageAccess, Location, StreamInfo},
+    image::{ComponentCopied, Consistency, ConsistencyLevel, ImageAccess, Location, StreamInfo},
     inventory::Inventory,
     names::{ComponentName, Digest},
     plan::{ApplyPhase, RestorePlan, StepAction, VersionChoice},
@@ -114,6 +118,7 @@ struct Saved {
     config_digest: String,
     containers: BTreeMap<String, Digest>,
     streams: BTreeMap<ComponentName, Vec<StreamInfo>>,
+    consistency: BTreeMap<ComponentName, Consistency>,
     new_bytes: u64,
 }
 
@@ -168,7 +173,7 @@ async fn save(site: &TestSite, store: &Store, source: &Source, base: Option<&Dig
             platforms.into_iter().map(|(platform, manifest)| ImagePlatform { platform, manifest }).collect();
         components.push(part(&component, Body::Container { found: container.clone(), platforms }));
     }
-    let (mut streams, mut new_bytes) = (BTreeMap::new(), 0);
+    let (mut streams, mut consistencies, mut new_bytes) = (BTreeMap::new(), BTreeMap::new(), 0);
     for ((data, snapshot), holder) in inventory.data.iter().zip(snapshots).zip(&holders) {
         let spec = TaskSpec::CopyData {
             source: source.clone(),
@@ -188,12 +193,16 @@ async fn save(site: &TestSite, store: &Store, source: &Source, base: Option<&Dig
         // A dump of the schema carries the time at which it was made: its length may differ, what it says may not.
         of_contents.iter_mut().filter(|stream| stream.unit == "statements").for_each(|stream| stream.bytes = 0);
         streams.insert(data.name.clone(), of_contents);
+        consistencies.insert(data.name.clone(), consistency.clone());
         let body = Body::Data { found: data.clone(), version, features, streams: copied, consistency, notices };
         components.push(part(&component, body));
     }
     for holder in holders {
         let output = holder.release().await.unwrap();
-        assert!(matches!(output, TaskOutput::SnapshotReleased { frozen_ms: 0 }), "{output:?}");
+        assert!(
+            matches!(output, TaskOutput::SnapshotReleased { frozen_ms } if (frozen_ms > 0) == source.freeze),
+            "{output:?}"
+        );
     }
     let record = Record {
         version: RECORD_VERSION,
@@ -216,7 +225,15 @@ async fn save(site: &TestSite, store: &Store, source: &Source, base: Option<&Dig
         config_digest: config_digest.clone(),
     };
     let reference = store.repository.commit(&CommitRequest { record, key }).await.unwrap();
-    Saved { record: reference.record, inventory: *inventory, config_digest, containers, streams, new_bytes }
+    Saved {
+        record: reference.record,
+        inventory: *inventory,
+        config_digest,
+        containers,
+        streams,
+        consistency: consistencies,
+        new_bytes,
+    }
 }
 
 fn part(component: &ComponentCopied, body: Body) -> Component {
@@ -484,5 +501,112 @@ async fn an_application_that_asks_for_the_node_is_saved_but_refused_by_name() {
     let planned = plan(&there, &target(&there, access, saved.record, "e2e-refused")).await;
     let needed: Vec<String> = planned.refusals.iter().map(|r| format!("{} {}", r.what, r.needed)).collect();
     assert_eq!(needed, ["deployment/reaches-out hostPID", "deployment/reaches-out a privileged container"]);
+    shop.remove().await;
+}
+
+/// Pods that write to a volume all the time.
+fn writers(kind: &str, name: &str) -> serde_json::Value {
+    let pod = json!({"metadata": {"labels": {"app": name}}, "spec": {"terminationGracePeriodSeconds": 2,
+        "containers": [{"name": "w", "image": image("busybox:1"), "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+            "command": ["sh", "-c", "trap exit TERM; while :; do date +%s%N >> /v/$HOSTNAME; done"]}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "uploads"}}]}});
+    if kind == "Pod" {
+        return json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": pod["spec"]});
+    }
+    let mut object = json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name},
+        "spec": {"replicas": 2, "selector": {"matchLabels": {"app": name}}, "template": pod}});
+    if kind == "StatefulSet" {
+        object["spec"]["serviceName"] = json!(name);
+        object["spec"]["replicas"] = json!(1);
+    }
+    object
+}
+
+async fn replicas(site: &TestSite, namespace: &str) -> Vec<u64> {
+    let contents = site.site.platform.contents(namespace, None).await.unwrap();
+    assert_eq!(contents.held.len(), 0, "nothing is held any more");
+    let workloads = contents.configuration.iter().filter(|found| found.resource.group == "apps");
+    workloads.map(|found| found.object["spec"]["replicas"].as_u64().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_save_ends_what_writes_to_a_volume_and_lets_it_run_again_whatever_happens() {
+    let [here, _] = site::two().await;
+    let shop = here.namespace("e2e-freeze").await;
+    let name = shop.mark.name.to_string();
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "uploads"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "64Mi"}}}});
+    for object in [claim, writers("Deployment", "first"), writers("StatefulSet", "second")] {
+        here.apply(&name, &object).await;
+    }
+    let workloads = [("Deployment", "first"), ("StatefulSet", "second")];
+    here.ready(&name, &workloads).await;
+    let store = Store::new(&here).await;
+    let mut source = Source {
+        namespace: name.parse().unwrap(),
+        selector: None,
+        without: vec![],
+        credentials: vec![],
+        freeze: false,
+    };
+    let uploads: ComponentName = "uploads".parse().unwrap();
+    let running = save(&here, &store, &source, None).await;
+    assert_ne!(running.consistency[&uploads].level, ConsistencyLevel::Snapshot);
+
+    // The image of a held application is that of the running one: as many replicas, the same containers.
+    source.freeze = true;
+    let frozen = save(&here, &store, &source, None).await;
+    assert_eq!(frozen.consistency[&uploads].level, ConsistencyLevel::Snapshot, "{:?}", frozen.consistency);
+    assert_eq!((&frozen.config_digest, &frozen.containers), (&running.config_digest, &running.containers));
+    assert_eq!(replicas(&here, &name).await, [2, 1]);
+    here.ready(&name, &workloads).await;
+
+    // Cancelled.
+    let data = &frozen.inventory.data[0];
+    let spec = TaskSpec::OpenSnapshot { source: source.clone(), data: data.clone(), epoch: 1 };
+    let holder = here.start(spec.clone());
+    holder.prepared().await;
+    assert_eq!(here.site.platform.held(&name).await.unwrap().len(), 2);
+    assert_eq!(holder.cancel().await.unwrap_err().class, FailureClass::Cancelled);
+    for _ in 0..100 {
+        if here.site.platform.held(&name).await.unwrap().is_empty() {
+            break;
+        }
+        here.site.seams.clock.sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(replicas(&here, &name).await, [2, 1]);
+    here.ready(&name, &workloads).await;
+
+    // Killed while two saves held it: the first that lets go must not start what the second holds, and who comes after a
+    // kill knows what there was.
+    let operations = [0, 1].map(|_| OperationId::generate(&here.site.seams));
+    for operation in operations {
+        let hold = Hold::new(&here.site.platform, &name, operation, "uploads");
+        let pods = here.pods(&name).await;
+        hold.hold(&pods, || async {
+            Ok(here.pods(&name).await.iter().filter_map(|p| p.metadata.name.clone()).collect())
+        })
+        .await
+        .unwrap();
+    }
+    let clean_up = |operation| TaskSpec::CleanUp {
+        namespace: source.namespace.clone(),
+        operation,
+        frozen: vec![data.clone()],
+        source: Some(source.clone()),
+    };
+    here.run_as(operations[0], clean_up(operations[0])).await.unwrap();
+    assert!(here.pods(&name).await.is_empty(), "the other save still holds it");
+    here.run_as(operations[1], clean_up(operations[1])).await.unwrap();
+    here.run_as(operations[1], clean_up(operations[1])).await.unwrap();
+    assert_eq!(replicas(&here, &name).await, [2, 1]);
+    here.ready(&name, &workloads).await;
+
+    // What nobody would start again isn't ended.
+    here.apply(&name, &writers("Pod", "alone")).await;
+    here.pod_ready(&name, "alone").await;
+    let failure = here.start(spec).release().await.unwrap_err();
+    assert!(failure.code == "save.freeze" && failure.cause.contains("pod alone"), "{failure:?}");
+    assert_eq!(replicas(&here, &name).await, [2, 1]);
     shop.remove().await;
 }

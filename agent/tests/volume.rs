@@ -61,6 +61,14 @@ impl VolumeReach for Directory {
         Ok(self.writers.clone())
     }
 
+    async fn hold_writers(&self) -> Result<Option<String>, TaskFailure> {
+        unreachable!("there is no cluster to end them in")
+    }
+
+    async fn let_go(&self, _hold: Option<&str>) -> Result<(), TaskFailure> {
+        Ok(())
+    }
+
     async fn mover(
         &self,
         job: Job,

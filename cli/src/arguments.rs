@@ -226,7 +226,8 @@ pub struct Save {
     /// A comment
     #[arg(long, default_value = "")]
     pub comment: String,
-    /// Hold writes while data is copied
+    /// Hold writes while data is copied, 300 seconds at most: locks servers without snapshots, and scales to zero what
+    /// writes to volumes
     #[arg(long)]
     pub freeze: bool,
     /// Don't wait: print the operation's id

@@ -9,7 +9,7 @@ pub mod mongodb;
 pub mod postgresql;
 pub mod volume;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use ocopea_mover::wire::Job;
@@ -134,6 +134,10 @@ pub trait VolumeReach: Send + Sync {
     fn claim(&self) -> String;
     /// Pods that mount it read-write and run now.
     async fn writers(&self) -> Result<Vec<String>, TaskFailure>;
+    /// Ends what could write to it, until [`Self::let_go`] is called with the answer; `None`: nothing could.
+    async fn hold_writers(&self) -> Result<Option<String>, TaskFailure>;
+    /// Lets what was ended run again: one hold, or all that this operation has. Harmless where there is none.
+    async fn let_go(&self, hold: Option<&str>) -> Result<(), TaskFailure>;
     /// Starts `ocopea-mover` at the volume, for this job: its standard input and output. Whoever else works there for
     /// the same operation, an earlier attempt, is stopped before.
     async fn mover(
@@ -150,6 +154,19 @@ pub enum Reach {
     Server(ServerReach),
     /// A volume.
     Volume(Arc<dyn VolumeReach>),
+}
+
+/// How long writes may be held.
+const LONGEST_FREEZE: Duration = Duration::from_secs(300);
+
+/// Why a freeze that takes too long ends.
+fn frozen_too_long(name: &ComponentName) -> TaskFailure {
+    TaskFailure::permanent(
+        "save.freeze-too-long",
+        format!("can't hold the writes of \"{name}\" any longer"),
+        format!("they were held for {} s", LONGEST_FREEZE.as_secs()),
+    )
+    .next("save without --freeze, or while less is to be copied")
 }
 
 /// Everything a driver is given.

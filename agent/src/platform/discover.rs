@@ -17,8 +17,11 @@ use kube::{
 use ocopea_protocol::failure::TaskFailure;
 use serde_json::Value;
 
-use super::Platform;
-use crate::failures::{chain, kubernetes};
+use super::{Platform, hold::HeldWorkload};
+use crate::{
+    configs::object_ref,
+    failures::{chain, kubernetes},
+};
 
 /// Objects per page.
 const PAGE: u32 = 250;
@@ -86,6 +89,8 @@ pub struct Contents {
     pub replica_sets: Vec<Value>,
     /// Kinds that could not be listed, with the reason.
     pub unlisted: Vec<String>,
+    /// Workloads that are held at zero for a save.
+    pub held: Vec<HeldWorkload>,
 }
 
 impl Platform {
@@ -175,6 +180,8 @@ impl Platform {
             }
         }
         contents.drop_made_endpoints();
+        contents.held = self.held(namespace).await?;
+        contents.undo_holds();
         Ok(contents)
     }
 
@@ -226,7 +233,7 @@ impl Platform {
 
 impl Contents {
     fn sort(&mut self, resource: &ApiResource, object: Value) {
-        if object["metadata"]["labels"][super::MOVER].is_string() {
+        if [super::MOVER, super::HELD].iter().any(|helper| object["metadata"]["labels"][*helper].is_string()) {
             return;
         }
         let owned = object["metadata"]["ownerReferences"]
@@ -247,6 +254,16 @@ impl Contents {
 }
 
 impl Contents {
+    /// What is held counts as it is when it is let go.
+    fn undo_holds(&mut self) {
+        for found in &mut self.configuration {
+            let is = object_ref(&found.object);
+            for held in self.held.iter().filter(|held| held.workload == is) {
+                found.object["spec"]["replicas"] = Value::from(held.replicas);
+            }
+        }
+    }
+
     /// Addresses that controllers keep for Services with a selector; those of a Service without one are its owner's.
     fn drop_made_endpoints(&mut self) {
         let by_hand: BTreeSet<String> = self

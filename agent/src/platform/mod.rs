@@ -5,6 +5,7 @@ pub mod discover;
 pub mod exec;
 pub mod facts;
 pub mod forward;
+pub mod hold;
 pub mod interactive;
 pub mod logs;
 pub mod mover;
@@ -32,6 +33,8 @@ pub const ENVIRONMENT: &str = "ocopea.dev/environment";
 pub const OPERATION: &str = "ocopea.dev/operation";
 /// Label of what belongs to a mover: helpers of an operation, never part of an application.
 pub const MOVER: &str = "ocopea.dev/mover";
+/// Label of the records of what is held ([`hold`]): they are never part of an application.
+pub const HELD: &str = "ocopea.dev/held";
 /// Annotation of a namespace: the record that its environment came from.
 pub const RECORD: &str = "ocopea.dev/record";
 

@@ -20,9 +20,10 @@ use serde_json::{Value, json};
 use tokio::io::AsyncRead;
 use tokio_util::sync::CancellationToken;
 
-use super::{MOVER, OPERATION, Platform};
+use super::{MOVER, OPERATION, Platform, hold::Hold};
 use crate::{
-    data::{RunningTool, VolumeReach},
+    configs::workload::{self, Sources},
+    data::{self, RunningTool, VolumeReach},
     failures::kubernetes,
 };
 
@@ -57,6 +58,14 @@ pub struct PodVolume {
 impl PodVolume {
     fn what(&self) -> String {
         format!("can't start a mover for volume {}", self.claim)
+    }
+
+    fn what_of_hold(&self) -> String {
+        format!("can't hold the writers of volume {}", self.claim)
+    }
+
+    fn hold(&self) -> Hold {
+        Hold::new(&self.platform, &self.namespace, self.operation, &self.claim)
     }
 
     async fn users(&self) -> Result<Vec<Pod>, TaskFailure> {
@@ -208,6 +217,30 @@ impl VolumeReach for PodVolume {
     async fn writers(&self) -> Result<Vec<String>, TaskFailure> {
         let users = self.users().await?.into_iter().filter(|pod| volume_of(pod, &self.claim) == Some(true));
         Ok(users.filter_map(|pod| pod.metadata.name).map(|name| format!("pod {name}")).collect())
+    }
+
+    async fn hold_writers(&self) -> Result<Option<String>, TaskFailure> {
+        let pods: Vec<Pod> =
+            self.users().await?.into_iter().filter(|pod| volume_of(pod, &self.claim) == Some(true)).collect();
+        for pod in &pods {
+            // Who holds a data service's writers must not end the data service.
+            let object = serde_json::to_value(pod).unwrap_or_default();
+            let views = workload::containers(&object, &Sources::default());
+            if views
+                .iter()
+                .any(|container| data::all().iter().any(|driver| driver.recognise(&container.view).is_some()))
+            {
+                let name = pod.metadata.name.clone().unwrap_or_default();
+                let cause = format!("pod {name} writes to it and is a data service itself");
+                return Err(TaskFailure::permanent("save.freeze", self.what_of_hold(), cause)
+                    .next("end what writes to it by hand and save without --freeze"));
+            }
+        }
+        self.hold().hold(&pods, || self.writers()).await
+    }
+
+    async fn let_go(&self, hold: Option<&str>) -> Result<(), TaskFailure> {
+        self.hold().let_go(hold).await
     }
 
     async fn mover(

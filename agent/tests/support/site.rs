@@ -1,8 +1,13 @@
 //! Two sites to test with, and tasks run on them as a worker would.
 #![allow(dead_code, reason = "not every test uses all of it")]
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use k8s_openapi::api::core::v1::Pod;
 use ocopea_agent::{
     containers::{Credentials, RegistryContext, RegistryHost},
     execute::{HolderCell, Site, Task},
@@ -36,6 +41,18 @@ pub fn image(name: &str) -> String {
     format!("{}/testbed/{name}", registry_host())
 }
 
+/// The mover's image as the testbed has it: built and pushed unless it is there.
+fn mover_image() -> String {
+    static IMAGE: OnceLock<String> = OnceLock::new();
+    let made = || {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/testbed/mover-image.sh");
+        let output = std::process::Command::new(script).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned()
+    };
+    IMAGE.get_or_init(|| std::env::var("OCOPEA_MOVER_IMAGE").unwrap_or_else(|_| made())).clone()
+}
+
 pub struct TestSite {
     pub site: Arc<Site>,
 }
@@ -56,20 +73,20 @@ impl TestSite {
         let seams = Seams::real(TaskTracker::new());
         let platform = Platform::open(Some(&path), context, seams.clone()).await.unwrap();
         let registry: RegistryHost = format!("http://{}/ocopea-test", registry_host()).parse().unwrap();
-        let mover_image = std::env::var("OCOPEA_TEST_MOVER").ok();
+        let mover_image = Some(mover_image());
         let credentials = Credentials::default();
         let name = context.to_owned();
         Self { site: Arc::new(Site { name, platform, registry: Some(registry), mover_image, credentials, seams }) }
     }
 
-    fn task(&self) -> (Task, CancellationToken) {
+    fn task(&self, operation: OperationId) -> (Task, CancellationToken) {
         let seams = &self.site.seams;
         let stop = CancellationToken::new();
         let task = Task {
             site: Arc::clone(&self.site),
             claimed: Claimed {
                 task: TaskId::generate(seams),
-                operation: OperationId::generate(seams),
+                operation,
                 attempt: 1,
                 instance: InstanceId::generate(seams),
             },
@@ -82,7 +99,12 @@ impl TestSite {
 
     /// Does a task to its end.
     pub async fn run(&self, spec: TaskSpec) -> Result<TaskOutput, TaskFailure> {
-        let (task, _) = self.task();
+        self.run_as(OperationId::generate(&self.site.seams), spec).await
+    }
+
+    /// Does a task of this operation to its end.
+    pub async fn run_as(&self, operation: OperationId, spec: TaskSpec) -> Result<TaskOutput, TaskFailure> {
+        let (task, _) = self.task(operation);
         let kind = spec.kind();
         let begun = self.site.seams.clock.monotonic();
         let result = task.run(spec).await;
@@ -92,7 +114,7 @@ impl TestSite {
 
     /// Starts a holder.
     pub fn start(&self, spec: TaskSpec) -> Holder {
-        let (task, stop) = self.task();
+        let (task, stop) = self.task(OperationId::generate(&self.site.seams));
         let (cell, claimed) = (Arc::clone(&task.holder), task.claimed);
         let (sender, ended) = oneshot::channel();
         self.site.seams.spawner.spawn(
@@ -122,6 +144,27 @@ impl TestSite {
         let resources = self.site.platform.namespaced_resources().await.unwrap();
         let resource = resource_of(&resources, object).unwrap();
         self.site.platform.apply(resource, namespace, object, false).await.unwrap();
+    }
+
+    /// What runs there or is just ending.
+    pub async fn pods(&self, namespace: &str) -> Vec<Pod> {
+        let pods: kube::Api<Pod> = kube::Api::namespaced(self.site.platform.client.clone(), namespace);
+        pods.list(&kube::api::ListParams::default()).await.unwrap().items
+    }
+
+    /// Waits until a pod that nothing controls runs.
+    pub async fn pod_ready(&self, namespace: &str, name: &str) {
+        for _ in 0..300 {
+            let running = |pod: &Pod| {
+                let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+                pod.metadata.name.as_deref() == Some(name) && phase == Some("Running")
+            };
+            if self.pods(namespace).await.iter().any(running) {
+                return;
+            }
+            self.site.seams.clock.sleep(Duration::from_millis(100)).await;
+        }
+        panic!("pod {name} doesn't run");
     }
 
     /// Waits until workloads are ready.

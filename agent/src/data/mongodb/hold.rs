@@ -25,10 +25,8 @@ use super::{
     catalog::{self, Facts},
     connect::{self, Connected, Purpose, RIGHTS, UNKNOWN, code, connect, number, run, within},
 };
-use crate::data::{Held, Prepared, Subject};
+use crate::data::{Held, LONGEST_FREEZE, Prepared, Subject, frozen_too_long};
 
-/// How long writes are held at most: a save that takes longer fails rather than stop an application for good.
-const LONGEST_FREEZE: Duration = Duration::from_secs(300);
 /// How long the server may take to let go of its writes.
 const LET_GO: Duration = Duration::from_secs(30);
 /// The longest snapshot text that is read.
@@ -292,12 +290,7 @@ impl Lock {
         if !self.expired.load(SeqCst) {
             return Ok(());
         }
-        Err(TaskFailure::permanent(
-            "save.freeze-too-long",
-            format!("can't hold the writes of \"{}\" any longer", self.subject.name),
-            format!("they were held for {} s", LONGEST_FREEZE.as_secs()),
-        )
-        .next("save without --freeze, or while less is to be copied"))
+        Err(frozen_too_long(&self.subject.name))
     }
 
     async fn release(mut self) -> Result<u64, TaskFailure> {

@@ -107,7 +107,7 @@ pub(super) async fn copy(subject: &Subject, snapshot: &str, writer: &DataWriter)
     let facts = Facts { format: FORMAT, entries: totals.entries, data };
     Ok(Copied {
         streams: vec![info],
-        consistency: consistency(&writers, snapshot.freeze, &remarks.changed, remarks.changed_count),
+        consistency: consistency(&writers, snapshot.frozen, &remarks.changed, remarks.changed_count),
         version: None,
         features: Vec::new(),
         notices: remarks.notices,

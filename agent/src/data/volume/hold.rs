@@ -1,21 +1,22 @@
-//! A volume has no snapshots of its own: what is held is the knowledge who could write to it.
+//! A volume has no snapshots of its own. What is held is the knowledge who could write to it; with `--freeze`, those who
+//! could, ended until the copy is done.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use ocopea_protocol::failure::TaskFailure;
+use ocopea_protocol::{failure::TaskFailure, seams::Seams};
 use serde::{Deserialize, Serialize};
 
 use super::reach;
-use crate::data::{Held, Prepared, Subject, VolumeReach};
+use crate::data::{Held, LONGEST_FREEZE, Prepared, Subject, VolumeReach, frozen_too_long};
 
 /// What a copy is told of the moment at which all data services were opened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Snapshot {
     /// Pods that could write.
     pub(super) writers: Vec<String>,
-    /// Writes were to be held.
-    pub(super) freeze: bool,
+    /// Those that could have been were ended.
+    pub(super) frozen: bool,
 }
 
 impl Snapshot {
@@ -26,25 +27,70 @@ impl Snapshot {
     }
 }
 
-pub(super) struct Ready {
+/// Ended writers. They run again when it is dropped.
+struct Ended {
     volume: Arc<dyn VolumeReach>,
-    freeze: bool,
+    seams: Seams,
+    since: Duration,
+    hold: Option<String>,
 }
 
+impl Ended {
+    fn held(&self) -> Duration {
+        self.seams.clock.monotonic().saturating_sub(self.since)
+    }
+
+    async fn let_go(mut self) -> Result<u64, TaskFailure> {
+        let held = u64::try_from(self.held().as_millis()).unwrap_or(u64::MAX);
+        self.volume.let_go(self.hold.as_deref()).await?;
+        self.hold = None;
+        Ok(held)
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let Some(hold) = self.hold.take() else { return };
+        let volume = Arc::clone(&self.volume);
+        let letting_go = async move {
+            if let Err(failure) = volume.let_go(Some(&hold)).await {
+                tracing::error!(claim = volume.claim(), %failure, "ended writers could not be started again");
+            }
+        };
+        self.seams.spawner.spawn("volume.let-go", Box::pin(letting_go));
+    }
+}
+
+pub(super) struct Ready {
+    subject: Subject,
+    volume: Arc<dyn VolumeReach>,
+    ended: Option<Ended>,
+}
+
+/// Ending takes as long as pods take to end: it is done before the moment at which everything is opened.
 pub(super) async fn prepare(subject: &Subject, freeze: bool) -> Result<Ready, TaskFailure> {
-    Ok(Ready { volume: reach(subject)?, freeze })
+    let volume = reach(subject)?;
+    let mut ended = None;
+    let since = subject.seams.clock.monotonic();
+    if freeze && let Some(hold) = volume.hold_writers().await? {
+        ended = Some(Ended { volume: Arc::clone(&volume), seams: subject.seams.clone(), since, hold: Some(hold) });
+    }
+    Ok(Ready { subject: subject.clone(), volume, ended })
 }
 
 #[async_trait]
 impl Prepared for Ready {
     async fn open(self: Box<Self>) -> Result<Box<dyn Held>, TaskFailure> {
         let writers = self.volume.writers().await?;
-        Ok(Box::new(Open { snapshot: Snapshot { writers, freeze: self.freeze } }))
+        let snapshot = Snapshot { writers, frozen: self.ended.is_some() };
+        Ok(Box::new(Open { subject: self.subject, snapshot, ended: self.ended }))
     }
 }
 
 struct Open {
+    subject: Subject,
     snapshot: Snapshot,
+    ended: Option<Ended>,
 }
 
 #[async_trait]
@@ -55,10 +101,16 @@ impl Held for Open {
     }
 
     async fn check(&mut self) -> Result<(), TaskFailure> {
-        Ok(())
+        match &self.ended {
+            Some(ended) if ended.held() > LONGEST_FREEZE => Err(frozen_too_long(&self.subject.name)),
+            _ => Ok(()),
+        }
     }
 
     async fn release(self: Box<Self>) -> Result<u64, TaskFailure> {
-        Ok(0)
+        match self.ended {
+            Some(ended) => ended.let_go().await,
+            None => Ok(0),
+        }
     }
 }

@@ -61,17 +61,18 @@ pub(super) fn skipped(why: Skip) -> &'static str {
 }
 
 /// What a copy is worth, given who could write meanwhile and what was seen to change.
-pub(super) fn consistency(writers: &[String], freeze: bool, changed: &[String], changed_count: u64) -> Consistency {
-    let asked = if freeze { " (their writes can't be held)" } else { "" };
+pub(super) fn consistency(writers: &[String], frozen: bool, changed: &[String], changed_count: u64) -> Consistency {
     let (level, why) = if changed_count > 0 {
         let who = if writers.is_empty() { "somebody".to_owned() } else { writers.join(", ") };
-        (ConsistencyLevel::Inconsistent, format!("{who} wrote to it while it was read{asked}"))
-    } else if writers.is_empty() {
-        (ConsistencyLevel::Snapshot, String::new())
-    } else {
+        (ConsistencyLevel::Inconsistent, format!("{who} wrote to it while it was read"))
+    } else if !writers.is_empty() {
         // Nothing changed from the first entry to the last: what was read is one moment of a running writer.
-        let why = format!("nothing changed while it was read, but {} could have written{asked}", writers.join(", "));
+        let why = format!("nothing changed while it was read, but {} could have written", writers.join(", "));
         (ConsistencyLevel::CrashConsistent, why)
+    } else if frozen {
+        (ConsistencyLevel::Snapshot, "what writes to it was ended for the copy".to_owned())
+    } else {
+        (ConsistencyLevel::Snapshot, String::new())
     };
     Consistency { level, why, changed: changed.to_vec(), changed_count, frozen_ms: 0 }
 }

@@ -92,9 +92,8 @@ impl DataService for Volume {
         load::load(subject, reader, saved).await
     }
 
-    async fn unfreeze(&self, _subject: &Subject) -> Result<(), TaskFailure> {
-        // Nothing is ever held here.
-        Ok(())
+    async fn unfreeze(&self, subject: &Subject) -> Result<(), TaskFailure> {
+        reach(subject)?.let_go(None).await
     }
 }
 
