@@ -52,7 +52,7 @@ row() {
         if (floor ~ /^>=/) held = figure[3] >= substr(floor, 3) + 0 ? "held" : "**missed**"
         if (floor ~ /^<=/) held = figure[3] <= substr(floor, 3) + 0 ? "held" : "**missed**"
         sub(/^>=/, "≥ ", floor); sub(/^<=/, "≤ ", floor)
-        printf "| %s | %s | %s | %s | %s | %s |\n", what, figure[1], n > 1 ? figure[2] : "–", n > 2 ? figure[3] : "–", floor == "" ? "–" : floor, held
+        printf "| %s | %s | %s | %s | %s | %s |\n", what, figure[1], (n > 1 ? figure[2] : "–"), (n > 2 ? figure[3] : "–"), (floor == "" ? "–" : floor), held
     }' "$1"
 }
 
