@@ -10,7 +10,7 @@ use ocopea_protocol::{failure::TaskFailure, inventory::Gap};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    accounts::Accounts,
+    accounts::{self, Accounts},
     connect::{Connected, OWN, RIGHTS, UNKNOWN, number, run, within},
     raw,
 };
@@ -31,6 +31,36 @@ pub(super) struct Facts {
     /// Users and roles of the applications.
     #[serde(default)]
     pub(super) accounts: Accounts,
+    /// The replica set that it is.
+    #[serde(default)]
+    pub(super) set: Option<ReplicaSet>,
+}
+
+/// A replica set's name and members, as any of them tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ReplicaSet {
+    pub(super) name: String,
+    /// `HOST:PORT` each.
+    pub(super) hosts: Vec<String>,
+    /// Those that never become primary.
+    pub(super) passives: Vec<String>,
+    /// Those without data.
+    pub(super) arbiters: Vec<String>,
+}
+
+impl ReplicaSet {
+    fn of(hello: &Document) -> Option<Self> {
+        let list = |name: &str| {
+            let hosts = hello.get_array(name).map(Vec::as_slice).unwrap_or_default();
+            hosts.iter().filter_map(|host| host.as_str().map(str::to_owned)).take(50).collect()
+        };
+        Some(Self {
+            name: hello.get_str("setName").ok()?.to_owned(),
+            hosts: list("hosts"),
+            passives: list("passives"),
+            arbiters: list("arbiters"),
+        })
+    }
 }
 
 /// A collection or view.
@@ -209,7 +239,8 @@ fn is_servers_own(database: &str, name: &str) -> bool {
 
 /// Everything of the server that belongs to applications, and what of it can't be saved.
 pub(super) async fn read(subject: &Subject, connected: &Connected) -> Result<Catalog, TaskFailure> {
-    let facts = Facts { version: connected.version.clone(), ..Facts::default() };
+    let set = ReplicaSet::of(&connected.hello);
+    let facts = Facts { version: connected.version.clone(), set, ..Facts::default() };
     let mut catalog = Catalog { facts, gaps: Vec::new(), notices: Vec::new() };
     if connected.is_router() {
         catalog.gaps.push(refused(
@@ -354,6 +385,7 @@ pub(super) async fn rights(subject: &Subject, connected: &Connected, facts: &Fac
         let what = format!("{} of {} collections: {}", refusals.len(), facts.collections.len(), names.join(", "));
         gaps.push(unreadable(connected, subject, &what, why));
     }
+    gaps.extend(accounts::gap(subject, connected).await?);
     Ok(gaps)
 }
 

@@ -63,6 +63,11 @@ impl Snapshot {
         }
         Ok(snapshot)
     }
+
+    /// Whether it is a replica set's snapshot; one with nothing to read has no time.
+    pub(super) fn is_one_instant(&self) -> bool {
+        self.at.is_some() || (!self.frozen && self.why.is_empty())
+    }
 }
 
 /// Whether a server can be read at one instant.

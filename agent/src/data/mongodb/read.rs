@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     catalog::{Collection, Size},
-    connect::{Connected, run, stopped, within},
+    connect::{COMMAND, Connected, run, stopped, within},
     raw::{self, Malformed},
 };
 use crate::data::Subject;
@@ -48,6 +48,8 @@ pub(super) struct Reading {
     pub(super) connected: Connected,
     /// The snapshot's time: seconds and increment.
     pub(super) at: Option<(u32, u32)>,
+    /// Whether nobody writes to it meanwhile.
+    pub(super) still: bool,
 }
 
 /// What was read at once.
@@ -78,6 +80,12 @@ impl Reading {
         Some(doc! {"level": "snapshot", "atClusterTime": Timestamp { time, increment }})
     }
 
+    /// Whether a whole collection is read along its ids: a document that is deleted and inserted again while it is
+    /// read, as sessions and queues are, would else be seen twice, and an image with one `_id` twice can't be loaded.
+    fn walks_ids(&self, one: &Collection) -> bool {
+        self.at.is_none() && !self.still && !one.is_capped() && !one.has("clusteredIndex")
+    }
+
     /// Reads a part of a collection: hashed, and its batches sent to `sink`, if there is one.
     pub(super) async fn part(
         &self,
@@ -96,6 +104,8 @@ impl Reading {
         if let Some(filter) = filter {
             command.insert("filter", filter.clone());
             command.insert("hint", doc! {"_id": 1});
+        } else if self.walks_ids(one) {
+            command.insert("hint", doc! {"_id": 1});
         }
         if let Some(concern) = self.read_concern(one) {
             command.insert("readConcern", concern);
@@ -104,8 +114,16 @@ impl Reading {
         let (batches, mut batched) = mpsc::channel::<RawBatch>(1);
         let fetching = async {
             let batches = batches;
-            let mut cursor =
-                within(subject, &verb, database.run_cursor_command(command).batch_size(batch_size).batch()).await?;
+            let open = async |command: Document| {
+                within(subject, &verb, database.run_cursor_command(command).batch_size(batch_size).batch()).await
+            };
+            let mut cursor = match open(command.clone()).await {
+                // It may have no such index, or not know the word.
+                Err(failure) if filter.is_none() && failure.code == COMMAND && command.remove("hint").is_some() => {
+                    open(command).await?
+                }
+                other => other?,
+            };
             while let Some(batch) = within(subject, &verb, async { cursor.next().await.transpose() }).await? {
                 if batches.send(batch).await.is_err() {
                     return Err(stopped(subject, &verb));
