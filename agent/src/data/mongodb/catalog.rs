@@ -192,6 +192,20 @@ pub(super) fn decode(text: &str) -> Result<Vec<u8>, TaskFailure> {
     Ok(bytes)
 }
 
+/// The first answer to a command that opens a cursor, as it is.
+pub(super) async fn first_answer(
+    subject: &Subject,
+    connected: &Connected,
+    database: &str,
+    verb: &str,
+    command: Document,
+) -> Result<Option<Vec<u8>>, TaskFailure> {
+    let handle = connected.client.database(database);
+    let mut cursor = within(subject, verb, handle.run_cursor_command(command).batch()).await?;
+    let batch = within(subject, verb, async { cursor.next().await.transpose() }).await?;
+    Ok(batch.map(|batch| batch.as_raw_document().as_bytes().to_vec()))
+}
+
 /// The documents that a command gives by a cursor, as they are.
 pub(super) async fn list(
     subject: &Subject,
@@ -395,7 +409,8 @@ async fn probe(
     one: Collection,
 ) -> Result<Option<(String, String)>, TaskFailure> {
     let command = doc! {"find": &one.name, "limit": 1, "singleBatch": true, "projection": {"_id": 1}};
-    match run(subject, connected, &one.database, &format!("read {} of", one.stream()), command).await {
+    // As bytes: an `_id` needn't be what a decoder takes.
+    match list(subject, connected, &one.database, &format!("read {} of", one.stream()), command).await {
         Ok(_) => Ok(None),
         Err(failure) if failure.code == RIGHTS => Ok(Some((one.stream(), failure.cause))),
         Err(failure) => Err(failure),

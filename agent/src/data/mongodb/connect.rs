@@ -1,6 +1,6 @@
 //! Connections, an end in bounded time whatever the server does, and its errors as failures.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use mongodb::{
     Client,
@@ -12,6 +12,7 @@ use ocopea_protocol::failure::TaskFailure;
 
 use super::{
     binding::{BESIDE, SRV},
+    older::Disguise,
     recognise::PASSWORD_FILE,
 };
 use crate::{
@@ -33,6 +34,8 @@ pub(super) const UNKNOWN: &str = "data.unknown-command";
 pub(super) const RIGHTS: &str = "data.rights";
 /// The server refuses a command for a reason of its own.
 pub(super) const COMMAND: &str = "data.command";
+/// The library doesn't talk to a server of this age.
+const OLD: &str = "data.too-old";
 /// Wrong user or password.
 pub(super) const AUTHENTICATION: &str = "data.authentication";
 
@@ -57,6 +60,8 @@ pub(super) struct Connected {
     pub(super) databases: Vec<String>,
     /// Whether these are all that there are.
     pub(super) sees_all: bool,
+    /// What an old server is reached through, as long as the client lives.
+    pub(super) disguise: Option<Arc<Disguise>>,
 }
 
 /// What one message may hold.
@@ -162,9 +167,13 @@ pub(super) fn failure(subject: &Subject, verb: &str, error: &Error) -> TaskFailu
             }
         }
         ErrorKind::InsertMany(_) | ErrorKind::Write(_) => TaskFailure::permanent("data.write", what, cause),
+        ErrorKind::ServerSelection { message, .. } if message.contains("version of the MongoDB Rust driver") => {
+            TaskFailure::permanent(OLD, what, cause).next(format!("leave it out by name: --without {}", subject.name))
+        }
         ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => {
             TaskFailure::permanent("data.argument", what, cause)
         }
+        ErrorKind::Bson(_) | ErrorKind::InvalidResponse { .. } => TaskFailure::permanent("data.answer", what, cause),
         ErrorKind::InvalidTlsConfig { .. } => TaskFailure::permanent("data.tls", what, cause),
         _ => lost(),
     }
@@ -431,8 +440,11 @@ pub(super) async fn try_login(
     let user = login.as_ref().map(|(login, _)| login.user.clone()).unwrap_or_default();
     let file = login.as_ref().and_then(|(login, _)| login.options.get(PASSWORD_FILE).cloned());
     let place = format!("{who} at {}", server.address);
-    let client = Client::with_options(options(subject, server, login)?)
-        .map_err(|error| failure(subject, "connect to", &error))?;
+    let mut options = options(subject, server, login)?;
+    let open =
+        |options: ClientOptions| Client::with_options(options).map_err(|error| failure(subject, "connect to", &error));
+    let mut client = open(options.clone())?;
+    let mut disguise = None;
     let named = |mut failure: TaskFailure| {
         if failure.code == AUTHENTICATION {
             failure.cause = format!("{place}: {}", failure.cause);
@@ -445,6 +457,19 @@ pub(super) async fn try_login(
         }
         failure
     };
+    let ping = within_span(subject, CONNECT, "connect to", async {
+        client.database("admin").run_command(doc! {"ping": 1}).await
+    });
+    match ping.await {
+        Err(failure) if failure.code == OLD && options.tls.is_none() => {
+            let old = Disguise::before(subject, server.address).await?;
+            let address = ServerAddress::Tcp { host: old.address.ip().to_string(), port: Some(old.address.port()) };
+            options.hosts = vec![address];
+            (client, disguise) = (open(options)?, Some(Arc::new(old)));
+        }
+        Err(failure) if failure.code != UNKNOWN => return Err(named(failure)),
+        _ => {}
+    }
     let admin = client.database("admin");
     let ask = async |command: Document| {
         within_span(subject, CONNECT, "connect to", async { admin.run_command(command).await }).await
@@ -478,5 +503,5 @@ pub(super) async fn try_login(
         .unwrap_or_default();
     databases.sort();
     let version = build.get_str("version").unwrap_or("unknown").to_owned();
-    Ok(Connected { client, hello, version, whom: who, user, databases, sees_all })
+    Ok(Connected { client, hello, version, whom: who, user, databases, sees_all, disguise })
 }

@@ -35,6 +35,9 @@ use crate::{
 
 /// Connections that read at once.
 const WORKERS: usize = 3;
+/// And where documents are bigger than this on average, so that few answers fill much memory.
+const WORKERS_OF_BIG: usize = 2;
+const BIG: u64 = 512 * 1024;
 /// Batches that wait for their turn, for each part.
 const WAITING: usize = 4;
 /// Names of changed collections that are kept.
@@ -178,7 +181,9 @@ async fn everything(
         collections,
         reading,
     });
-    let workers: Vec<_> = (0..WORKERS).map(|_| work(Arc::clone(&shared)).boxed()).collect();
+    let big = |(_, size): &(Collection, Size)| size.bytes / size.documents.max(1) > BIG;
+    let at_once = if shared.collections.iter().any(big) { WORKERS_OF_BIG } else { WORKERS };
+    let workers: Vec<_> = (0..at_once).map(|_| work(Arc::clone(&shared)).boxed()).collect();
     let writers: Vec<_> = waiting
         .into_iter()
         .map(|(index, receivers)| write(Arc::clone(&shared), writer, index, receivers).boxed())

@@ -6,7 +6,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `recognise`, `binding` | which containers are servers; ways to them in configuration: pure |
-//! | `connect` | signing in, bounded waiting, errors in words |
+//! | `connect`, `older` | signing in, bounded waiting, errors in words; servers older than the library wants |
 //! | `raw` | BSON as bytes |
 //! | `catalog`, `accounts` | what is there beside documents, and whether all of it may be read |
 //! | `inspect`, `hold` | the first look; a replica set's snapshot, or held writes |
@@ -24,6 +24,7 @@ mod hold;
 mod insert;
 mod inspect;
 mod load;
+mod older;
 mod raw;
 mod read;
 mod recognise;

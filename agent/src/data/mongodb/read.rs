@@ -111,7 +111,7 @@ impl Reading {
             command.insert("readConcern", concern);
         }
         let database = self.connected.client.database(&one.database);
-        let (batches, mut batched) = mpsc::channel::<RawBatch>(1);
+        let (batches, mut batched) = mpsc::channel::<(RawBatch, OwnedSemaphorePermit)>(1);
         let fetching = async {
             let batches = batches;
             let open = async |command: Document| {
@@ -125,7 +125,10 @@ impl Reading {
                 other => other?,
             };
             while let Some(batch) = within(subject, &verb, async { cursor.next().await.transpose() }).await? {
-                if batches.send(batch).await.is_err() {
+                // Before the next one is asked for: an answer may have 16 MB.
+                let length = u32::try_from(batch.as_raw_document().as_bytes().len()).unwrap_or(ROOM).min(ROOM);
+                let permit = room.clone().acquire_many_owned(length).await.map_err(|_| stopped(subject, &verb))?;
+                if batches.send((batch, permit)).await.is_err() {
                     return Err(stopped(subject, &verb));
                 }
             }
@@ -133,9 +136,7 @@ impl Reading {
         };
         let hashing = async {
             let mut hasher = hasher;
-            while let Some(batch) = batched.recv().await {
-                let length = u32::try_from(batch.as_raw_document().as_bytes().len()).unwrap_or(ROOM).min(ROOM);
-                let permit = room.clone().acquire_many_owned(length).await.map_err(|_| stopped(subject, &verb))?;
+            while let Some((batch, permit)) = batched.recv().await {
                 let keep = sink.is_some();
                 let digested = subject.seams.compute("hash documents", move || digest(batch, hasher, keep)).await;
                 let digested = digested.ok_or_else(|| stopped(subject, &verb))?.map_err(|error| {
