@@ -8,7 +8,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use ocopea_protocol::failure::TaskFailure;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -64,30 +67,32 @@ async fn pass(client: TcpStream, server: SocketAddr) -> std::io::Result<()> {
     let server = TcpStream::connect(server).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
-        (client.into_split(), server.into_split());
-    let down = async {
-        let mut head = [0; 16];
-        loop {
-            from_server.read_exact(&mut head).await?;
-            let [a, b, c, d, ..] = head;
-            let length = usize::try_from(i32::from_le_bytes([a, b, c, d])).unwrap_or(0).saturating_sub(head.len());
-            if length <= LONGEST {
-                let mut message = head.to_vec();
-                message.resize(head.len() + length, 0);
-                from_server.read_exact(message.get_mut(head.len()..).unwrap_or_default()).await?;
-                told_otherwise(&mut message);
-                to_client.write_all(&message).await?;
-            } else {
-                to_client.write_all(&head).await?;
-                let mut rest = (&mut from_server).take(length as u64);
-                tokio::io::copy(&mut rest, &mut to_client).await?;
-            }
-        }
-    };
+    let ((mut from_client, to_client), (from_server, mut to_server)) = (client.into_split(), server.into_split());
     tokio::select! {
         up = tokio::io::copy(&mut from_client, &mut to_server) => up.map(|_| ()),
-        down = down => down,
+        down = answers(from_server, to_client) => down,
+    }
+}
+
+async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> std::io::Result<()> {
+    let mut head = [0; 16];
+    loop {
+        from.read_exact(&mut head).await?;
+        let [a, b, c, d, ..] = head;
+        let length = usize::try_from(i32::from_le_bytes([a, b, c, d])).unwrap_or(0).saturating_sub(head.len());
+        if length <= LONGEST {
+            let mut message = head.to_vec();
+            message.resize(head.len() + length, 0);
+            from.read_exact(message.get_mut(head.len()..).unwrap_or_default()).await?;
+            told_otherwise(&mut message);
+            to.write_all(&message).await?;
+        } else {
+            to.write_all(&head).await?;
+            let passed = tokio::io::copy(&mut (&mut from).take(length as u64), &mut to).await?;
+            if passed < length as u64 {
+                return Ok(());
+            }
+        }
     }
 }
 
