@@ -7,7 +7,7 @@
 "$HERE/images.sh"
 say "the independent reader"
 (cd "$TOP/tests/reader" && gofmt -l . | (! grep .) && go vet ./...) || die "tests/reader is not formatted, or go vet finds fault with it"
-export KUBECONFIG=$TESTBED/kubeconfig OCOPEA_TEST_KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH OCOPEA_TESTBED=$TESTBED OCOPEA_TEST_REGISTRY=$REGISTRY
+export KUBECONFIG=$TESTBED/kubeconfig OCOPEA_TEST_KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH OCOPEA_TESTBED=$TESTBED OCOPEA_TEST_REGISTRY=$REGISTRY OCOPEA_TEST_TOOLS=all
 say "building the tests (some minutes when nothing is built yet)"
 cd "$TOP" && cargo build -q --workspace --tests --bins
 say "running them"
