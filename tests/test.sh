@@ -9,7 +9,7 @@ begin_build --workspace --tests --bins
 "$HERE/images.sh"
 say "the independent reader"
 (cd "$TOP/tests/reader" && gofmt -l . | (! grep .) && go vet ./...) || die "tests/reader is not formatted, or go vet finds fault with it"
-export KUBECONFIG=$TESTBED/kubeconfig OCOPEA_TEST_KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH OCOPEA_TESTBED=$TESTBED OCOPEA_TEST_REGISTRY=$REGISTRY
+export KUBECONFIG=$TESTBED/kubeconfig OCOPEA_TEST_KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH OCOPEA_TESTBED=$TESTBED OCOPEA_TEST_REGISTRY=$REGISTRY OCOPEA_TEST_TOOLS=all
 finish_build
 say "running them"
 (cd "$TOP" && cargo test --workspace)

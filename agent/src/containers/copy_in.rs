@@ -158,7 +158,7 @@ async fn copy_blobs(
     let copies = blobs.into_iter().map(|blob| {
         let done = &done;
         async move {
-            let present = session.has_blob(&blob.digest).await.map_err(|e| failed(&e))?;
+            let present = session.has_blob(&blob.digest, blob.size).await.map_err(|e| failed(&e))?;
             if !present {
                 let stream = remote.blob(&blob.digest).await?;
                 session.put_blob(&blob.digest, blob.size, stream).await.map_err(|e| failed(&e))?;
