@@ -306,14 +306,19 @@ fn connection_string(kind: DataKind, address: SocketAddr, login: Option<&Login>)
         if let Some(database) = &login.database {
             url.set_path(database);
         }
-        options.extend(login.options.clone());
+        // What only the drivers know the meaning of.
+        let own = ["srv", "beside", "password_file"];
+        options.extend(login.options.clone().into_iter().filter(|(name, _)| !own.contains(&name.as_str())));
     }
     if kind == DataKind::MongoDb {
-        // The other members of a replica set can't be reached through one port.
-        for name in ["replicaSet", "loadBalanced", "directConnection"] {
-            options.remove(name);
-        }
+        // The other members of a replica set can't be reached through one port, and no certificate names this one.
+        let not_here = ["replicaset", "loadbalanced", "directconnection", "tlsinsecure"];
+        options.retain(|name, _| !not_here.contains(&name.to_ascii_lowercase().as_str()));
         options.insert("directConnection".to_owned(), "true".to_owned());
+        let is_on = |name: &str| options.get(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        if is_on("tls") || is_on("ssl") {
+            options.insert("tlsInsecure".to_owned(), "true".to_owned());
+        }
     }
     if !options.is_empty() {
         url.query_pairs_mut().extend_pairs(&options);
@@ -334,12 +339,13 @@ mod tests {
             user: "chat user".to_owned(),
             password: Secret::new("p@ss/w:rd"),
             database: Some("chat".to_owned()),
-            options: [("replicaSet".to_owned(), "rs0".to_owned()), ("authSource".to_owned(), "admin".to_owned())]
+            options: [("replicaSet", "rs0"), ("authSource", "admin"), ("srv", "true"), ("tls", "true")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
         };
         assert_eq!(
             connection_string(DataKind::MongoDb, address, Some(&login)),
-            "mongodb://chat%20user:p%40ss%2Fw%3Ard@127.0.0.1:4711/chat?authSource=admin&directConnection=true"
+            "mongodb://chat%20user:p%40ss%2Fw%3Ard@127.0.0.1:4711/chat?authSource=admin&directConnection=true&tls=true&tlsInsecure=true"
         );
         assert_eq!(connection_string(DataKind::PostgreSql, address, None), "postgresql://127.0.0.1:4711/");
         assert_eq!(labels(&BTreeMap::new()), None);

@@ -1,5 +1,6 @@
 //! The MongoDB driver against a peer that plays MongoDB's documented answers: what a replica set's snapshot, users,
 //! rights, held writes and refusals look like on the wire, and that documents pass through it byte for byte.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers stop at the first surprise too")]
 
 #[path = "support/image.rs"]
 mod image;
@@ -47,6 +48,8 @@ fn nasty(id: i32) -> Vec<u8> {
     raw.extend_from_slice(b"\x10twice\0\x01\0\0\0\x10twice\0\x02\0\0\0");
     raw.extend_from_slice(b"\x01nan\0\x01\x02\0\0\0\0\xf8\x7f");
     raw.extend_from_slice(b"\x05two\0\x07\0\0\0\x02\x03\0\0\0abc");
+    // Text and a name that are no UTF-8.
+    raw.extend_from_slice(b"\x02latin\xfc\0\x04\0\0\0z\xfcr\0");
     let mut out = i32::try_from(raw.len() + 5).unwrap().to_le_bytes().to_vec();
     out.extend_from_slice(&raw);
     out.push(0);
@@ -169,7 +172,9 @@ async fn every_read_of_a_replica_set_names_one_cluster_time() {
     assert_eq!(saved.copied.consistency.level, ConsistencyLevel::Snapshot);
     assert_eq!(saved.copied.consistency.why, "");
     assert!(saved.copied.notices.iter().any(|notice| notice.contains("shop.log")), "{:?}", saved.copied.notices);
-    let reads: Vec<Document> = peer.sent("find").into_iter().filter(|find| !find.contains_key("limit")).collect();
+    let of_server = |find: &Document| find.get_str("find").unwrap().starts_with("system.");
+    let reads = peer.sent("find").into_iter().filter(|find| !find.contains_key("limit") && !of_server(find));
+    let reads: Vec<Document> = reads.collect();
     assert_eq!(reads.len(), 3);
     for find in reads {
         let concern = find.get_document("readConcern").ok().cloned();
@@ -322,6 +327,9 @@ fn plain_sign_in(command: &Document, user: &str, password: &str) -> Option<Docum
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_password_is_named_with_who_used_it_and_never_shown() {
     let script = scripted(|_, _, command| {
+        if is(command, "listDatabases") {
+            return Some(error(13, "Unauthorized", "command listDatabases requires authentication"));
+        }
         is(command, "saslStart").then(|| error(18, "AuthenticationFailed", "Authentication failed."))
     });
     let peer = Peer::start(State::default(), script).await;
@@ -454,11 +462,253 @@ async fn users_and_roles_come_along_and_those_of_the_target_are_left_alone() {
     assert!(
         !target.state.lock().unwrap().collections.contains_key(&("admin".to_owned(), "ocopea_accounts".to_owned()))
     );
+    // A login in some example, which the source didn't let in either, harms nobody.
+    let mut more = logins.clone();
+    more.push(login(LoginOf::Application, "stranger", "x", &[("authMechanism", "PLAIN"), ("authSource", "shop")]));
+    load(&subject_with(target.address, more), &image, &saved).await.unwrap();
     // An application that can't sign in afterwards is no restored application.
-    let mut wrong = logins;
-    wrong.push(login(LoginOf::Application, "stranger", "x", &[("authMechanism", "PLAIN"), ("authSource", "shop")]));
-    let failure = load(&subject_with(target.address, wrong), &image, &saved).await.unwrap_err();
-    assert!(failure.code == "data.login" && failure.cause.contains("stranger"), "{}", text(&failure));
+    let script = scripted(move |_, _, command| match command.keys().next().unwrap().as_str() {
+        "createRole" | "grantRolesToRole" | "createUser" | "_mergeAuthzCollections" => Some(doc! {"ok": 1.0}),
+        "saslStart" => plain_sign_in(command, "root", "boss"),
+        _ => None,
+    });
+    let target = Peer::start(State::default(), script).await;
+    let failure = load(&subject_with(target.address, logins), &image, &saved).await.unwrap_err();
+    assert!(failure.code == "data.login" && failure.cause.contains("user \"shop\""), "{}", text(&failure));
+}
+
+/// A user or role as the server itself stores it.
+fn account(of: &str, db: &str, name: &str, more: Document) -> Document {
+    let mut account = doc! {"_id": format!("{db}.{name}"), of: name, "db": db, "roles": []};
+    account.extend(more);
+    account
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_role_backup_is_enough_for_accounts_and_less_is_refused_by_name() {
+    let repository = TestRepository::new().await;
+    let image = repository.image().await;
+    let credentials =
+        doc! {"SCRAM-SHA-1": {"iterationCount": 10000, "salt": "c2FsdA==", "storedKey": "a2V5", "serverKey": "a2V5"}};
+    let restrictions = Bson::Array(vec![doc! {"clientSource": ["10.0.0.0/8"]}.into()]);
+    let user = account(
+        "user",
+        "shop",
+        "shop",
+        doc! {"credentials": credentials, "authenticationRestrictions": restrictions.clone()},
+    );
+    let role = account(
+        "role",
+        "shop",
+        "clerk",
+        doc! {"privileges": [{"resource": {"db": "shop", "collection": ""}, "actions": ["find"]}]},
+    );
+    let denied = |command: &Document| {
+        (is(command, "usersInfo") || is(command, "rolesInfo"))
+            .then(|| error(13, "Unauthorized", "not authorized on admin"))
+    };
+    let state = State::default().with("shop", "m", numbers(5)).with("admin", "system.users", stored([user])).with(
+        "admin",
+        "system.roles",
+        stored([role]),
+    );
+    let script = scripted(move |_, _, command| denied(command).or_else(|| plain_sign_in(command, "shop", "pw")));
+    let source = Peer::start(state, script).await;
+    let own = login(LoginOf::Application, "shop", "pw", &[("authMechanism", "PLAIN"), ("authSource", "shop")]);
+    let saved = save(&subject_with(source.address, vec![own.clone()]), &image).await.unwrap();
+    assert!(saved.copied.notices.is_empty(), "{:?}", saved.copied.notices);
+    let made = scripted(|_, _, command| match command.keys().next().unwrap().as_str() {
+        "createRole" | "createUser" => Some(doc! {"ok": 1.0}),
+        _ => plain_sign_in(command, "shop", "pw"),
+    });
+    let target = Peer::start(State::default(), made).await;
+    load(&subject_with(target.address, vec![own.clone()]), &image, &saved).await.unwrap();
+    assert_eq!(target.sent("createRole")[0].get_str("createRole").ok(), Some("clerk"));
+    let created = &target.sent("createUser")[0];
+    assert_eq!(created.get("authenticationRestrictions"), Some(&restrictions), "nobody may sign in from elsewhere");
+    assert_eq!(created.get_array("mechanisms").unwrap(), &[Bson::from("SCRAM-SHA-1")]);
+    // Who may see neither the collections nor the accounts saves nothing.
+    let script = scripted(move |_, _, command| {
+        let own = command.get_str("find").is_ok_and(|name| name.starts_with("system."));
+        if own {
+            Some(error(13, "Unauthorized", "not authorized on admin"))
+        } else {
+            denied(command).or_else(|| plain_sign_in(command, "shop", "pw"))
+        }
+    });
+    let source = Peer::start(State::default().with("shop", "m", numbers(5)), script).await;
+    let failure = MongoDb.prepare(&subject_with(source.address, vec![own]), false).await.err().unwrap();
+    assert!(failure.code == "data.rights" && failure.cause.contains("users and roles"), "{}", text(&failure));
+    assert!(failure.next.contains("role: \"backup\""), "{}", text(&failure));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_asks_for_no_login_is_read_whatever_the_settings_say() {
+    let repository = TestRepository::new().await;
+    let script = scripted(|_, _, command| {
+        is(command, "saslStart").then(|| error(18, "AuthenticationFailed", "Authentication failed."))
+    });
+    let peer = Peer::start(State::default().with("shop", "m", numbers(5)), script).await;
+    let logins = vec![login(LoginOf::Application, "shop", "old", &[("authMechanism", "PLAIN")])];
+    let saved = save(&subject_with(peer.address, logins.clone()), &repository.image().await).await.unwrap();
+    assert_eq!(saved.copied.streams[0].items, 5);
+    // One that was given by name is the only one.
+    let given = vec![login(LoginOf::Given, "shop", "old", &[("authMechanism", "PLAIN")])];
+    assert_eq!(MongoDb.inspect(&subject_with(peer.address, given)).await.unwrap_err().code, "data.authentication");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_waits_for_a_server_that_is_still_starting() {
+    let repository = TestRepository::new().await;
+    let image = repository.image().await;
+    let source = Peer::plain(State::default().with("shop", "m", numbers(50))).await;
+    let saved = save(&subject(source.address), &image).await.unwrap();
+    // First nobody may sign in; then there is the server for the image's own scripts; then the real one.
+    let script = scripted(|state, _, command| {
+        let looks = state.commands.iter().filter(|(_, c)| is(c, "saslStart")).count();
+        match command.keys().next().unwrap().as_str() {
+            "listDatabases" if looks <= 2 => {
+                Some(error(13, "Unauthorized", "command listDatabases requires authentication"))
+            }
+            "saslStart" if looks <= 2 => Some(error(18, "AuthenticationFailed", "Authentication failed.")),
+            "saslStart" => plain_sign_in(command, "root", "boss"),
+            "getCmdLineOpts" if looks <= 6 => Some(
+                doc! {"argv": ["mongod", "--config", "/tmp/docker-entrypoint-temp-config.json", "--bind_ip", "127.0.0.1"], "ok": 1.0},
+            ),
+            _ => None,
+        }
+    });
+    let target = Peer::start(State::default(), script).await;
+    let root = login(LoginOf::Administrator, "root", "boss", &[("authMechanism", "PLAIN"), ("authSource", "admin")]);
+    let patient = hurried(subject_with(target.address, vec![root]), 20);
+    let loaded = load(&patient, &image, &saved).await.unwrap();
+    assert_eq!(differences(&saved.copied.streams, &loaded.streams), Vec::<String>::new());
+    let state = target.state.lock().unwrap();
+    let first = |name: &str| state.commands.iter().position(|(_, c)| is(c, name)).unwrap();
+    let last_look = state.commands.iter().rposition(|(_, c)| is(c, "getCmdLineOpts")).unwrap();
+    assert!(last_look < first("create"), "nothing was written to a server that goes away");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_set_is_initiated_as_it_was_where_nobody_else_does() {
+    let repository = TestRepository::new().await;
+    let image = repository.image().await;
+    let mut state = State::replica_set().with("shop", "m", numbers(50));
+    state.hello.extend(doc! {"hosts": ["mongo-0.mongo.shop.svc.cluster.local:27017"]});
+    let source = Peer::plain(state).await;
+    let saved = save(&subject(source.address), &image).await.unwrap();
+    let script = scripted(|state, _, command| {
+        let name = command.keys().next().unwrap().as_str();
+        let since = state.commands.iter().position(|(_, c)| is(c, "replSetInitiate"));
+        let hellos = |from: usize| state.commands[from..].iter().filter(|(_, c)| is(c, "hello")).count();
+        let secondary = since.is_some_and(|at| hellos(at) < 3);
+        let base = doc! {"maxWireVersion": 21, "minWireVersion": 0, "maxBsonObjectSize": 16_777_216, "maxMessageSizeBytes": 48_000_000, "maxWriteBatchSize": 100_000, "logicalSessionTimeoutMinutes": 30, "ok": 1.0};
+        let mut hello = base;
+        match name {
+            "hello" | "isMaster" | "ismaster" if since.is_none() => {
+                hello.extend(doc! {"isWritablePrimary": false, "ismaster": false, "secondary": false, "isreplicaset": true, "info": "Does not have a valid replica set config"});
+                Some(hello)
+            }
+            "hello" | "isMaster" | "ismaster" => {
+                hello.extend(doc! {"isWritablePrimary": !secondary, "ismaster": !secondary, "secondary": secondary, "setName": "rs0", "hosts": ["mongo-0.mongo:27017"], "me": "mongo-0.mongo:27017"});
+                Some(hello)
+            }
+            "listDatabases" if since.is_none() => {
+                Some(error(13436, "NotPrimaryOrSecondary", "node is not in primary or recovering state"))
+            }
+            "replSetInitiate" => Some(doc! {"ok": 1.0}),
+            _ => None,
+        }
+    });
+    let target = Peer::start(State::default(), script).await;
+    let loaded = load(&hurried(subject(target.address), 20), &image, &saved).await.unwrap();
+    assert_eq!(differences(&saved.copied.streams, &loaded.streams), Vec::<String>::new());
+    let initiated = target.sent("replSetInitiate");
+    let wanted = doc! {"_id": "rs0", "members": [{"host": "mongo-0.mongo:27017", "_id": 0}]};
+    assert_eq!((initiated.len(), initiated[0].get_document("replSetInitiate").unwrap()), (1, &wanted));
+    // Saving one that holds nothing because nobody initiated it would be a lie.
+    let script = scripted(|_, _, command| {
+        ["hello", "isMaster", "ismaster"].iter().any(|name| is(command, name)).then(|| {
+            doc! {"isWritablePrimary": false, "ismaster": false, "secondary": false, "isreplicaset": true, "maxWireVersion": 21, "minWireVersion": 0,
+                "maxBsonObjectSize": 16_777_216, "maxMessageSizeBytes": 48_000_000, "maxWriteBatchSize": 100_000, "ok": 1.0}
+        })
+    });
+    let empty = Peer::start(State::default(), script).await;
+    let failure = MongoDb.inspect(&subject(empty.address)).await.unwrap_err();
+    assert!(failure.cause.contains("nobody has initiated"), "{}", text(&failure));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_server_is_read_along_its_ids_and_without_them_where_it_can_not() {
+    let repository = TestRepository::new().await;
+    let mut capped = numbers(9);
+    capped.options = doc! {"capped": true, "size": 4096};
+    let state = || State::default().with("shop", "m", numbers(50)).with("shop", "log", capped.clone());
+    let peer = Peer::plain(state()).await;
+    save(&subject(peer.address), &repository.image().await).await.unwrap();
+    let hint = |peer: &Peer, name: &str| {
+        let found = peer
+            .sent("find")
+            .into_iter()
+            .filter(|c| c.get_str("find").ok() == Some(name) && c.contains_key("batchSize"));
+        found.map(|c| c.contains_key("hint")).collect::<Vec<_>>()
+    };
+    assert_eq!((hint(&peer, "m"), hint(&peer, "log")), (vec![true], vec![false]));
+    let script = scripted(|_, _, command| {
+        command.contains_key("hint").then(|| {
+            error(2, "BadValue", "error processing query: hint provided does not correspond to an existing index")
+        })
+    });
+    let peer = Peer::start(state(), script).await;
+    let saved = save(&subject(peer.address), &repository.image().await).await.unwrap();
+    assert_eq!((hint(&peer, "m"), saved.copied.streams[1].items), (vec![true, false], 50));
+    let set = Peer::plain(State::replica_set().with("shop", "m", numbers(50))).await;
+    save(&subject(set.address), &repository.image().await).await.unwrap();
+    assert_eq!(hint(&set, "m"), [false], "a snapshot needs none");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_older_than_the_library_wants_are_saved_and_loaded_all_the_same() {
+    let repository = TestRepository::new().await;
+    let image = repository.image().await;
+    let old = |age: i32| State { hello: doc! {"maxWireVersion": age}, ..State::default() };
+    let data = stored((0..3000).map(|n| doc! {"_id": n, "maxWireVersion": 6}));
+    let source = Peer::plain(old(6).with("shop", "m", data)).await;
+    let saved = save(&subject(source.address), &image).await.unwrap();
+    let target = Peer::plain(old(8)).await;
+    let loaded = load(&subject(target.address), &image, &saved).await.unwrap();
+    assert_eq!(differences(&saved.copied.streams, &loaded.streams), Vec::<String>::new());
+    // Held writes are let go through the same way, even when the holder is just dropped.
+    drop(open(&subject(source.address), true).await.unwrap());
+    until(|| !source.state.lock().unwrap().locked && source.sent("fsync").len() == 1).await;
+    // Still older ones have other messages.
+    let failure = MongoDb.inspect(&subject(Peer::plain(old(5)).await.address)).await.unwrap_err();
+    assert!(failure.code == "data.too-old" && failure.class == FailureClass::Permanent, "{}", text(&failure));
+    assert!(failure.cause.contains("wire version 5"), "{}", text(&failure));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_that_vanishes_under_its_cursor_is_worth_another_try() {
+    let repository = TestRepository::new().await;
+    for (code, name) in [(175, "QueryPlanKilled"), (136, "CappedPositionLost")] {
+        let script =
+            scripted(move |_, _, command| is(command, "getMore").then(|| error(code, name, "collection dropped")));
+        let peer = Peer::start(State::default().with("shop", "m", numbers(5000)), script).await;
+        let failure = save(&subject(peer.address), &repository.image().await).await.err().unwrap();
+        assert!(failure.is_retryable() && failure.cause.contains("collection dropped"), "{}", text(&failure));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_replica_set_is_a_snapshot_and_what_appears_in_it_is_seen() {
+    let repository = TestRepository::new().await;
+    let peer = Peer::plain(State::replica_set()).await;
+    let saved = save(&subject(peer.address), &repository.image().await).await.unwrap();
+    assert_eq!((saved.copied.consistency.level, saved.copied.streams.len()), (ConsistencyLevel::Snapshot, 0));
+    let held = open(&subject(peer.address), false).await.unwrap();
+    peer.state.lock().unwrap().collections.insert(("shop".to_owned(), "new".to_owned()), numbers(1));
+    let failure = copy(&subject(peer.address), held.as_ref(), &repository.image().await).await.err().unwrap();
+    assert_eq!(failure.code, "data.moving", "{}", text(&failure));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

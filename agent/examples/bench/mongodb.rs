@@ -60,21 +60,62 @@ async fn read(client: &Client, collection: &str) -> u64 {
     bytes
 }
 
+/// Every document of one collection, inserted in batches, two at once, and nothing looked at afterwards.
+async fn write(client: &Client, collection: &str, documents: &[Vec<u8>]) {
+    let half = documents.len() / 2;
+    let (first, second) = documents.split_at(half);
+    tokio::join!(
+        mongod::insert(client, "bench", collection, first),
+        mongod::insert(client, "bench", collection, second)
+    );
+}
+
+/// The same bytes in one collection as in four: what a save of each takes.
+async fn one_beside_four(megabytes: u64, rounds: u64, seed: u64) {
+    let (one, four) = (Mongod::start(), Mongod::start());
+    let mut random = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+    let all = documents(&mut random, megabytes * 1_000_000);
+    mongod::insert(&one.client(), "bench", "all", &all).await;
+    for (number, some) in all.chunks(all.len().div_ceil(4)).enumerate() {
+        mongod::insert(&four.client(), "bench", &format!("part {number}"), some).await;
+    }
+    let (mut of_one, mut of_four) = (Rounds::default(), Rounds::default());
+    for round in 0..=rounds {
+        for (server, took) in [(&one, &mut of_one), (&four, &mut of_four)] {
+            let repository = TestRepository::new().await;
+            let image = repository.image().await;
+            let started = Instant::now();
+            save(&subject(server.address()), &image).await.unwrap();
+            // The first answers are the slowest.
+            if round > 0 {
+                took.took(started);
+            }
+        }
+    }
+    figure(
+        "save of one collection, s (of four)",
+        of_one.median(),
+        of_four.median(),
+        of_one.median() / of_four.median(),
+    );
+}
+
 /// So many megabytes in four collections.
 pub async fn compare(megabytes: u64, rounds: u64, seed: u64) {
     let (source, target) = (Mongod::start(), Mongod::start());
     let client = source.client();
     let mut random = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
-    let mut total = 0;
+    let (mut total, mut all) = (0, Vec::new());
     for (name, percent) in SHARES {
         let documents = documents(&mut random, megabytes * 10_000 * percent);
         total += documents.iter().map(|one| one.len() as u64).sum::<u64>();
         mongod::insert(&client, "bench", name, &documents).await;
+        all.push((name, documents));
     }
     println!("{} MB in {} collections (seed {seed}), {rounds} rounds", total / 1_000_000, SHARES.len());
     let idle = peak();
-    let (mut saves, mut one_by_one, mut at_once, mut loads) =
-        (Rounds::default(), Rounds::default(), Rounds::default(), Rounds::default());
+    let (mut saves, mut one_by_one, mut at_once, mut loads, mut writes) =
+        (Rounds::default(), Rounds::default(), Rounds::default(), Rounds::default(), Rounds::default());
     // The server's first answers are its slowest: none of the rounds is to have them.
     for (name, _) in SHARES {
         read(&client, name).await;
@@ -103,6 +144,13 @@ pub async fn compare(megabytes: u64, rounds: u64, seed: u64) {
         let loaded = load(&subject(target.address()), &image, &saved).await.unwrap();
         loads.took(started);
         assert_eq!(differences(&saved.copied.streams, &loaded.streams), Vec::<String>::new());
+
+        target.client().database("bench").drop().await.unwrap();
+        let started = Instant::now();
+        for (name, documents) in &all {
+            write(&target.client(), name, documents).await;
+        }
+        writes.took(started);
     }
     let own = saves.median();
     for (what, peer) in
@@ -110,6 +158,8 @@ pub async fn compare(megabytes: u64, rounds: u64, seed: u64) {
     {
         figure(&format!("save, s ({what})"), own, peer, own / peer);
     }
-    alone("load, s", loads.median());
+    figure("load, s (raw inserts)", loads.median(), writes.median(), loads.median() / writes.median());
     alone("memory beyond idle, MB", peak() - idle);
+    drop((source, target, all));
+    one_beside_four(megabytes, rounds, seed).await;
 }

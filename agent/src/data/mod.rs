@@ -63,6 +63,16 @@ pub struct ParsedBinding {
     pub login: Option<Login>,
 }
 
+/// One value of an application's configuration under its name: a variable, or a line of a file (the name is the
+/// file's path then).
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The variable's name or the file's path.
+    pub name: &'a str,
+    /// The value or the line. It may be a secret.
+    pub value: &'a str,
+}
+
 /// Who signs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Login {
@@ -239,6 +249,12 @@ pub trait DataService: Send + Sync {
     /// Whether one value of an application's configuration (an environment variable, a line of a file) is a way
     /// to a service of this kind. Pure.
     fn parse_binding(&self, name: &str, value: &str) -> Option<ParsedBinding>;
+
+    /// The login that other settings of the same container give beside `host`, which names this service's host and no
+    /// login (`DB_USER`, `DB_PASSWORD` beside `DB_HOST`). Pure.
+    fn login_beside(&self, _host: &Setting<'_>, _all: &[Setting<'_>]) -> Option<Login> {
+        None
+    }
 
     /// `value` (that [`Self::parse_binding`] understood) with host names replaced as `hosts` says. Pure.
     fn rewrite_binding(&self, value: &str, hosts: &BTreeMap<String, String>) -> String;

@@ -1,16 +1,19 @@
 //! Users and custom roles of the applications: saved with what proves their passwords, never written over others'.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
-use ocopea_protocol::failure::TaskFailure;
+use ocopea_protocol::{failure::TaskFailure, inventory::Gap};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    catalog::{decode, encode, list},
+    catalog::{decode, encode, list, unreadable},
     connect::{Connected, RIGHTS, UNKNOWN, run, server, sources, try_login},
 };
-use crate::data::{Login, LoginOf, Subject};
+use crate::data::{Login, LoginOf, ServerReach, Subject};
 
 /// Users or roles of one server.
 const MOST: usize = 10_000;
@@ -25,6 +28,10 @@ pub(super) struct Accounts {
     /// Why they could not be read.
     #[serde(default)]
     pub(super) unread: Option<String>,
+    /// The application's logins that were let in: `database.user`. Those must be let in after a restore, too; what is
+    /// written in some example of its configuration never was. `None`: others were used, and nobody knows.
+    #[serde(default)]
+    pub(super) let_in: Option<Vec<(String, String)>>,
 }
 
 impl fmt::Debug for Accounts {
@@ -61,44 +68,80 @@ fn documents(answer: &Document, key: &str) -> Vec<Document> {
         .unwrap_or_default()
 }
 
-/// All users, with credentials where the login may see them.
-async fn users(subject: &Subject, connected: &Connected) -> Result<Vec<Document>, TaskFailure> {
-    let command = doc! {"usersInfo": {"forAllDBs": true}, "showCredentials": true, "showCustomData": true, "showAuthenticationRestrictions": false};
-    match run(subject, connected, "admin", "read the users of", command).await {
-        Ok(answer) => Ok(documents(&answer, "users")),
-        // The role `backup` reads the collection itself.
-        Err(failure) if failure.code == RIGHTS => {
-            let found = list(subject, connected, "admin", "read the users of", doc! {"find": "system.users"}).await?;
-            let found = found
-                .into_iter()
-                .take(MOST)
-                .filter_map(|raw| Document::try_from(RawDocumentBuf::from_bytes(raw).ok()?).ok());
-            Ok(found.collect())
-        }
-        Err(failure) => Err(failure),
+/// What the server itself keeps them in. The role `backup` may read these collections, and not ask for accounts.
+async fn kept(subject: &Subject, connected: &Connected, what: &str) -> Result<Vec<Document>, TaskFailure> {
+    let verb = format!("read the {what} of");
+    let found = list(subject, connected, "admin", &verb, doc! {"find": format!("system.{what}")}).await?;
+    let read = |raw| Document::try_from(RawDocumentBuf::from_bytes(raw).ok()?).ok();
+    Ok(found.into_iter().take(MOST).filter_map(read).collect())
+}
+
+/// What the collection holds, else what the server says: others of the same protocol may have either, or neither.
+async fn kept_or(
+    kept: Result<Vec<Document>, TaskFailure>,
+    told: impl Future<Output = Result<Vec<Document>, TaskFailure>>,
+) -> Result<Vec<Document>, TaskFailure> {
+    let passing = |failure: &TaskFailure| failure.is_retryable() || failure.code == "cancelled";
+    match kept {
+        Ok(kept) if !kept.is_empty() => Ok(kept),
+        Ok(none) => match told.await {
+            Err(failure) if !passing(&failure) => Ok(none),
+            other => other,
+        },
+        Err(failure) if passing(&failure) => Err(failure),
+        Err(_) => told.await,
     }
 }
 
+/// All users, with credentials where the login may see them.
+async fn users(subject: &Subject, connected: &Connected) -> Result<Vec<Document>, TaskFailure> {
+    let told = async {
+        let command = doc! {"usersInfo": {"forAllDBs": true}, "showCredentials": true, "showCustomData": true, "showAuthenticationRestrictions": false};
+        let answer = run(subject, connected, "admin", "read the users of", command).await?;
+        Ok(documents(&answer, "users"))
+    };
+    kept_or(kept(subject, connected, "users").await, told).await
+}
+
 async fn roles(subject: &Subject, connected: &Connected) -> Result<Vec<Document>, TaskFailure> {
-    let mut databases: BTreeSet<String> = connected.databases.iter().cloned().collect();
-    databases.insert("admin".to_owned());
-    let mut out = Vec::new();
-    for database in databases.iter().filter(|name| !["local", "config"].contains(&name.as_str())) {
-        let command = doc! {"rolesInfo": 1, "showPrivileges": true, "showBuiltinRoles": false};
-        let answer = run(subject, connected, database, "read the roles of", command).await?;
-        out.extend(documents(&answer, "roles").into_iter().filter(|role| !role.get_bool("isBuiltin").unwrap_or(false)));
+    let told = async {
+        let mut databases: BTreeSet<String> = connected.databases.iter().cloned().collect();
+        databases.insert("admin".to_owned());
+        let mut out = Vec::new();
+        for database in databases.iter().filter(|name| !["local", "config"].contains(&name.as_str())) {
+            let command = doc! {"rolesInfo": 1, "showPrivileges": true, "showBuiltinRoles": false};
+            let answer = run(subject, connected, database, "read the roles of", command).await?;
+            out.extend(
+                documents(&answer, "roles").into_iter().filter(|role| !role.get_bool("isBuiltin").unwrap_or(false)),
+            );
+        }
+        Ok(out)
+    };
+    kept_or(kept(subject, connected, "roles").await, told).await
+}
+
+/// What a login may not see of them before a byte is copied; nothing where the server knows no accounts.
+pub(super) async fn gap(subject: &Subject, connected: &Connected) -> Result<Option<Gap>, TaskFailure> {
+    match both(subject, connected).await {
+        Err(failure) if failure.is_retryable() || failure.code == "cancelled" => Err(failure),
+        Err(failure) if failure.code == RIGHTS => {
+            Ok(Some(unreadable(connected, subject, "users and roles", &failure.cause)))
+        }
+        _ => Ok(None),
     }
-    Ok(out)
+}
+
+async fn both(subject: &Subject, connected: &Connected) -> Result<(Vec<Document>, Vec<Document>), TaskFailure> {
+    Ok((users(subject, connected).await?, roles(subject, connected).await?))
 }
 
 /// Reads users and roles; a server that knows none has none.
 pub(super) async fn read(subject: &Subject, connected: &Connected) -> Result<Accounts, TaskFailure> {
-    let both = async { Ok::<_, TaskFailure>((users(subject, connected).await?, roles(subject, connected).await?)) };
-    match both.await {
+    match both(subject, connected).await {
         Ok((users, roles)) => Ok(Accounts {
             users: users.iter().map(binary).collect(),
             roles: roles.iter().map(binary).collect(),
-            unread: None,
+            ..Accounts::default()
         }),
         Err(failure) if failure.code == UNKNOWN => Ok(Accounts::default()),
         Err(failure) if failure.is_retryable() || failure.code == "cancelled" => Err(failure),
@@ -143,7 +186,10 @@ pub(super) async fn restore(
             continue;
         }
         let privileges = role.get_array("privileges").cloned().unwrap_or_default();
-        let command = doc! {"createRole": &role_name, "privileges": privileges, "roles": []};
+        let mut command = doc! {"createRole": &role_name, "privileges": privileges, "roles": []};
+        if let Some(restrictions) = restrictions(&role) {
+            command.insert("authenticationRestrictions", restrictions);
+        }
         let outcome = run(subject, connected, &database, "make a role of", command).await;
         if note(format!("role {database}.{role_name}"), outcome)? {
             made.push(role);
@@ -188,14 +234,25 @@ pub(super) async fn restore(
     Ok(notices)
 }
 
+/// From where an account may be used, where that is restricted.
+fn restrictions(account: &Document) -> Option<Bson> {
+    account.get("authenticationRestrictions").filter(|of| of.as_array().is_some_and(|list| !list.is_empty())).cloned()
+}
+
 /// The application's user, whose password its configuration holds.
 fn create(user: &Document, login: &Login) -> Document {
     let mut command = doc! {"createUser": &login.user, "pwd": login.password.reveal()};
     command.insert("roles", user.get_array("roles").cloned().unwrap_or_default());
-    for (key, allowed) in [("customData", true), ("mechanisms", true)] {
-        if let Some(value) = user.get(key).filter(|_| allowed) {
-            command.insert(key, value.clone());
-        }
+    if let Some(value) = user.get("customData") {
+        command.insert("customData", value.clone());
+    }
+    let by_credentials =
+        || user.get_document("credentials").ok().map(|of| of.keys().cloned().map(Bson::String).collect());
+    if let Some(mechanisms) = user.get_array("mechanisms").ok().cloned().or_else(by_credentials) {
+        command.insert("mechanisms", mechanisms);
+    }
+    if let Some(restrictions) = restrictions(user) {
+        command.insert("authenticationRestrictions", restrictions);
     }
     command
 }
@@ -231,26 +288,69 @@ async fn take_over(subject: &Subject, connected: &Connected, users: Vec<Document
     merged.and(dropped)
 }
 
-/// Signs in as the application does: only then is a restore one.
-pub(super) async fn sign_in_as_application(subject: &Subject) -> Result<(), TaskFailure> {
+/// Which of the application's logins the server lets in: database and user.
+pub(super) async fn let_in(subject: &Subject) -> Result<Option<Vec<(String, String)>>, TaskFailure> {
     let server = server(subject)?;
-    for login in server.logins.iter().filter(|login| login.of == LoginOf::Application && !login.user.is_empty()) {
-        let mut refusal = None;
-        for source in sources(login) {
-            match try_login(subject, server, Some((login, source))).await {
-                Ok(_) => {
-                    refusal = None;
-                    break;
-                }
-                Err(failure) if failure.is_retryable() || failure.code == "cancelled" => return Err(failure),
-                Err(failure) => refusal = Some(failure),
-            }
-        }
-        if let Some(refusal) = refusal {
-            let what = format!("the application can't sign in to the restored \"{}\"", subject.name);
-            return Err(TaskFailure::permanent("data.login", what, refusal.cause)
-                .next("save again with --credentials of a user with the role backup, so that accounts come along"));
+    if server.logins.iter().any(|login| login.of == LoginOf::Given) {
+        return Ok(None);
+    }
+    let mut out = Vec::new();
+    for (login, source) in of_application(server) {
+        match try_login(subject, server, Some((login, source.clone()))).await {
+            Ok(_) => out.push((source, login.user.clone())),
+            Err(failure) if failure.is_retryable() || failure.code == "cancelled" => return Err(failure),
+            Err(_) => {}
         }
     }
-    Ok(())
+    out.sort();
+    out.dedup();
+    Ok(Some(out))
+}
+
+fn of_application(server: &ServerReach) -> impl Iterator<Item = (&Login, String)> {
+    server
+        .logins
+        .iter()
+        .filter(|login| login.of == LoginOf::Application && !login.user.is_empty())
+        .flat_map(|login| sources(login).into_iter().map(move |source| (login, source)))
+}
+
+/// Signs in as the application does, wherever it could when it was saved: only then is a restore one.
+pub(super) async fn sign_in_as_application(subject: &Subject, accounts: &Accounts) -> Result<(), TaskFailure> {
+    let server = server(subject)?;
+    let let_in: BTreeSet<(String, String)> = match &accounts.let_in {
+        Some(let_in) => let_in.iter().cloned().collect(),
+        None => accounts
+            .users
+            .iter()
+            .map(|text| document(text).map(|user| name(&user, "user")))
+            .collect::<Result<_, _>>()?,
+    };
+    let mut refused: BTreeMap<(String, String), TaskFailure> = BTreeMap::new();
+    let mut welcome = BTreeSet::new();
+    for (login, source) in of_application(server) {
+        let account = (source.clone(), login.user.clone());
+        if !let_in.contains(&account) || welcome.contains(&account) {
+            continue;
+        }
+        match try_login(subject, server, Some((login, source))).await {
+            Ok(_) => {
+                // Another setting may hold an old password of the same user.
+                refused.remove(&account);
+                welcome.insert(account);
+            }
+            Err(failure) if failure.is_retryable() || failure.code == "cancelled" => return Err(failure),
+            Err(failure) => {
+                refused.insert(account, failure);
+            }
+        }
+    }
+    match refused.into_values().next() {
+        None => Ok(()),
+        Some(refusal) => {
+            let what = format!("the application can't sign in to the restored \"{}\"", subject.name);
+            Err(TaskFailure::permanent("data.login", what, refusal.cause)
+                .next("save again with --credentials of a user with the role backup, so that accounts come along"))
+        }
+    }
 }

@@ -7,12 +7,14 @@ use std::{
 
 use ocopea_protocol::secret::Secret;
 
-use crate::data::{Login, LoginOf, ParsedBinding};
+use crate::data::{Login, LoginOf, ParsedBinding, Setting};
 
 /// Longer values are no bindings.
 const LONGEST: usize = 64 * 1024;
 /// Option of a login that came by `mongodb+srv://`: its hosts are in DNS and not in the address.
 pub(super) const SRV: &str = "srv";
+/// Option of a login that was put together from settings that stand one by one.
+pub(super) const BESIDE: &str = "beside";
 
 /// A connection string in a text: where its hosts stand, and its parts.
 struct Uri<'a> {
@@ -106,7 +108,7 @@ pub(super) fn parse(name: &str, value: &str) -> Option<ParsedBinding> {
     }
     let uris = uris(value);
     let (spans, login) = if uris.is_empty() {
-        (plain(value).filter(|_| names_a_host(name))?, None)
+        (plain(value).filter(|_| names_a_host(name)).or_else(|| in_a_line(value))?, None)
     } else {
         // The login is that of the first that has a user, else the first.
         let with_user = uris.iter().find(|uri| uri.user.is_some()).or(uris.first());
@@ -124,20 +126,11 @@ pub(super) fn parse(name: &str, value: &str) -> Option<ParsedBinding> {
 
 /// Whether a variable of this name holds a MongoDB's host.
 fn names_a_host(name: &str) -> bool {
-    let name = name.to_ascii_uppercase().replace(['.', '-'], "_");
-    let words: Vec<&str> = name.split('_').filter(|word| !word.is_empty()).collect();
+    let words = words(name);
     let Some((last, stem)) = words.split_last() else { return false };
-    let host = [
-        "HOST", "HOSTS", "HOSTNAME", "ADDR", "ADDRESS", "SERVER", "SERVERS", "URL", "URI", "ENDPOINT", "SERVICE",
-        "SEEDS",
-    ];
-    let mongo = |word: &str| word.contains("MONGO");
-    if last.starts_with("MONGO") && host.iter().any(|end| last.ends_with(end)) {
-        return true;
-    }
-    host.contains(last)
-        && (stem.iter().any(|word| mongo(word))
-            || stem.last().is_some_and(|word| ["DB", "DATABASE", "DOCDB"].contains(word)))
+    HOST_WORDS.contains(&last.as_str())
+        && (stem.iter().any(|word| word.contains("MONGO"))
+            || stem.last().is_some_and(|word| ["DB", "DATABASE", "DOCDB"].contains(&word.as_str())))
 }
 
 /// `host`, `host:port`, or several with commas, and nothing else.
@@ -160,6 +153,129 @@ fn plain(value: &str) -> Option<Vec<Range<usize>>> {
     Some(spans)
 }
 
+/// A line of a file that gives a host under a database's name: `mongo.host = db:27017`, `"mongoHost": "db",`.
+fn in_a_line(value: &str) -> Option<Vec<Range<usize>>> {
+    let (key, _) = pair(value)?;
+    let at = value.find(['=', ':'])? + 1;
+    let rest = value.get(at..)?;
+    let plain_text = |c: char| !(c.is_whitespace() || "\"',;".contains(c));
+    let start = at + rest.find(plain_text)?;
+    let end = start
+        + value.get(start..)?.find(|c: char| c.is_whitespace() || "\"';".contains(c)).unwrap_or(value.len() - start);
+    let (host, rest) = (value.get(start..end)?.trim_end_matches(','), value.get(end..)?);
+    let rest = rest.trim_start_matches(|c: char| c.is_whitespace() || "\"',;".contains(c));
+    if !names_a_host(&key) || !(rest.is_empty() || rest.starts_with('#')) {
+        return None;
+    }
+    let spans = plain(host)?;
+    Some(spans.into_iter().map(|span| span.start + start..span.end + start).collect())
+}
+
+/// Key and value of a line, without quotes around them.
+fn pair(line: &str) -> Option<(String, String)> {
+    let line = line.trim().trim_start_matches("export ").trim_end_matches([',', ';']);
+    let (key, value) = line.split_once(['=', ':'])?;
+    let bare = |text: &str| text.trim().trim_matches(['"', '\'']).to_owned();
+    let key = bare(key);
+    let fine =
+        !key.is_empty() && key.len() <= 100 && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    fine.then(|| (key, bare(value)))
+}
+
+/// A login from settings that stand one by one beside the one that names the host: `MONGO_USER` and `MONGO_PASSWORD`
+/// beside `MONGO_HOST`, lines of the same file beside a line. Pure.
+pub(super) fn login_beside(host: &Setting<'_>, all: &[Setting<'_>]) -> Option<Login> {
+    let named = |setting: &Setting<'_>| -> Option<(String, String)> {
+        if setting.name.starts_with('/') {
+            pair(setting.value)
+        } else {
+            Some((setting.name.to_owned(), setting.value.to_owned()))
+        }
+    };
+    let same_place = |setting: &Setting<'_>| {
+        setting.name.starts_with('/') == host.name.starts_with('/')
+            && (!host.name.starts_with('/') || setting.name == host.name)
+    };
+    let (host_name, _) = named(host)?;
+    let settings: Vec<(Vec<String>, String)> = all
+        .iter()
+        .filter(|setting| same_place(setting))
+        .filter_map(named)
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| (words(&name), value))
+        .collect();
+    let mut stem = words(&host_name);
+    while stem.last().is_some_and(|word| HOST_WORDS.contains(&word.as_str())) {
+        stem.pop();
+    }
+    let find = |stem: &[String], ends: &[&str]| {
+        ends.iter().find_map(|end| {
+            let end = words(end);
+            let fits = |name: &Vec<String>| name.strip_prefix(stem).is_some_and(|rest| *rest == *end);
+            settings.iter().find(|(name, _)| fits(name)).map(|(_, value)| value.clone())
+        })
+    };
+    // Under the very same name; else under any that speaks of MongoDB (`MONGO_HOST` beside `MONGODB_USERNAME`).
+    let mut stems = vec![stem.clone()];
+    for (name, _) in &settings {
+        if let Some(at) = name.iter().position(|word| word.starts_with("MONGO")) {
+            stems.push(name[..=at].to_vec());
+        }
+    }
+    let stem = stems.into_iter().find(|stem| find(stem, &USERS).is_some())?;
+    let mut options = BTreeMap::from([(BESIDE.to_owned(), "true".to_owned())]);
+    if let Some(source) = find(&stem, &SOURCES) {
+        options.insert("authSource".to_owned(), source);
+    }
+    for (end, option) in [("TLS", "tls"), ("SSL", "tls"), ("AUTH_MECHANISM", "authMechanism")] {
+        if let Some(value) = find(&stem, &[end]) {
+            options.insert(option.to_owned(), value);
+        }
+    }
+    Some(Login {
+        of: LoginOf::Application,
+        user: find(&stem, &USERS)?,
+        password: Secret::new(find(&stem, &PASSWORDS).unwrap_or_default()),
+        database: find(&stem, &DATABASES),
+        options,
+    })
+}
+
+const HOST_WORDS: [&str; 12] =
+    ["HOST", "HOSTS", "HOSTNAME", "ADDR", "ADDRESS", "SERVER", "SERVERS", "URL", "URI", "ENDPOINT", "SERVICE", "SEEDS"];
+const USERS: [&str; 7] = ["USER", "USERNAME", "USER_NAME", "LOGIN", "ROOT_USERNAME", "ROOT_USER", "APP_USER"];
+const PASSWORDS: [&str; 7] = ["PASSWORD", "PASS", "PASSWD", "PWD", "ROOT_PASSWORD", "USER_PASSWORD", "SECRET"];
+const DATABASES: [&str; 6] = ["DATABASE", "DB", "DBNAME", "DB_NAME", "DATABASE_NAME", "NAME"];
+const SOURCES: [&str; 6] =
+    ["AUTH_SOURCE", "AUTHSOURCE", "AUTH_DB", "AUTH_DATABASE", "AUTHENTICATION_DATABASE", "AUTHDB"];
+
+/// `shop.mongoUser`, `SHOP_MONGO_USER` → SHOP MONGO USER; one word with MONGO in front is two.
+fn words(name: &str) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    let mut word = String::new();
+    let mut small = false;
+    for c in name.chars() {
+        if !c.is_ascii_alphanumeric() || (small && c.is_ascii_uppercase()) {
+            out.push(std::mem::take(&mut word));
+        }
+        if c.is_ascii_alphanumeric() {
+            word.push(c.to_ascii_uppercase());
+        }
+        small = c.is_ascii_lowercase();
+    }
+    out.push(word);
+    let mut split = Vec::new();
+    for word in out.into_iter().filter(|word| !word.is_empty()) {
+        let rest = word.strip_prefix("MONGODB").or_else(|| word.strip_prefix("MONGO")).map(str::to_owned);
+        match rest {
+            Some(rest) if !rest.is_empty() => split.extend(["MONGO".to_owned(), rest]),
+            Some(_) => split.push("MONGO".to_owned()),
+            None => split.push(word),
+        }
+    }
+    split
+}
+
 /// `value` with other hosts, all else byte for byte.
 pub(super) fn rewrite(value: &str, hosts: &BTreeMap<String, String>) -> String {
     if value.len() > LONGEST {
@@ -167,7 +283,7 @@ pub(super) fn rewrite(value: &str, hosts: &BTreeMap<String, String>) -> String {
     }
     let uris = uris(value);
     let spans = if uris.is_empty() {
-        plain(value).unwrap_or_default()
+        plain(value).or_else(|| in_a_line(value)).unwrap_or_default()
     } else {
         uris.into_iter().flat_map(|uri| uri.hosts).collect()
     };
@@ -237,6 +353,77 @@ mod tests {
         ] {
             assert!(parse(name, value).is_none(), "{name}={value}");
         }
+    }
+
+    #[test]
+    fn lines_of_files_name_hosts_too() {
+        for line in [
+            "spring.data.mongodb.host=db",
+            "  mongo_host: db:27017",
+            "\"mongoHost\": \"db\",",
+            "export DB_HOST='db'",
+            "mongodb.hosts = db,db",
+        ] {
+            assert_eq!(parse("/etc/app.conf", line).map(|p| p.hosts), Some(vec!["db".to_owned()]), "{line}");
+            let hosts = BTreeMap::from([("db".to_owned(), "new".to_owned())]);
+            assert_eq!(
+                rewrite(line, &hosts).matches("new").count(),
+                line.matches("db").count() - line.matches("mongodb").count(),
+                "{line}"
+            );
+        }
+        for line in ["host: db", "redis.host=db", "mongo_host:", "mongo_host = a b/c", "mongodb:"] {
+            assert!(parse("/etc/app.conf", line).is_none(), "{line}");
+        }
+    }
+
+    #[test]
+    fn logins_are_put_together_from_settings_that_stand_one_by_one() {
+        let of = |host: &str, all: &[(&str, &str)]| {
+            let all: Vec<Setting<'_>> = all.iter().map(|(name, value)| Setting { name, value }).collect();
+            let host = all.iter().find(|one| one.name == host || one.value.starts_with(host)).copied().unwrap();
+            login_beside(&host, &all).map(|login| {
+                (
+                    login.user,
+                    login.password.reveal().to_owned(),
+                    login.database.unwrap_or_default(),
+                    login.options.get("authSource").cloned().unwrap_or_default(),
+                )
+            })
+        };
+        let login = |a: &str, b: &str, c: &str, d: &str| Some((a.to_owned(), b.to_owned(), c.to_owned(), d.to_owned()));
+        let env = [
+            ("MONGO_HOST", "db"),
+            ("MONGO_PORT", "1"),
+            ("MONGO_USER", "u"),
+            ("MONGO_PASSWORD", "p%40:"),
+            ("MONGO_DB", "shop"),
+            ("MONGO_AUTH_SOURCE", "admin"),
+        ];
+        assert_eq!(of("MONGO_HOST", &env), login("u", "p%40:", "shop", "admin"));
+        let env = [
+            ("SHOP_DB_HOST", "db"),
+            ("SHOP_DB_USERNAME", "u"),
+            ("SHOP_DB_PASS", "p"),
+            ("SHOP_DB_NAME", "shop"),
+            ("DB_USER", "other"),
+        ];
+        assert_eq!(of("SHOP_DB_HOST", &env), login("u", "p", "shop", ""));
+        let env = [("MONGO_URL", "db:27017"), ("MONGODB_USERNAME", "u"), ("MONGODB_PASSWORD", "p")];
+        assert_eq!(of("MONGO_URL", &env), login("u", "p", "", ""));
+        let env = [("MONGOHOST", "db"), ("MONGOUSER", "u"), ("MONGOPASSWORD", "p")];
+        assert_eq!(of("MONGOHOST", &env), login("u", "p", "", ""));
+        let file = "/etc/app.properties";
+        let lines = [
+            (file, "spring.data.mongodb.host=db"),
+            (file, "spring.data.mongodb.username=u"),
+            (file, "spring.data.mongodb.password=\"p\""),
+            (file, "spring.data.mongodb.authentication-database=admin"),
+            ("/etc/other", "spring.data.mongodb.username=x"),
+            ("MONGO_USER", "y"),
+        ];
+        assert_eq!(of("spring.data.mongodb.host", &lines), login("u", "p", "", "admin"));
+        assert_eq!(of("MONGO_HOST", &[("MONGO_HOST", "db"), ("POSTGRES_USER", "u"), ("MONGO_USER", "")]), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use ocopea_protocol::{failure::TaskFailure, inventory::Gap};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    accounts::Accounts,
+    accounts::{self, Accounts},
     connect::{Connected, OWN, RIGHTS, UNKNOWN, number, run, within},
     raw,
 };
@@ -31,6 +31,36 @@ pub(super) struct Facts {
     /// Users and roles of the applications.
     #[serde(default)]
     pub(super) accounts: Accounts,
+    /// The replica set that it is.
+    #[serde(default)]
+    pub(super) set: Option<ReplicaSet>,
+}
+
+/// A replica set's name and members, as any of them tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ReplicaSet {
+    pub(super) name: String,
+    /// `HOST:PORT` each.
+    pub(super) hosts: Vec<String>,
+    /// Those that never become primary.
+    pub(super) passives: Vec<String>,
+    /// Those without data.
+    pub(super) arbiters: Vec<String>,
+}
+
+impl ReplicaSet {
+    fn of(hello: &Document) -> Option<Self> {
+        let list = |name: &str| {
+            let hosts = hello.get_array(name).map(Vec::as_slice).unwrap_or_default();
+            hosts.iter().filter_map(|host| host.as_str().map(str::to_owned)).take(50).collect()
+        };
+        Some(Self {
+            name: hello.get_str("setName").ok()?.to_owned(),
+            hosts: list("hosts"),
+            passives: list("passives"),
+            arbiters: list("arbiters"),
+        })
+    }
 }
 
 /// A collection or view.
@@ -162,6 +192,20 @@ pub(super) fn decode(text: &str) -> Result<Vec<u8>, TaskFailure> {
     Ok(bytes)
 }
 
+/// The first answer to a command that opens a cursor, as it is.
+pub(super) async fn first_answer(
+    subject: &Subject,
+    connected: &Connected,
+    database: &str,
+    verb: &str,
+    command: Document,
+) -> Result<Option<Vec<u8>>, TaskFailure> {
+    let handle = connected.client.database(database);
+    let mut cursor = within(subject, verb, handle.run_cursor_command(command).batch()).await?;
+    let batch = within(subject, verb, async { cursor.next().await.transpose() }).await?;
+    Ok(batch.map(|batch| batch.as_raw_document().as_bytes().to_vec()))
+}
+
 /// The documents that a command gives by a cursor, as they are.
 pub(super) async fn list(
     subject: &Subject,
@@ -209,7 +253,8 @@ fn is_servers_own(database: &str, name: &str) -> bool {
 
 /// Everything of the server that belongs to applications, and what of it can't be saved.
 pub(super) async fn read(subject: &Subject, connected: &Connected) -> Result<Catalog, TaskFailure> {
-    let facts = Facts { version: connected.version.clone(), ..Facts::default() };
+    let set = ReplicaSet::of(&connected.hello);
+    let facts = Facts { version: connected.version.clone(), set, ..Facts::default() };
     let mut catalog = Catalog { facts, gaps: Vec::new(), notices: Vec::new() };
     if connected.is_router() {
         catalog.gaps.push(refused(
@@ -354,6 +399,7 @@ pub(super) async fn rights(subject: &Subject, connected: &Connected, facts: &Fac
         let what = format!("{} of {} collections: {}", refusals.len(), facts.collections.len(), names.join(", "));
         gaps.push(unreadable(connected, subject, &what, why));
     }
+    gaps.extend(accounts::gap(subject, connected).await?);
     Ok(gaps)
 }
 
@@ -363,7 +409,8 @@ async fn probe(
     one: Collection,
 ) -> Result<Option<(String, String)>, TaskFailure> {
     let command = doc! {"find": &one.name, "limit": 1, "singleBatch": true, "projection": {"_id": 1}};
-    match run(subject, connected, &one.database, &format!("read {} of", one.stream()), command).await {
+    // As bytes: an `_id` needn't be what a decoder takes.
+    match list(subject, connected, &one.database, &format!("read {} of", one.stream()), command).await {
         Ok(_) => Ok(None),
         Err(failure) if failure.code == RIGHTS => Ok(Some((one.stream(), failure.cause))),
         Err(failure) => Err(failure),

@@ -1,6 +1,6 @@
 //! Connections, an end in bounded time whatever the server does, and its errors as failures.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use mongodb::{
     Client,
@@ -10,7 +10,11 @@ use mongodb::{
 };
 use ocopea_protocol::failure::TaskFailure;
 
-use super::recognise::PASSWORD_FILE;
+use super::{
+    binding::{BESIDE, SRV},
+    older::Disguise,
+    recognise::PASSWORD_FILE,
+};
 use crate::{
     data::{Login, LoginOf, Reach, ServerReach, Subject},
     failures::chain,
@@ -28,8 +32,12 @@ pub(super) const OWN: [&str; 3] = ["admin", "local", "config"];
 pub(super) const UNKNOWN: &str = "data.unknown-command";
 /// The login may not do it.
 pub(super) const RIGHTS: &str = "data.rights";
+/// The server refuses a command for a reason of its own.
+pub(super) const COMMAND: &str = "data.command";
+/// The library doesn't talk to a server of this age.
+const OLD: &str = "data.too-old";
 /// Wrong user or password.
-const AUTHENTICATION: &str = "data.authentication";
+pub(super) const AUTHENTICATION: &str = "data.authentication";
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +60,8 @@ pub(super) struct Connected {
     pub(super) databases: Vec<String>,
     /// Whether these are all that there are.
     pub(super) sees_all: bool,
+    /// What an old server is reached through, as long as the client lives.
+    pub(super) disguise: Option<Arc<Disguise>>,
 }
 
 /// What one message may hold.
@@ -70,6 +80,17 @@ impl Connected {
         self.hello.get_str("setName").is_ok()
     }
 
+    /// Whether it waits to be told which replica set it belongs to.
+    pub(super) fn is_uninitiated(&self) -> bool {
+        is_uninitiated(&self.hello)
+    }
+
+    /// Whether it is a member that may not be written to.
+    pub(super) fn is_no_primary(&self) -> bool {
+        let writable = self.hello.get_bool("isWritablePrimary").or_else(|_| self.hello.get_bool("ismaster"));
+        writable.is_ok_and(|writable| !writable)
+    }
+
     pub(super) fn limits(&self) -> Limits {
         let of = |name: &str, least: u64, most: u64| {
             let claimed = self.hello.get(name).and_then(number).unwrap_or(most);
@@ -85,6 +106,10 @@ impl Connected {
     pub(super) fn major(&self) -> u32 {
         self.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
     }
+}
+
+fn is_uninitiated(hello: &Document) -> bool {
+    hello.get_bool("isreplicaset").unwrap_or(false) && !hello.contains_key("setName")
 }
 
 /// A number of whatever type that isn't negative.
@@ -128,19 +153,27 @@ pub(super) fn failure(subject: &Subject, verb: &str, error: &Error) -> TaskFailu
                     "grant its user the role backup (to save) or root (to load), or pass --credentials {}=USER:PASSWORD",
                     subject.name
                 )),
-                59 => TaskFailure::permanent(UNKNOWN, what, cause),
+                59 | 115 | 238 => TaskFailure::permanent(UNKNOWN, what, cause),
                 239 | 246 => TaskFailure::retryable("data.snapshot-lost", what, cause)
                     .next("all snapshots are opened again; raise minSnapshotHistoryWindowInSeconds of the server if this goes on"),
-                // Cursors and sessions that the server gave up; shutting down; elections; time limits.
-                43 | 237 => TaskFailure::retryable("data.cursor-lost", what, cause),
-                6 | 7 | 50 | 89 | 91 | 189 | 262 | 9001 | 10107 | 11600 | 11602 | 13435 | 13436 | 314 => lost(),
-                _ => TaskFailure::permanent("data.command", what, cause),
+                // Cursors and sessions that the server gave up, or whose collection was dropped, renamed, overtaken.
+                43 | 136 | 175 | 237 => TaskFailure::retryable("data.cursor-lost", what, cause)
+                    .next("it is tried again; save when nothing drops or renames collections"),
+                // Locks, conflicts, what isn't agreed on yet.
+                24 | 46 | 112 | 117 | 134 | 202 | 290 => TaskFailure::retryable("data.busy", what, cause),
+                // Shutting down; elections; time limits.
+                6 | 7 | 50 | 89 | 91 | 189 | 262 | 9001 | 10107 | 11600 | 11601 | 11602 | 13435 | 13436 | 314 => lost(),
+                _ => TaskFailure::permanent(COMMAND, what, cause),
             }
         }
         ErrorKind::InsertMany(_) | ErrorKind::Write(_) => TaskFailure::permanent("data.write", what, cause),
+        ErrorKind::ServerSelection { message, .. } if message.contains("version of the MongoDB Rust driver") => {
+            TaskFailure::permanent(OLD, what, cause).next(format!("leave it out by name: --without {}", subject.name))
+        }
         ErrorKind::InvalidArgument { .. } | ErrorKind::IncompatibleServer { .. } => {
             TaskFailure::permanent("data.argument", what, cause)
         }
+        ErrorKind::Bson(_) | ErrorKind::InvalidResponse { .. } => TaskFailure::permanent("data.answer", what, cause),
         ErrorKind::InvalidTlsConfig { .. } => TaskFailure::permanent("data.tls", what, cause),
         _ => lost(),
     }
@@ -254,8 +287,16 @@ pub(super) async fn run(
     within(subject, verb, async { database.run_command(command).await }).await
 }
 
-fn flag(login: &Login, name: &str) -> bool {
-    login.options.iter().any(|(key, value)| key.eq_ignore_ascii_case(name) && value == "true")
+fn option<'a>(login: &'a Login, name: &str) -> Option<&'a String> {
+    login.options.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+}
+
+/// Whether a server is spoken to by TLS: one login that says so speaks for all. `mongodb+srv://` says so by itself.
+fn is_encrypted(server: &ServerReach) -> bool {
+    server.logins.iter().any(|login| match option(login, "tls").or_else(|| option(login, "ssl")) {
+        Some(said) => said.eq_ignore_ascii_case("true"),
+        None => login.options.contains_key(SRV),
+    })
 }
 
 fn options(
@@ -274,17 +315,17 @@ fn options(
         .retry_reads(true)
         .retry_writes(false)
         .build();
-    let Some((login, source)) = login else { return Ok(options) };
-    if flag(login, "tls") || flag(login, "ssl") {
+    if is_encrypted(server) {
         // The name in the server's certificate can't be checked through a forwarded port.
         let tls = TlsOptions::builder().allow_invalid_certificates(true).build();
         options.tls = Some(Tls::Enabled(tls));
     }
+    let Some((login, source)) = login else { return Ok(options) };
     if login.user.is_empty() {
         return Ok(options);
     }
-    let mechanism = login.options.iter().find(|(key, _)| key.eq_ignore_ascii_case("authMechanism"));
-    let mechanism = match mechanism.map(|(_, name)| (name, name.parse::<AuthMechanism>())) {
+    let mechanism = option(login, "authMechanism").filter(|name| !name.is_empty() && *name != "DEFAULT");
+    let mechanism = match mechanism.map(|name| (name, name.parse::<AuthMechanism>())) {
         None => None,
         Some((_, Ok(known @ (AuthMechanism::ScramSha1 | AuthMechanism::ScramSha256 | AuthMechanism::Plain)))) => {
             Some(known)
@@ -307,23 +348,28 @@ fn options(
 
 /// Databases in which an account of this login may live, likeliest first.
 pub(super) fn sources(login: &Login) -> Vec<String> {
-    let named = login.options.iter().find(|(key, _)| key.eq_ignore_ascii_case("authSource"));
-    if let Some((_, source)) = named {
+    if let Some(source) = option(login, "authSource").filter(|source| !source.is_empty()) {
         return vec![source.clone()];
     }
     let admin = "admin".to_owned();
-    match (login.of, &login.database) {
-        (LoginOf::Application, Some(database)) => vec![database.clone()],
-        (LoginOf::Given, Some(database)) if *database != admin => vec![admin, database.clone()],
-        _ => vec![admin],
+    let Some(database) = login.database.as_ref().filter(|database| **database != admin) else { return vec![admin] };
+    // What a program makes of settings that stand one by one is its own business, and so are DNS records.
+    let unsaid = login.options.contains_key(BESIDE) || login.options.contains_key(SRV);
+    match login.of {
+        LoginOf::Application if unsaid => vec![database.clone(), admin],
+        LoginOf::Application => vec![database.clone()],
+        LoginOf::Given => vec![admin, database.clone()],
+        LoginOf::Administrator => vec![admin],
     }
 }
 
-/// Signs in: with the first login that sees every database, else with the first that gets in. A login that the user
-/// gave is the only one tried. Loading begins with the administrator's.
+/// Signs in: with the first login that sees every database, else with the first that gets in; with none where the
+/// server asks for none, whatever the application's settings say. A login that the user gave is the only one tried.
+/// Loading begins with the administrator's.
 pub(super) async fn connect(subject: &Subject, purpose: Purpose) -> Result<Connected, TaskFailure> {
     let server = server(subject)?;
     let given: Vec<&Login> = server.logins.iter().filter(|login| login.of == LoginOf::Given).collect();
+    let only_given = !given.is_empty();
     let mut logins = if given.is_empty() { server.logins.iter().collect() } else { given };
     if purpose == Purpose::Load {
         logins.sort_by_key(|login| login.of != LoginOf::Administrator);
@@ -332,16 +378,33 @@ pub(super) async fn connect(subject: &Subject, purpose: Purpose) -> Result<Conne
     for login in logins {
         tries.extend(sources(login).into_iter().map(|source| Some((login, source))));
     }
-    if tries.is_empty() {
+    if !only_given {
         tries.push(None);
     }
     let mut best: Option<Connected> = None;
     let mut refusals: Vec<TaskFailure> = Vec::new();
     for login in tries {
+        if login.is_none() && best.is_some() {
+            break;
+        }
+        let nobody = login.is_none();
         match try_login(subject, server, login).await {
+            Ok(connected) if connected.is_uninitiated() && purpose == Purpose::Save => {
+                return Err(TaskFailure::permanent(
+                    "data.uninitiated",
+                    format!("can't save \"{}\"", subject.name),
+                    "it is to be a member of a replica set that nobody has initiated: it holds nothing",
+                )
+                .next("initiate it (rs.initiate()), or leave it out by name"));
+            }
             Ok(connected) if connected.sees_all => return Ok(connected),
             Ok(connected) => best = best.or(Some(connected)),
-            Err(failure) if failure.code == AUTHENTICATION => refusals.push(failure),
+            Err(failure) if failure.code == AUTHENTICATION => {
+                // That it lets nobody in is no news where a login was refused.
+                if !nobody || refusals.is_empty() {
+                    refusals.push(failure);
+                }
+            }
             Err(failure) => return Err(failure),
         }
     }
@@ -377,8 +440,11 @@ pub(super) async fn try_login(
     let user = login.as_ref().map(|(login, _)| login.user.clone()).unwrap_or_default();
     let file = login.as_ref().and_then(|(login, _)| login.options.get(PASSWORD_FILE).cloned());
     let place = format!("{who} at {}", server.address);
-    let client = Client::with_options(options(subject, server, login)?)
-        .map_err(|error| failure(subject, "connect to", &error))?;
+    let mut options = options(subject, server, login)?;
+    let open =
+        |options: ClientOptions| Client::with_options(options).map_err(|error| failure(subject, "connect to", &error));
+    let mut client = open(options.clone())?;
+    let mut disguise = None;
     let named = |mut failure: TaskFailure| {
         if failure.code == AUTHENTICATION {
             failure.cause = format!("{place}: {}", failure.cause);
@@ -391,6 +457,19 @@ pub(super) async fn try_login(
         }
         failure
     };
+    let ping = within_span(subject, CONNECT, "connect to", async {
+        client.database("admin").run_command(doc! {"ping": 1}).await
+    });
+    match ping.await {
+        Err(failure) if failure.code == OLD && options.tls.is_none() => {
+            let old = Disguise::before(subject, server.address).await?;
+            let address = ServerAddress::Tcp { host: old.address.ip().to_string(), port: Some(old.address.port()) };
+            options.hosts = vec![address];
+            (client, disguise) = (open(options)?, Some(Arc::new(old)));
+        }
+        Err(failure) if failure.code != UNKNOWN => return Err(named(failure)),
+        _ => {}
+    }
     let admin = client.database("admin");
     let ask = async |command: Document| {
         within_span(subject, CONNECT, "connect to", async { admin.run_command(command).await }).await
@@ -401,8 +480,12 @@ pub(super) async fn try_login(
         other => other,
     };
     let hello = hello.map_err(named)?;
+    let uninitiated = is_uninitiated(&hello);
     let build = ask(doc! {"buildInfo": 1}).await.map_err(named)?;
-    let all = ask(doc! {"listDatabases": 1, "nameOnly": true, "authorizedDatabases": false}).await;
+    let all = match uninitiated {
+        true => Ok(Document::new()),
+        false => ask(doc! {"listDatabases": 1, "nameOnly": true, "authorizedDatabases": false}).await,
+    };
     let (listed, sees_all) = match all {
         Ok(listed) => (listed, true),
         // Servers answer hello to anybody: here it shows that nobody is signed in.
@@ -420,5 +503,5 @@ pub(super) async fn try_login(
         .unwrap_or_default();
     databases.sort();
     let version = build.get_str("version").unwrap_or("unknown").to_owned();
-    Ok(Connected { client, hello, version, whom: who, user, databases, sees_all })
+    Ok(Connected { client, hello, version, whom: who, user, databases, sees_all, disguise })
 }

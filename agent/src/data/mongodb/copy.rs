@@ -35,6 +35,9 @@ use crate::{
 
 /// Connections that read at once.
 const WORKERS: usize = 3;
+/// And where documents are bigger than this on average, so that few answers fill much memory.
+const WORKERS_OF_BIG: usize = 2;
+const BIG: u64 = 512 * 1024;
 /// Batches that wait for their turn, for each part.
 const WAITING: usize = 4;
 /// Names of changed collections that are kept.
@@ -73,22 +76,24 @@ pub(super) async fn copy(subject: &Subject, snapshot: &str, writer: &DataWriter)
             .next(gap.next.clone()));
     }
     let (mut facts, mut notices) = (before.facts, before.notices);
-    if snapshot.at.is_some() && facts.digest() != snapshot.catalog {
+    let one_instant = snapshot.is_one_instant();
+    if one_instant && facts.digest() != snapshot.catalog {
         return Err(moving(what, "before it was read"));
     }
     facts.accounts = accounts::read(subject, &connected).await?;
+    facts.accounts.let_in = accounts::let_in(subject).await?;
     let sizes = catalog::sizes(subject, &connected, &facts).await?;
     let collections: Vec<(Collection, Size)> =
         facts.collections.iter().filter(|one| !one.view).cloned().zip(sizes.iter().copied()).collect();
-    let reading = Reading { subject: subject.clone(), connected, at: snapshot.at };
+    let reading = Reading { subject: subject.clone(), connected, at: snapshot.at, still: snapshot.frozen };
     let (streams, reading) = everything(reading, collections, writer).await?;
     let connected = reading.connected;
     let after = catalog::read(subject, &connected).await?.facts;
     let mut changed = facts.differences(&after);
-    if snapshot.at.is_some() && !changed.is_empty() {
+    if one_instant && !changed.is_empty() {
         return Err(moving(what, &changed.join(", ")));
     }
-    if snapshot.at.is_none() {
+    if !one_instant {
         let sizes_after = catalog::sizes(subject, &connected, &after).await?;
         changed.extend(moved(&facts, &sizes, &after, &sizes_after, &streams));
     }
@@ -96,12 +101,8 @@ pub(super) async fn copy(subject: &Subject, snapshot: &str, writer: &DataWriter)
         let cause = format!("its writes were held, but it changed: {}", changed.join(", "));
         return Err(TaskFailure::retryable("save.frozen-changed", what, cause));
     }
-    let capped: Vec<String> = facts
-        .collections
-        .iter()
-        .filter(|one| snapshot.at.is_some() && one.is_capped())
-        .map(Collection::stream)
-        .collect();
+    let capped: Vec<String> =
+        facts.collections.iter().filter(|one| one_instant && one.is_capped()).map(Collection::stream).collect();
     if !capped.is_empty() {
         notices.push(format!(
             "capped collections have no snapshots, these are as they were when they were read: {}",
@@ -112,11 +113,8 @@ pub(super) async fn copy(subject: &Subject, snapshot: &str, writer: &DataWriter)
     changed.sort();
     let changed_count = changed.len() as u64;
     changed.truncate(MOST_CHANGED);
-    let level = if snapshot.at.is_some() || snapshot.frozen {
-        ConsistencyLevel::Snapshot
-    } else {
-        ConsistencyLevel::Inconsistent
-    };
+    let level =
+        if one_instant || snapshot.frozen { ConsistencyLevel::Snapshot } else { ConsistencyLevel::Inconsistent };
     Ok(Copied {
         streams,
         consistency: Consistency { level, why: snapshot.why, changed, changed_count, frozen_ms: 0 },
@@ -183,7 +181,9 @@ async fn everything(
         collections,
         reading,
     });
-    let workers: Vec<_> = (0..WORKERS).map(|_| work(Arc::clone(&shared)).boxed()).collect();
+    let big = |(_, size): &(Collection, Size)| size.bytes / size.documents.max(1) > BIG;
+    let at_once = if shared.collections.iter().any(big) { WORKERS_OF_BIG } else { WORKERS };
+    let workers: Vec<_> = (0..at_once).map(|_| work(Arc::clone(&shared)).boxed()).collect();
     let writers: Vec<_> = waiting
         .into_iter()
         .map(|(index, receivers)| write(Arc::clone(&shared), writer, index, receivers).boxed())

@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     catalog::{self, Facts},
     connect::{self, Connected, Purpose, RIGHTS, UNKNOWN, code, connect, number, run, within},
+    older::Disguise,
+    raw,
 };
 use crate::data::{Held, LONGEST_FREEZE, Prepared, Subject, frozen_too_long};
 
@@ -63,6 +65,11 @@ impl Snapshot {
         }
         Ok(snapshot)
     }
+
+    /// Whether it is a replica set's snapshot; one with nothing to read has no time.
+    pub(super) fn is_one_instant(&self) -> bool {
+        self.at.is_some() || (!self.frozen && self.why.is_empty())
+    }
 }
 
 /// Whether a server can be read at one instant.
@@ -83,34 +90,28 @@ pub(super) async fn instant(subject: &Subject, connected: &Connected, facts: &Fa
         return Ok(Instant::Snapshot(None));
     };
     let command = read_of(&one.name, doc! {"level": "snapshot"});
-    let database = connected.client.database(&one.database);
     let verb = "open a snapshot of";
-    let refusal = match subject.seams.timeout(connect::ANSWER, async { database.run_command(command).await }).await {
-        None => {
-            return Err(TaskFailure::retryable(
-                "data.hangs",
-                format!("can't {verb} \"{}\"", subject.name),
-                "no answer",
-            ));
+    let refusal = match catalog::first_answer(subject, connected, &one.database, verb, command).await {
+        Ok(answer) => match answer.as_deref().and_then(at_cluster_time) {
+            Some(at) => return Ok(Instant::Snapshot(Some(at))),
+            None => "it names no cluster time".to_owned(),
+        },
+        Err(failure) if failure.is_retryable() || ["cancelled", RIGHTS].contains(&failure.code.as_str()) => {
+            return Err(failure);
         }
-        Some(Ok(answer)) => {
-            let at = answer.get_document("cursor").ok().and_then(|cursor| cursor.get_timestamp("atClusterTime").ok());
-            match at {
-                Some(at) => return Ok(Instant::Snapshot(Some((at.time, at.increment)))),
-                None => "it names no cluster time".to_owned(),
-            }
-        }
-        Some(Err(error)) => {
-            let failure = connect::failure(subject, verb, &error);
-            if code(&error).is_none() || failure.is_retryable() || failure.code == RIGHTS {
-                return Err(failure);
-            }
-            failure.cause
-        }
+        Err(failure) => failure.cause,
     };
     Ok(Instant::None(format!(
         "replica set without snapshot reads ({refusal}): read while it may be written to (use --freeze)"
     )))
+}
+
+/// Seconds and increment of the time that an answer was read at.
+fn at_cluster_time(answer: &[u8]) -> Option<(u32, u32)> {
+    let cursor = raw::get(answer, "cursor")?;
+    let at = raw::get(cursor.value, "atClusterTime").filter(|at| at.kind == 0x11)?;
+    let (increment, time) = (at.value.first_chunk::<4>()?, at.value.last_chunk::<4>()?);
+    Some((u32::from_le_bytes(*time), u32::from_le_bytes(*increment)))
 }
 
 fn read_of(collection: &str, concern: Document) -> Document {
@@ -218,7 +219,7 @@ impl Prepared for Ready {
             locked.await.map_err(
                 |failure| if failure.code == UNKNOWN { no_freeze(&subject, failure.cause) } else { failure },
             )?;
-            lock = Some(Lock::new(&subject, &connected.client));
+            lock = Some(Lock::new(&subject, &connected));
             snapshot.frozen = true;
             snapshot.why = "writes were held (fsyncLock)".to_owned();
         } else {
@@ -240,6 +241,7 @@ impl Prepared for Ready {
 struct Lock {
     subject: Subject,
     client: Client,
+    disguise: Option<Arc<Disguise>>,
     since: Duration,
     released: CancellationToken,
     expired: Arc<AtomicBool>,
@@ -256,10 +258,12 @@ async fn unlock(client: &Client) -> mongodb::error::Result<()> {
 }
 
 impl Lock {
-    fn new(subject: &Subject, client: &Client) -> Self {
+    fn new(subject: &Subject, connected: &Connected) -> Self {
+        let client = &connected.client;
         let lock = Self {
             subject: subject.clone(),
             client: client.clone(),
+            disguise: connected.disguise.clone(),
             since: subject.seams.clock.monotonic(),
             released: CancellationToken::new(),
             expired: Arc::default(),
@@ -267,7 +271,9 @@ impl Lock {
         };
         let (released, expired, client) = (lock.released.clone(), Arc::clone(&lock.expired), client.clone());
         let (clock, name) = (Arc::clone(&subject.seams.clock), subject.name.clone());
+        let disguise = lock.disguise.clone();
         let watchdog = async move {
+            let _open = disguise;
             tokio::select! {
                 () = released.cancelled() => {}
                 () = clock.sleep(LONGEST_FREEZE) => {
@@ -320,7 +326,11 @@ impl Drop for Lock {
             return;
         }
         let (client, name) = (self.client.clone(), self.subject.name.clone());
-        let (clock, work) = (Arc::clone(&self.subject.seams.clock), async move { unlock(&client).await });
+        let disguise = self.disguise.clone();
+        let (clock, work) = (Arc::clone(&self.subject.seams.clock), async move {
+            let _open = disguise;
+            unlock(&client).await
+        });
         let letting_go = async move {
             tokio::select! {
                 done = work => if let Err(error) = done {
@@ -353,14 +363,13 @@ impl Held for Open {
         if let Some(lock) = &self.lock {
             return lock.check();
         }
-        let (database, command) = match (self.at, &self.witness) {
-            (Some((time, increment)), Some((database, name))) => {
-                let at = mongodb::bson::Timestamp { time, increment };
-                (database.as_str(), read_of(name, doc! {"level": "snapshot", "atClusterTime": at}))
-            }
-            _ => ("admin", doc! {"ping": 1}),
+        let verb = "hold a snapshot of";
+        let (Some((time, increment)), Some((database, name))) = (self.at, &self.witness) else {
+            return run(&self.subject, &self.connected, "admin", verb, doc! {"ping": 1}).await.map(|_| ());
         };
-        run(&self.subject, &self.connected, database, "hold a snapshot of", command).await.map(|_| ())
+        let at = mongodb::bson::Timestamp { time, increment };
+        let command = read_of(name, doc! {"level": "snapshot", "atClusterTime": at});
+        catalog::first_answer(&self.subject, &self.connected, database, verb, command).await.map(|_| ())
     }
 
     async fn release(self: Box<Self>) -> Result<u64, TaskFailure> {

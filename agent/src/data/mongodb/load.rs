@@ -1,11 +1,14 @@
 //! Streams → server, and counting what arrived.
 //!
-//! Documents first, into bare collections; then indexes, unique ones among them; then everything is read back. Only
-//! then come rules for future writes: validators, views, and last what lets documents expire.
+//! Documents first, into bare collections; then indexes, unique ones among them; then the collection is read back, while
+//! others are still loaded. Only then come rules for future writes: validators, views, and last what lets documents expire.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError, atomic::AtomicU64},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -16,10 +19,11 @@ use ocopea_repository::DataReader;
 use super::{
     accounts, catalog,
     catalog::{Collection, Facts, Size, decode, name_of},
-    connect::{Connected, OWN, Purpose, RIGHTS, UNKNOWN, connect, patient},
+    connect::{Connected, OWN, RIGHTS, UNKNOWN, patient},
     insert::{Inserting, Stamped},
     raw,
     read::{Reading, room},
+    start,
 };
 use crate::{
     data::{Loaded, Subject},
@@ -28,6 +32,8 @@ use crate::{
 
 /// Collections that are loaded at the same time.
 const AT_ONCE: usize = 2;
+/// Ranges of a collection that are read back at the same time.
+const READS_AT_ONCE: usize = 2;
 /// The longest facts that are read.
 const LONGEST_FACTS: usize = 64 << 20;
 /// Options that come after the documents, or never.
@@ -50,7 +56,7 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
             return Err(TaskFailure::permanent("repository.damaged", what, cause));
         }
     }
-    let connected = connect(subject, Purpose::Load).await?;
+    let connected = start::ready(subject, facts.set.as_ref()).await?;
     if connected.is_router() {
         let cause = "the target is a sharded cluster (mongos), which has not been tried yet";
         return Err(
@@ -63,9 +69,11 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
         notices.push(format!("it was saved from version {}, the target is {}", facts.version, connected.version));
     }
     drop_what_is_there(subject, &connected).await?;
+    let reading = Reading { subject: subject.clone(), connected, at: None, still: true };
+    let connected = &reading.connected;
     let inserting = Inserting {
         subject,
-        connected: &connected,
+        connected,
         reader,
         limits: connected.limits(),
         room: Inserting::room(),
@@ -74,12 +82,20 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
         stamped: Mutex::new(Stamped::default()),
     };
     let collections: Vec<Collection> = facts.collections.iter().filter(|one| !one.view).cloned().collect();
-    let loads: Vec<_> = collections.iter().map(|one| fill(&inserting, one).boxed()).collect();
-    stream::iter(loads).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
+    let sizes: BTreeMap<&str, Size> = saved
+        .iter()
+        .map(|stream| (stream.name.as_str(), Size { documents: stream.items, bytes: stream.bytes }))
+        .collect();
+    let checked = AtomicU64::new(0);
+    let loads: Vec<_> = collections
+        .iter()
+        .map(|one| {
+            let size = sizes.get(one.stream().as_str()).copied().unwrap_or_default();
+            fill(&inserting, &reading, one, size, &checked).boxed()
+        })
+        .collect();
+    let mut streams: Vec<StreamInfo> = stream::iter(loads).buffer_unordered(AT_ONCE).try_collect().await?;
     let stamped = inserting.stamped.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let reading = Reading { subject: subject.clone(), connected, at: None };
-    let mut streams = read_back(&reading, reader, &collections, saved).await?;
-    let connected = &reading.connected;
     if stamped.count > 0 {
         notices.push(format!(
             "the server put its own time into {} documents with an empty timestamp (0, 0), which it can't keep: {}",
@@ -103,7 +119,7 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
         notices.extend(check_indexes(subject, connected, one).await?);
     }
     notices.extend(accounts::restore(subject, connected, &facts.accounts).await?);
-    accounts::sign_in_as_application(subject).await?;
+    accounts::sign_in_as_application(subject, &facts.accounts).await?;
     // The record's own order, so that a comparison reads side by side.
     let order: BTreeMap<&str, usize> =
         saved.iter().enumerate().map(|(at, stream)| (stream.name.as_str(), at)).collect();
@@ -165,13 +181,44 @@ async fn drop_what_is_there(subject: &Subject, connected: &Connected) -> Result<
     Ok(())
 }
 
-/// Makes a collection, loads its documents and builds its indexes but those that let documents expire.
-async fn fill(inserting: &Inserting<'_>, one: &Collection) -> Result<(), TaskFailure> {
+/// Makes a collection, loads its documents, builds its indexes but those that let documents expire, and reads it back:
+/// what is there, not what was sent.
+async fn fill(
+    inserting: &Inserting<'_>,
+    reading: &Reading,
+    one: &Collection,
+    size: Size,
+    checked: &AtomicU64,
+) -> Result<StreamInfo, TaskFailure> {
+    let subject = inserting.subject;
     if one.name != "system.js" {
-        create(inserting.subject, inserting.connected, one).await?;
+        create(subject, inserting.connected, one).await?;
     }
     inserting.stream(one).await?;
-    make_indexes(inserting.subject, inserting.connected, one, false).await
+    make_indexes(subject, inserting.connected, one, false).await?;
+    let (room, blank) = (room(), inserting.reader.item_hasher());
+    let ranges = reading.ranges(one, size).await?;
+    let parts = ranges.iter().map(|range| reading.part(one, range.as_ref(), size, blank.clone(), &room, None).boxed());
+    let parts = stream::iter(parts.collect::<Vec<_>>()).buffer_unordered(READS_AT_ONCE).try_collect::<Vec<_>>().await?;
+    let mut sum = blank;
+    parts.iter().for_each(|part| sum.merge(part));
+    let bytes = checked.fetch_add(size.bytes, Relaxed) + size.bytes;
+    // While others are still being loaded, that is what is told.
+    if inserting.done.load(Relaxed) >= inserting.of_bytes {
+        (subject.progress)(Progress {
+            phase: "checking".to_owned(),
+            bytes,
+            of_bytes: inserting.of_bytes,
+            ..Progress::default()
+        });
+    }
+    Ok(StreamInfo {
+        name: one.stream(),
+        unit: "documents".to_owned(),
+        items: sum.items(),
+        bytes: size.bytes,
+        content: hex::encode(sum.sum()),
+    })
 }
 
 /// Makes a collection or view, without what would hinder its loading.
@@ -340,47 +387,6 @@ async fn check_indexes(subject: &Subject, connected: &Connected, one: &Collectio
     }
     let what = format!("not all indexes of {} arrived in \"{}\"", one.stream(), subject.name);
     Err(TaskFailure::permanent("data.arrival", what, format!("missing: {}", missing.join(", "))))
-}
-
-/// Reads every collection at the target: what is there, not what was sent.
-async fn read_back(
-    reading: &Reading,
-    reader: &DataReader,
-    collections: &[Collection],
-    saved: &[StreamInfo],
-) -> Result<Vec<StreamInfo>, TaskFailure> {
-    let subject = &reading.subject;
-    let sizes: BTreeMap<&str, (u64, u64)> =
-        saved.iter().map(|stream| (stream.name.as_str(), (stream.items, stream.bytes))).collect();
-    let (of_bytes, done) = (saved.iter().map(|stream| stream.bytes).sum::<u64>(), AtomicU64::new(0));
-    let reads: Vec<_> = collections
-        .iter()
-        .map(|one| {
-            let done = &done;
-            let (documents, bytes) = sizes.get(one.stream().as_str()).copied().unwrap_or_default();
-            let blank = reader.item_hasher();
-            async move {
-                let hasher = reading.part(one, None, Size { documents, bytes }, blank, &room(), None).await?;
-                let bytes_done = done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed) + bytes;
-                (subject.progress)(Progress {
-                    phase: "checking".to_owned(),
-                    bytes: bytes_done,
-                    of_bytes,
-                    ..Progress::default()
-                });
-                let (items, content) = (hasher.items(), hex::encode(hasher.sum()));
-                Ok::<_, TaskFailure>(StreamInfo {
-                    name: one.stream(),
-                    unit: "documents".to_owned(),
-                    items,
-                    bytes,
-                    content,
-                })
-            }
-            .boxed()
-        })
-        .collect();
-    stream::iter(reads).buffer_unordered(AT_ONCE + 1).try_collect().await
 }
 
 #[cfg(test)]

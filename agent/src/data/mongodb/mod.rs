@@ -6,12 +6,12 @@
 //! | file | what it does |
 //! |---|---|
 //! | `recognise`, `binding` | which containers are servers; ways to them in configuration: pure |
-//! | `connect` | signing in, bounded waiting, errors in words |
+//! | `connect`, `older` | signing in, bounded waiting, errors in words; servers older than the library wants |
 //! | `raw` | BSON as bytes |
 //! | `catalog`, `accounts` | what is there beside documents, and whether all of it may be read |
 //! | `inspect`, `hold` | the first look; a replica set's snapshot, or held writes |
 //! | `read`, `copy` | the save |
-//! | `insert`, `load` | the load |
+//! | `start`, `insert`, `load` | the load |
 //!
 //! What could only be written against MongoDB's documentation, and not be tried, is named in `docs/data-services.md`.
 
@@ -24,9 +24,11 @@ mod hold;
 mod insert;
 mod inspect;
 mod load;
+mod older;
 mod raw;
 mod read;
 mod recognise;
+mod start;
 
 use std::collections::BTreeMap;
 
@@ -37,7 +39,9 @@ use ocopea_protocol::{
 };
 use ocopea_repository::{DataReader, DataWriter};
 
-use super::{ContainerView, Copied, DataService, Inspected, Loaded, ParsedBinding, Prepared, Recognised, Subject};
+use super::{
+    ContainerView, Copied, DataService, Inspected, Loaded, Login, ParsedBinding, Prepared, Recognised, Setting, Subject,
+};
 
 /// The driver.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +59,10 @@ impl DataService for MongoDb {
 
     fn parse_binding(&self, name: &str, value: &str) -> Option<ParsedBinding> {
         binding::parse(name, value)
+    }
+
+    fn login_beside(&self, host: &Setting<'_>, all: &[Setting<'_>]) -> Option<Login> {
+        binding::login_beside(host, all)
     }
 
     fn rewrite_binding(&self, value: &str, hosts: &BTreeMap<String, String>) -> String {

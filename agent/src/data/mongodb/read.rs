@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     catalog::{Collection, Size},
-    connect::{Connected, run, stopped, within},
+    connect::{COMMAND, Connected, run, stopped, within},
     raw::{self, Malformed},
 };
 use crate::data::Subject;
@@ -48,6 +48,8 @@ pub(super) struct Reading {
     pub(super) connected: Connected,
     /// The snapshot's time: seconds and increment.
     pub(super) at: Option<(u32, u32)>,
+    /// Whether nobody writes to it meanwhile.
+    pub(super) still: bool,
 }
 
 /// What was read at once.
@@ -78,6 +80,12 @@ impl Reading {
         Some(doc! {"level": "snapshot", "atClusterTime": Timestamp { time, increment }})
     }
 
+    /// Whether a whole collection is read along its ids: a document that is deleted and inserted again while it is
+    /// read, as sessions and queues are, would else be seen twice, and an image with one `_id` twice can't be loaded.
+    fn walks_ids(&self, one: &Collection) -> bool {
+        self.at.is_none() && !self.still && !one.is_capped() && !one.has("clusteredIndex")
+    }
+
     /// Reads a part of a collection: hashed, and its batches sent to `sink`, if there is one.
     pub(super) async fn part(
         &self,
@@ -96,18 +104,31 @@ impl Reading {
         if let Some(filter) = filter {
             command.insert("filter", filter.clone());
             command.insert("hint", doc! {"_id": 1});
+        } else if self.walks_ids(one) {
+            command.insert("hint", doc! {"_id": 1});
         }
         if let Some(concern) = self.read_concern(one) {
             command.insert("readConcern", concern);
         }
         let database = self.connected.client.database(&one.database);
-        let (batches, mut batched) = mpsc::channel::<RawBatch>(1);
+        let (batches, mut batched) = mpsc::channel::<(RawBatch, OwnedSemaphorePermit)>(1);
         let fetching = async {
             let batches = batches;
-            let mut cursor =
-                within(subject, &verb, database.run_cursor_command(command).batch_size(batch_size).batch()).await?;
+            let open = async |command: Document| {
+                within(subject, &verb, database.run_cursor_command(command).batch_size(batch_size).batch()).await
+            };
+            let mut cursor = match open(command.clone()).await {
+                // It may have no such index, or not know the word.
+                Err(failure) if filter.is_none() && failure.code == COMMAND && command.remove("hint").is_some() => {
+                    open(command).await?
+                }
+                other => other?,
+            };
             while let Some(batch) = within(subject, &verb, async { cursor.next().await.transpose() }).await? {
-                if batches.send(batch).await.is_err() {
+                // Before the next one is asked for: an answer may have 16 MB.
+                let length = u32::try_from(batch.as_raw_document().as_bytes().len()).unwrap_or(ROOM).min(ROOM);
+                let permit = room.clone().acquire_many_owned(length).await.map_err(|_| stopped(subject, &verb))?;
+                if batches.send((batch, permit)).await.is_err() {
                     return Err(stopped(subject, &verb));
                 }
             }
@@ -115,9 +136,7 @@ impl Reading {
         };
         let hashing = async {
             let mut hasher = hasher;
-            while let Some(batch) = batched.recv().await {
-                let length = u32::try_from(batch.as_raw_document().as_bytes().len()).unwrap_or(ROOM).min(ROOM);
-                let permit = room.clone().acquire_many_owned(length).await.map_err(|_| stopped(subject, &verb))?;
+            while let Some((batch, permit)) = batched.recv().await {
                 let keep = sink.is_some();
                 let digested = subject.seams.compute("hash documents", move || digest(batch, hasher, keep)).await;
                 let digested = digested.ok_or_else(|| stopped(subject, &verb))?.map_err(|error| {

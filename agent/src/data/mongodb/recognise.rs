@@ -47,6 +47,12 @@ const HELPERS: [&str; 15] = [
     "compass",
 ];
 
+/// Programs that talk to servers.
+const CLIENTS: [&str; 7] = ["mongosh", "mongo", "mongodump", "mongorestore", "mongoexport", "mongoimport", "sleep"];
+
+/// Words behind which a program stands.
+const BEFORE_PROGRAMS: [&str; 12] = ["exec", "-c", "--", "&&", "||", "&", ";", "do", "then", "nohup", "-lc", "-ec"];
+
 /// Whether a container looks like a server.
 pub(super) fn recognise(container: &ContainerView) -> Option<Recognised> {
     let name = base_name(&container.image).to_ascii_lowercase();
@@ -54,14 +60,27 @@ pub(super) fn recognise(container: &ContainerView) -> Option<Recognised> {
     let by_image =
         SERVERS.contains(&name.as_str()) || SERVERS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit()));
     let words = || container.command.iter().flat_map(|word| word.split_whitespace());
-    let by_command =
-        words().take(3).any(|word| matches!(word.rsplit('/').next(), Some("mongod" | "mongos" | "ferretdb")));
+    let program = |word: &str| word.trim_end_matches(';').rsplit('/').next().unwrap_or_default().to_owned();
+    let by_command = words().zip(std::iter::once("").chain(words())).any(|(word, before)| {
+        // Where a program stands; elsewhere it may be a host's name.
+        let starts =
+            before.is_empty() || before.ends_with(';') || BEFORE_PROGRAMS.contains(&before) || word.contains('/');
+        starts && matches!(program(word).as_str(), "mongod" | "mongos" | "ferretdb")
+    });
+    // A server's image is a client's, too: a sidecar that initiates, a script that dumps.
+    let client = by_image
+        && !by_command
+        && !words().next().is_some_and(|first| first.starts_with('-'))
+        && words().any(|word| CLIENTS.contains(&program(word).as_str()));
     let set = |name: &str| container.env.contains_key(name);
     let by_environment =
         ["MONGO_INITDB_ROOT_USERNAME", "MONGO_INITDB_DATABASE", "MONGODB_ROOT_PASSWORD", "MONGODB_REPLICA_SET_MODE"]
             .iter()
             .any(|name| set(name));
     let by_port = container.ports.contains(&PORT);
+    if client {
+        return None;
+    }
     if !(by_image || by_command || (!helper && by_port) || (!helper && by_environment && container.ports.is_empty())) {
         return None;
     }
@@ -86,7 +105,13 @@ pub(super) fn recognise(container: &ContainerView) -> Option<Recognised> {
         .or_else(|| by_port.then_some(PORT))
         .or_else(|| container.ports.first().copied())
         .unwrap_or(PORT);
-    let custom = if container.image.contains("bitnami") { "/bitnami/mongodb" } else { "/data/db" };
+    let custom = if container.image.contains("bitnami") {
+        "/bitnami/mongodb"
+    } else if name.contains("ferretdb") {
+        "/state"
+    } else {
+        "/data/db"
+    };
     Some(Recognised {
         port,
         administrator: administrator(&container.env),
@@ -167,7 +192,26 @@ mod tests {
         assert!(recognise(&container("mongodb-exporter", &[PORT], &[])).is_none());
         let mut own = container("own/store", &[], &[]);
         own.command = vec!["sh".into(), "-c".into(), "exec /usr/bin/mongod --port 27020 --dbpath=/srv/db".into()];
-        assert!(recognise(&own).is_none(), "the program is deep in a script");
+        let found = recognise(&own).unwrap();
+        assert_eq!(
+            (found.port, found.data_path.as_deref()),
+            (27020, Some("/srv/db")),
+            "the program is deep in a script"
+        );
+        let mut sidecar = container("mongo:7", &[], &[]);
+        sidecar.command =
+            vec!["bash".into(), "-c".into(), "until mongosh --eval 'rs.initiate()'; do sleep 1; done".into()];
+        assert!(recognise(&sidecar).is_none(), "a client from a server's image");
+        sidecar.command =
+            vec!["sh".into(), "-c".into(), "mongod --replSet rs0 & sleep 5; mongosh --eval 'rs.initiate()'".into()];
+        assert!(recognise(&sidecar).is_some(), "both");
+        sidecar.command = vec!["--replSet".into(), "rs0".into()];
+        assert!(recognise(&sidecar).is_some(), "arguments only");
+        sidecar.command = vec!["--keyFile".into(), "/etc/mongo/key".into()];
+        assert!(recognise(&sidecar).is_some(), "arguments with a client's name in a path");
+        let mut waiting = container("shop:1", &[], &[]);
+        waiting.command = vec!["sh".into(), "-c".into(), "until nc -z mongod 27017; do sleep 1; done; shop".into()];
+        assert!(recognise(&waiting).is_none(), "a host of that name");
         own.command = vec!["/usr/bin/mongod".into(), "--port".into(), "27020".into(), "--dbpath=/srv/db".into()];
         let found = recognise(&own).unwrap();
         assert_eq!((found.port, found.data_path.as_deref()), (27020, Some("/srv/db")));

@@ -29,6 +29,8 @@ import org.h2.mvstore.type.BasicDataType;
 final class TypedH2Backend extends H2Backend {
   TypedH2Backend(String file) {
     super(file);
+    // What was superseded is overwritten after 45 s otherwise, under a cursor that still reads it: "Chunk not found".
+    getMvStore().setRetentionTime(300_000);
   }
 
   @Override
