@@ -26,6 +26,8 @@ if [ "${1:-}" = stop ]; then
 fi
 
 "$TOP/tests/testbed/prereqs.sh" rust go
+say "building ocopea and Lets-chat, beside what follows (some minutes when nothing is built yet)"
+begin_build -p ocopea-cli -p ocopea-mover -p lets-chat
 if [ -n "$own_clusters" ]; then
   command -v kubectl >/dev/null || die "kubectl is needed for clusters of your own" "install it and run again"
   [ -n "${REGISTRY_GIVEN:-}" ] || die "SITES was given, but no registry" "make demo SITES=$SITES_GIVEN REGISTRY=[http://]HOST/PATH"
@@ -33,9 +35,8 @@ else
   "$HERE/up.sh"; "$HERE/images.sh"
   export KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH
 fi
-say "building ocopea (some minutes when nothing is built yet)"
-(cd "$TOP" && cargo build -q -p ocopea-cli)
-say "building Lets-chat's images"
+finish_build
+say "Lets-chat's images"
 "$TOP/samples/lets-chat/images.sh" "$samples"
 
 mover=$("$HERE/mover-image.sh" "$registry" | tail -1)

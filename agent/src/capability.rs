@@ -2,14 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{
-    authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
-    core::v1::{PersistentVolumeClaim, Pod},
-};
-use kube::{
-    Api,
-    api::{ListParams, PostParams},
-};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::{Api, api::ListParams};
 use ocopea_protocol::{
     failure::TaskFailure,
     ids::InstanceId,
@@ -21,25 +15,11 @@ use crate::{
     data::{self, ContainerView},
     execute::Site,
     failures::kubernetes,
+    rights::rights,
 };
 
 /// Namespaces that belong to the cluster itself.
 const SYSTEM: &[&str] = &["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
-
-/// What saving and restoring need: verb, group, resource.
-const NEEDED: &[(&str, &str, &str)] = &[
-    ("list", "", "pods"),
-    ("list", "", "secrets"),
-    ("list", "", "configmaps"),
-    ("list", "apps", "deployments"),
-    ("create", "", "pods/portforward"),
-    ("create", "", "pods/exec"),
-    ("create", "", "namespaces"),
-    ("delete", "", "namespaces"),
-    ("patch", "apps", "deployments"),
-    ("patch", "", "secrets"),
-    ("list", "storage.k8s.io", "storageclasses"),
-];
 
 impl Site {
     /// Looks at the site now. A cluster that can't be reached is a state of the report, not an error.
@@ -77,27 +57,20 @@ impl Site {
             .ok_or_else(|| TaskFailure::retryable("site.unreachable", what.clone(), "no answer within 10 s"))?
             .map_err(|error| kubernetes(&what, &error))?;
         report.platform = format!("Kubernetes {}", version.git_version.trim_start_matches('v'));
+        let rights = rights(platform).await?;
+        report.may_create_namespaces = rights.may_create_namespaces;
+        report.missing = rights.missing;
         let architectures = platform.architectures().await?;
         report.nodes = u32::try_from(architectures.len()).unwrap_or(u32::MAX);
         report.architectures = architectures;
         report.architectures.dedup();
-        if report.nodes == 0 {
-            report.missing.push("no node is ready (or nodes may not be listed): nothing can run".to_owned());
-        }
-        for (verb, group, resource) in NEEDED {
-            let allowed = self.may(verb, group, resource).await?;
-            if *resource == "namespaces" && *verb == "create" {
-                report.may_create_namespaces = allowed;
-            }
-            if !allowed {
-                report.missing.push(format!(
-                    "may not {verb} {resource}: grant {{apiGroups: [\"{group}\"], resources: [\"{resource}\"], verbs: [\"{verb}\"]}} to the user of context {}",
-                    platform.context
-                ));
-            }
+        if report.nodes == 0 && rights.may_list_nodes {
+            report.missing.push("no node is ready: nothing can run".to_owned());
         }
         match platform.storage_classes().await {
             Ok(classes) => report.storage_classes = classes.names,
+            // Among the rights that are missing.
+            Err(failure) if failure.code == "site.forbidden" => {}
             Err(failure) => report.missing.push(format!("{failure}")),
         }
         self.probe_registry(report).await;
@@ -123,32 +96,6 @@ impl Site {
             Ok(()) => report.registry = Some(registry.base()),
             Err(failure) => report.missing.push(format!("registry {}: {}", registry.base(), failure.cause)),
         }
-    }
-
-    async fn may(&self, verb: &str, group: &str, resource: &str) -> Result<bool, TaskFailure> {
-        let (resource, subresource) = match resource.split_once('/') {
-            Some((resource, sub)) => (resource, Some(sub.to_owned())),
-            None => (resource, None),
-        };
-        let review = SelfSubjectAccessReview {
-            spec: SelfSubjectAccessReviewSpec {
-                resource_attributes: Some(ResourceAttributes {
-                    verb: Some(verb.to_owned()),
-                    group: Some(group.to_owned()),
-                    resource: Some(resource.to_owned()),
-                    subresource,
-                    ..ResourceAttributes::default()
-                }),
-                ..SelfSubjectAccessReviewSpec::default()
-            },
-            ..SelfSubjectAccessReview::default()
-        };
-        let api: Api<SelfSubjectAccessReview> = Api::all(self.platform.client.clone());
-        let answer = api
-            .create(&PostParams::default(), &review)
-            .await
-            .map_err(|error| kubernetes("can't ask what is allowed", &error))?;
-        Ok(answer.status.is_some_and(|status| status.allowed))
     }
 
     /// Namespaces that hold pods, cheaply counted.
@@ -201,7 +148,12 @@ impl Site {
                 }
             }
         }
-        for claim in claims.list(&ListParams::default().limit(5000)).await.map_err(|error| kubernetes(what, &error))? {
+        let claims = match claims.list(&ListParams::default().limit(5000)).await {
+            Ok(claims) => claims.items,
+            Err(kube::Error::Api(status)) if status.code == 403 => Vec::new(),
+            Err(error) => return Err(kubernetes(what, &error)),
+        };
+        for claim in claims {
             let Some(entry) = claim.metadata.namespace.as_deref().and_then(|namespace| found.get_mut(namespace)) else {
                 continue;
             };

@@ -2,7 +2,8 @@
 //!
 //! `worker` turns hints into claims, permits and heartbeats; `execute` is one match on `TaskSpec`; `platform` is
 //! the only place that knows Kubernetes' API; `configs` cleans, orders and rewrites objects and is pure;
-//! `containers` moves container images; `data` holds the drivers; `capability` finds out what the site can do.
+//! `containers` moves container images; `data` holds the drivers; `capability` and `rights` find out what the
+//! site can do.
 
 pub mod access;
 pub mod application;
@@ -14,4 +15,5 @@ pub mod execute;
 pub mod failures;
 pub mod platform;
 pub mod reach;
+pub mod rights;
 pub mod worker;

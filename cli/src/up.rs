@@ -154,7 +154,15 @@ async fn open_repository(data: &Path, seams: &Seams) -> Result<Repository, Failu
     }
     let made = Keyring::generate(seams).to_text().to_string();
     let (text, _) = secret_file(&key_path, || Ok(made))?;
-    let failed = |error: ocopea_repository::Error| Failure::local(format!("the repository can't be opened: {error}"));
+    let failed = |error: ocopea_repository::Error| {
+        let next = match &error {
+            ocopea_repository::Error::Missing { .. } | ocopea_repository::Error::Damaged { .. } => {
+                "put that object back from a copy of the repository: nothing was changed"
+            }
+            other => other.advice(),
+        };
+        Failure::local(format!("the repository can't be opened: {error}")).next(next)
+    };
     let keyring = Keyring::parse(&text).map_err(failed)?;
     let location = Location::Directory { path: place.display().to_string() };
     let repository = match Repository::open(&location, &keyring, seams).await {
@@ -164,7 +172,14 @@ async fn open_repository(data: &Path, seams: &Seams) -> Result<Repository, Failu
     };
     let repository = repository.map_err(failed)?;
     // A kill may have come between the key file and the repository: what the file holds opens everything.
-    repository.key_add(&keyring).await.map_err(failed)?;
+    match repository.key_add(&keyring).await {
+        // Images of a team whose keys are broken can't be read; all others can, and `verify` tells.
+        Err(error) if error.is_breakage() => {
+            output::remark(format!("{error}"));
+            tracing::error!(%error, "keys in the repository are broken");
+        }
+        other => other.map_err(failed)?,
+    }
     // The data directory is locked: whoever wrote there before is dead.
     repository.discard_unfinished().await.map_err(failed)?;
     Ok(repository)

@@ -332,9 +332,10 @@ pub(crate) fn hint_of(task: &Task) -> Option<TaskHint> {
 
 /// An error of the repository, as people read it.
 pub(crate) fn repository_failure(what: &str, error: &ocopea_repository::Error) -> TaskFailure {
-    if error.is_permanent() {
+    let failure = if error.is_permanent() {
         TaskFailure::permanent(error.code(), what, error)
     } else {
         TaskFailure::retryable(error.code(), what, error)
-    }
+    };
+    failure.next(error.advice())
 }

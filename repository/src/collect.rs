@@ -26,6 +26,10 @@ use crate::{
 /// Behind the name of an epoch whose blobs are being deleted.
 pub(crate) const DELETING: &str = ".deleting";
 const CLOCK: &str = "clock";
+/// Most blobs of one list; the next collection takes the rest.
+const MOST_CONDEMNED: usize = 200_000;
+/// Most blobs of one list where there is no room but the reserve: two of them and what else is written fit into it.
+const MOST_CONDEMNED_IF_FULL: usize = 1000;
 
 /// `condemned/EPOCH`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -76,6 +80,12 @@ impl Repository {
         for entry in store.backend.list("condemned/").await? {
             let epoch = entry.name.trim_end_matches(DELETING).to_owned();
             let begun = entry.name.ends_with(DELETING);
+            // The epoch goes first when all of it was done. What a collection that was killed then leaves would only
+            // make commits wait.
+            if begun && store.backend.head(&epoch).await?.is_none() {
+                store.backend.delete(&entry.name).await?;
+                continue;
+            }
             let list = match store.get_small::<Condemned>(&entry.name).await {
                 Ok(list) => list,
                 Err(Error::Missing { .. }) => continue,
@@ -128,6 +138,25 @@ impl Repository {
                 store.backend.delete(&entry.name).await?;
             }
         }
+        self.tidy_notes(moment, before).await
+    }
+
+    /// Removes notes of images that are gone: whoever deleted one may have been killed before its notes.
+    async fn tidy_notes(&self, moment: &Moment, before: i64) -> Result<()> {
+        let store = self.store();
+        let notes = store.backend.list("notes/").await?;
+        if notes.is_empty() {
+            return Ok(());
+        }
+        // Notes first: an image has its ref before its first note.
+        let mut records: BTreeSet<String> = self.images().await?.iter().map(|image| image.record.hex()).collect();
+        records.extend(moment.pins.iter().flat_map(|pin| pin.records.iter().flatten()).map(Digest::hex));
+        for entry in notes {
+            let record = entry.name.split('/').nth(1).unwrap_or_default();
+            if entry.modified < before && !records.contains(record) {
+                store.backend.delete(&entry.name).await?;
+            }
+        }
         Ok(())
     }
 
@@ -176,34 +205,57 @@ impl Repository {
             report.kept.push(why);
             return Ok(false);
         }
-        self.replace_even_if_full(&deleting, small(list)?.to_vec()).await?;
-        // Pins first: an operation that ended in between has its ref by now.
-        let pins = self.moment(options).await?.pins;
-        if let Some(why) = early(&pins) {
-            store.backend.delete(&deleting).await?;
-            report.kept.push(why);
-            return Ok(false);
-        }
-        let live = match self.live(&pins).await {
-            Ok(live) => live,
-            Err(error) => {
-                store.backend.delete(&deleting).await?;
-                return Err(error);
-            }
-        };
-        for blob in list.blobs.iter().filter(|blob| !live.contains_key(&blob.digest)) {
-            let name = blob_name(&blob.digest);
-            let unchanged = store.backend.head(&name).await?.is_some_and(|entry| entry.modified == blob.modified);
+        let mut rest = list.blobs.as_slice();
+        while !rest.is_empty() {
+            // In one go, but on a store that has no room for so long a list.
+            let now = self.condemn(&deleting, rest).await?;
+            let (now, later) = rest.split_at(now);
+            rest = later;
             // Another collection may have taken this one for dead and ended its epoch.
-            if unchanged && store.backend.head(&deleting).await?.is_some() {
-                store.backend.delete(&name).await?;
-                report.deleted += 1;
-                report.deleted_bytes += blob.size;
+            if store.backend.head(epoch).await?.is_none() {
+                store.backend.delete(&deleting).await?;
+                return Ok(true);
+            }
+            // Pins first: an operation that ended in between has its ref by now.
+            let pins = self.moment(options).await?.pins;
+            if let Some(why) = early(&pins) {
+                store.backend.delete(&deleting).await?;
+                report.kept.push(why);
+                return Ok(false);
+            }
+            let live = match self.live(&pins).await {
+                Ok(live) => live,
+                Err(error) => {
+                    store.backend.delete(&deleting).await?;
+                    return Err(error);
+                }
+            };
+            for blob in now.iter().filter(|blob| !live.contains_key(&blob.digest)) {
+                let name = blob_name(&blob.digest);
+                let unchanged = store.backend.head(&name).await?.is_some_and(|entry| entry.modified == blob.modified);
+                // As above.
+                if unchanged && store.backend.head(&deleting).await?.is_some() {
+                    store.backend.delete(&name).await?;
+                    report.deleted += 1;
+                    report.deleted_bytes += blob.size;
+                }
             }
         }
         store.backend.delete(epoch).await?;
         store.backend.delete(&deleting).await?;
         Ok(true)
+    }
+
+    /// Writes a list of the first of these blobs: of as many as there is room for. Answers for how many these are.
+    async fn condemn(&self, object: &str, blobs: &[CondemnedBlob]) -> Result<usize> {
+        let mut count = blobs.len().min(MOST_CONDEMNED);
+        loop {
+            let list = Condemned { version: 1, blobs: blobs.get(..count).unwrap_or_default().to_vec() };
+            match self.replace_even_if_full(object, small(&list)?.to_vec()).await {
+                Err(Error::Full { .. }) if count > MOST_CONDEMNED_IF_FULL => count = MOST_CONDEMNED_IF_FULL,
+                other => return other.map(|()| count),
+            }
+        }
     }
 
     /// Condemns what nothing reaches.
@@ -212,23 +264,25 @@ impl Repository {
         // Blobs first: what is stored and named after this listing isn't in it.
         let blobs = store.backend.list("blobs/").await?;
         let live = self.live(&moment.pins).await?;
-        let mut condemned = Condemned { version: 1, blobs: vec![] };
+        let mut condemned: Vec<CondemnedBlob> = Vec::new();
         for entry in blobs {
             let Some(digest) = blob_digest(&entry.name) else { continue };
             if live.contains_key(&digest) {
                 report.live += 1;
                 report.live_bytes += entry.size;
             } else if waiting.get(&digest) != Some(&entry.modified) {
-                condemned.blobs.push(CondemnedBlob { digest, size: entry.size, modified: entry.modified });
+                condemned.push(CondemnedBlob { digest, size: entry.size, modified: entry.modified });
             }
         }
-        if condemned.blobs.is_empty() {
+        if condemned.is_empty() {
             return Ok(());
         }
-        report.condemned += condemned.blobs.len() as u64;
-        report.condemned_bytes += condemned.blobs.iter().map(|blob| blob.size).sum::<u64>();
+        report.condemned += condemned.len() as u64;
+        report.condemned_bytes += condemned.iter().map(|blob| blob.size).sum::<u64>();
+        // Where not all can be listed, those come first that give the most space back.
+        condemned.sort_by_key(|blob| std::cmp::Reverse(blob.size));
         let epoch = format!("condemned/{}", store.seams.uuid().hyphenated());
-        self.replace_even_if_full(&epoch, small(&condemned)?.to_vec()).await
+        self.condemn(&epoch, &condemned).await.map(drop)
     }
 
     async fn restore_reserve(&self) -> Result<()> {

@@ -32,9 +32,7 @@ pub enum Error {
         object: String,
     },
     /// An object isn't what was written.
-    #[error(
-        "{object} in the repository is damaged: {why}; run `ocopea repository verify` to see which images it affects"
-    )]
+    #[error("{object} in the repository is damaged: {why}")]
     Damaged {
         /// What it is.
         object: String,
@@ -144,6 +142,18 @@ impl Error {
         }
     }
 
+    /// What to do about it, where somebody can do something. Empty where the error says it itself.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Full { .. } => "make room (`ocopea rm IMAGE`, then `ocopea repository collect`), then try again",
+            Self::Missing { .. } | Self::Damaged { .. } | Self::Store { action: "read", .. } => {
+                "see what else is affected: ocopea repository verify"
+            }
+            Self::WrongKey { .. } => "put that key back into the key file, then start again",
+            _ => "",
+        }
+    }
+
     /// A stable word for programs.
     pub fn code(&self) -> &'static str {
         match self {
@@ -190,6 +200,12 @@ impl Error {
     /// Whether it tells of an object that is gone or not what it was: what `verify` looks for.
     pub fn is_breakage(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::Damaged { .. } | Self::Newer { .. } | Self::WrongKey { .. })
+    }
+
+    /// Whether one object can't be had: broken, or the store can't read it (a bad sector, missing rights). Others may be
+    /// fine. Never a reason to take something for unused: it may be read the next time.
+    pub(crate) fn is_of_one_object(&self) -> bool {
+        self.is_breakage() || matches!(self, Self::Store { action: "read" | "look at", .. })
     }
 }
 

@@ -14,7 +14,9 @@ use crate::{
 pub(crate) const MAGIC: &[u8; 8] = b"OCOPPAK1";
 pub(crate) const END: &[u8; 8] = b"OCOPEND1";
 /// Wrapped key, index offset, index length, number of chunks, magic.
-pub(crate) const FOOTER: usize = 12 + 32 + TAG + 4 + 4 + 4 + 8;
+pub(crate) const FOOTER: usize = WRAPPED + 4 + 4 + 4 + 8;
+/// Bytes of the wrapped key.
+const WRAPPED: usize = 12 + 32 + TAG;
 /// Bytes of one chunk in the index.
 pub(crate) const INDEX_ROW: usize = 48;
 /// A pack is closed when it has reached this …
@@ -176,16 +178,33 @@ pub(crate) async fn read_index(
     size: u64,
 ) -> Result<(Packed, Vec<Chunk>)> {
     let name = blob_name(digest);
-    let damaged = |why: &str| Error::damaged(&name, why);
-    let at = size.checked_sub(FOOTER as u64).ok_or_else(|| damaged("it is too short"))?;
+    let at = size.checked_sub(FOOTER as u64).ok_or_else(|| Error::damaged(&name, "it is too short"))?;
     let footer = store.backend.range(&name, at, FOOTER as u64).await?;
-    let (key, offset, length, count) =
-        parse_footer(image_key, &footer).ok_or_else(|| damaged("its end doesn't open with the image's key"))?;
+    let key = footer.get(..WRAPPED).and_then(|wrapped| unwrap(image_key, wrapped));
+    let key = key.ok_or_else(|| Error::damaged(&name, "its end doesn't open with the image's key"))?;
+    let chunks = index_of(store, &key, &name, at, &footer).await?;
+    let count = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
+    Ok((Packed { digest: *digest, size, key, chunks: count }, chunks))
+}
+
+/// As [`read_index`], for those who have the pack's own key.
+pub(crate) async fn read_index_with(store: &Store, key: &Secret32, digest: &Digest, size: u64) -> Result<Vec<Chunk>> {
+    let name = blob_name(digest);
+    let at = size.checked_sub(FOOTER as u64).ok_or_else(|| Error::damaged(&name, "it is too short"))?;
+    let footer = store.backend.range(&name, at, FOOTER as u64).await?;
+    index_of(store, key, &name, at, &footer).await
+}
+
+/// The index of a pack whose footer stands at `at`.
+async fn index_of(store: &Store, key: &Secret32, name: &str, at: u64, footer: &[u8]) -> Result<Vec<Chunk>> {
+    let damaged = |why: &str| Error::damaged(name, why);
+    let figures = parse_footer(footer).ok_or_else(|| damaged("it doesn't end as it should"))?;
+    let (offset, length, count) = figures;
     if u64::from(offset) + u64::from(length) != at || length as usize != count as usize * INDEX_ROW + TAG {
         return Err(damaged("its index isn't where its end says"));
     }
-    let mut sealed = store.backend.range(&name, u64::from(offset), u64::from(length)).await?.to_vec();
-    let plain = Cipher::new(&key)?
+    let mut sealed = store.backend.range(name, u64::from(offset), u64::from(length)).await?.to_vec();
+    let plain = Cipher::new(key)?
         .open(INDEX_COUNTER, INDEX_AAD, &mut sealed)
         .ok_or_else(|| damaged("its index doesn't open"))?;
     let mut chunks = Vec::with_capacity(count as usize);
@@ -193,16 +212,19 @@ pub(crate) async fn read_index(
         let chunk = index_row(ordinal, row).filter(|chunk| chunk.offset + chunk.stored <= offset);
         chunks.push(chunk.ok_or_else(|| damaged("its index holds impossible figures"))?);
     }
-    Ok((Packed { digest: *digest, size, key, chunks: count }, chunks))
+    Ok(chunks)
 }
 
-/// The pack's key, index offset, index length and number of chunks.
-pub(crate) fn parse_footer(image_key: &Secret32, footer: &[u8]) -> Option<(Secret32, u32, u32, u32)> {
-    let (wrapped, rest) = footer.split_at_checked(12 + 32 + TAG)?;
-    let words = rest.strip_suffix(END)?;
-    let word = |at: usize| Some(u32::from_le_bytes(words.get(at..at + 4)?.try_into().ok()?));
+fn unwrap(image_key: &Secret32, wrapped: &[u8]) -> Option<Secret32> {
     let key = keys::unwrap_bytes(&keys::derive(keys::PACK_WRAP, &image_key.0), KEY_AAD, wrapped)?;
-    Some((keys::key_of(&key)?, word(0)?, word(4)?, word(8)?))
+    keys::key_of(&key)
+}
+
+/// Index offset, index length and number of chunks.
+fn parse_footer(footer: &[u8]) -> Option<(u32, u32, u32)> {
+    let words = footer.get(WRAPPED..)?.strip_suffix(END)?;
+    let word = |at: usize| Some(u32::from_le_bytes(words.get(at..at + 4)?.try_into().ok()?));
+    Some((word(0)?, word(4)?, word(8)?))
 }
 
 pub(crate) fn index_row(ordinal: u32, row: &[u8]) -> Option<Chunk> {

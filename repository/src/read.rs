@@ -221,11 +221,13 @@ fn groups(chunks: &[Chunk]) -> Vec<&[Chunk]> {
     let mut groups = Vec::new();
     let (mut start, mut size) = (0, 0);
     for (at, chunk) in chunks.iter().enumerate() {
-        if size + u64::from(chunk.raw) > GROUP && at > start {
+        // A chunk is stored in hardly more than it has; who says otherwise is believed only as far as memory goes.
+        let more = u64::from(chunk.raw.max(chunk.stored));
+        if size + more > GROUP && at > start {
             groups.extend(chunks.get(start..at));
             (start, size) = (at, 0);
         }
-        size += u64::from(chunk.raw);
+        size += more;
     }
     groups.extend(chunks.get(start..).filter(|rest| !rest.is_empty()));
     groups

@@ -143,12 +143,13 @@ impl ImageSession {
         crate::record::read(&self.core.store, &self.core.image_key, record).await
     }
 
-    /// Whether a blob (a container's layer or config) is there and stays there.
-    pub async fn has_blob(&self, digest: &Digest) -> Result<bool> {
+    /// Whether a blob (a container's layer or config) of this size is there and stays there. One that was cut is not:
+    /// it is to be stored again.
+    pub async fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool> {
         if self.core.condemned().await?.contains(digest) {
             return Ok(false);
         }
-        Ok(self.core.store.backend.head(&blob_name(digest)).await?.is_some())
+        Ok(self.core.store.backend.head(&blob_name(digest)).await?.is_some_and(|entry| entry.size == size))
     }
 
     /// Stores a blob as it comes. It becomes visible only when size and digest are what was announced, and this

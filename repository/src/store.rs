@@ -4,6 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use ocopea_protocol::{names::Digest, seams::Seams};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -21,6 +22,9 @@ pub(crate) const LONGEST_SMALL: u64 = 64 << 20;
 pub(crate) const PIECE: u64 = 1 << 20;
 /// How much of a blob is read at once when it is verified: every piece waits for its turn on a core.
 const VERIFIED: u64 = 2 << 20;
+
+/// Blobs that are looked for at the same time.
+const LOOKED_FOR: usize = 16;
 
 /// SHA-256, as OCI names blobs.
 pub(crate) fn sha256(bytes: &[u8]) -> Digest {
@@ -131,6 +135,17 @@ impl Store {
         } else {
             Err(Error::damaged(name, "its content doesn't have the digest that it is named by"))
         }
+    }
+
+    /// Those of these blobs that aren't there, or have another size.
+    pub(crate) async fn missing(&self, wanted: Vec<(Digest, u64)>) -> Result<Vec<Digest>> {
+        // Owned items: with borrowed ones the compiler can't see that the future may move between threads.
+        let looked = stream::iter(wanted).map(|(digest, size)| async move {
+            let entry = self.backend.head(&blob_name(&digest)).await?;
+            Ok::<_, Error>((digest, entry.is_some_and(|entry| entry.size == size)))
+        });
+        let all: Vec<(Digest, bool)> = looked.buffer_unordered(LOOKED_FOR).try_collect().await?;
+        Ok(all.into_iter().filter(|(_, there)| !there).map(|(digest, _)| digest).collect())
     }
 
     /// Every blob of every condemned list: not to be taken for present by a writer.

@@ -105,6 +105,47 @@ async fn images_are_deleted_and_collected_on_a_disk_that_is_full_to_the_last_byt
     assert_eq!(repository.images().await.unwrap(), [again.reference]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_freed_though_what_has_to_be_written_for_it_is_longer_than_the_reserve() {
+    let Some(disk) = SmallDisk::mount("48m") else {
+        println!("a small file system can't be mounted here: not tried");
+        return;
+    };
+    let mut world = World::new().await;
+    let place = disk.0.path().join("repo");
+    let location = Location::Directory { path: place.to_str().unwrap().to_owned() };
+    world.repository = Repository::create(&location, &world.keyring, &world.seams).await.unwrap();
+    let first = world.save("first", &[(b"a", noise(3_000_000, 1))], None).await;
+    // An image of which `index.json` says more than the reserve has room for.
+    let (key, _, session) = world.begin(None).await;
+    let config = put_config(&session, "wide").await;
+    let manifest = put_container(&session, "wide").await.1.remove(0).manifest;
+    let data = put_data(&session, "messages", &[]).await.unwrap();
+    let platforms: Vec<_> = (0..4500)
+        .map(|n| ocopea_repository::Platform { platform: format!("linux/of-some-architecture-{n}"), manifest })
+        .collect();
+    let mut record = empty_record(&world, "wide");
+    record.components = components(&config, (manifest, &platforms), &data);
+    record.config_digest = config.config_digest;
+    let wide = world.repository.commit(&CommitRequest { record, key }).await.unwrap();
+    assert!(std::fs::metadata(place.join("index.json")).unwrap().len() > 1 << 20);
+    // And more blobs that nobody needs than a list of so many bytes can name.
+    for n in 0..9000u32 {
+        std::fs::write(place.join(format!("blobs/sha256/{n:064x}")), n.to_le_bytes()).unwrap();
+    }
+    let mut junk = std::fs::File::create(disk.0.path().join("junk")).unwrap();
+    while std::io::Write::write_all(&mut junk, &[1; 512]).is_ok() {}
+    let repository = Repository::open(&location, &world.keyring, &world.seams).await.unwrap();
+    let reclaim = repository.delete_image(first.reference.image).await.unwrap();
+    let report = repository.collect(&now()).await.unwrap();
+    assert!(report.deleted >= 1000 && report.deleted_bytes >= reclaim.bytes, "{report:?} {reclaim:?}");
+    repository.collect(&now()).await.unwrap();
+    assert_eq!(std::fs::read_dir(place.join("condemned")).unwrap().count(), 0);
+    assert!(!place.join(format!("blobs/sha256/{:064x}", 8999)).exists(), "all of it is deleted in the end");
+    assert_eq!(repository.verify(Scope::All, &|_| {}).await.unwrap().broken, vec![]);
+    assert_eq!(repository.images().await.unwrap(), [wide]);
+}
+
 /// Fails the call of one number, before or after it is done; counts all.
 struct FailOnce {
     count: AtomicUsize,
@@ -180,7 +221,7 @@ impl Job {
         let config = session.put_config(&Default::default()).await?;
         let layer = gzip(&self.layer);
         let digest = sha256(&layer);
-        if !session.has_blob(&digest).await? {
+        if !session.has_blob(&digest, layer.len() as u64).await? {
             let bytes = futures::stream::iter([Ok::<_, String>(bytes::Bytes::from(layer.clone()))]);
             session.put_blob(&digest, layer.len() as u64, bytes).await?;
         }

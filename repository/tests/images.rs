@@ -84,7 +84,8 @@ async fn a_catalog_is_rebuilt_from_the_repository_alone() {
     assert_eq!(world.repository.note(&first.reference.record, &note("1")).await.unwrap(), 1);
     assert_eq!(world.repository.note(&first.reference.record, &note("2")).await.unwrap(), 2);
     let repository = world.reopen().await;
-    let mut found: Vec<_> = futures::TryStreamExt::try_collect(repository.reindex()).await.unwrap();
+    let found: Vec<_> = futures::StreamExt::collect(repository.reindex()).await;
+    let mut found: Vec<_> = found.into_iter().map(|(_, one)| one.unwrap()).collect();
     found.sort_by_key(|found: &ocopea_repository::Reindexed| found.reference.image);
     assert_eq!(found[0].record, first.record);
     assert_eq!(found[0].key, first.key);
@@ -159,9 +160,10 @@ async fn wrong_bytes_are_refused_and_nothing_of_them_stays() {
     assert!(matches!(session.put_blob(&digest, 5, stream(b"hell")).await, Err(Error::WrongSize { .. })));
     let cut = futures::stream::iter([Err::<bytes::Bytes, _>("gone".to_owned())]);
     assert!(matches!(session.put_blob(&digest, 5, cut).await, Err(Error::Source { .. })));
-    assert!(!session.has_blob(&digest).await.unwrap());
+    assert!(!session.has_blob(&digest, 5).await.unwrap());
     session.put_blob(&digest, 5, stream(b"hello")).await.unwrap();
-    assert!(session.has_blob(&digest).await.unwrap());
+    assert!(session.has_blob(&digest, 5).await.unwrap());
+    assert!(!session.has_blob(&digest, 6).await.unwrap(), "of another size it is not the one");
     let other = Digest([7; 32]);
     assert!(matches!(session.get_manifest(&other).await, Err(Error::Missing { .. })));
     assert!(matches!(session.reader(&other).await.err(), Some(Error::Missing { .. })));

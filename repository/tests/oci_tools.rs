@@ -6,12 +6,18 @@ use std::{path::Path, process::Command};
 
 use common::*;
 
+/// A tool that isn't here: nothing is tried, but where everything was set up for it, that is a fault.
+fn absent(tool: &str) {
+    assert!(std::env::var_os("OCOPEA_TEST_TOOLS").is_none(), "{tool} is not installed");
+    println!("{tool} is not installed: not tried");
+}
+
 /// Runs a tool; `None` when this machine doesn't have it.
 fn run(tool: &str, arguments: &[&str]) -> Option<String> {
     let output = match Command::new(tool).args(arguments).output() {
         Ok(output) => output,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("{tool} is not installed: not tried");
+            absent(tool);
             return None;
         }
         Err(error) => panic!("{tool}: {error}"),
@@ -116,7 +122,7 @@ impl Registry {
         let child =
             Command::new("docker-registry").arg("serve").arg(&settings).stdout(silent()).stderr(silent()).spawn();
         let Ok(child) = child else {
-            println!("docker-registry is not installed: not tried");
+            absent("docker-registry");
             return None;
         };
         let registry = Self { child, _directory: directory, host };

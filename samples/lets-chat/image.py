@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """image.py BINARY OUT VERSION...: an OCI layout with one image per version, standard library only.
 
-All versions share the layer with the program; a second layer of a few bytes says which version the image is.
-The same input gives the same digests.
+All versions share the layer with the program and the libraries that it loads; a second layer of a few bytes says which
+version the image is. The same input gives the same digests.
 """
-import gzip, hashlib, io, json, os, sys, tarfile
+import gzip, hashlib, io, json, os, re, subprocess, sys, tarfile
 
 binary, out, versions = sys.argv[1], sys.argv[2], sys.argv[3:]
 blobs = os.path.join(out, "blobs", "sha256")
@@ -35,8 +35,19 @@ def layer(entries):
     return diff, {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": size}
 
 
-with open(binary, "rb") as file:
-    program = layer([("lets-chat", file.read(), 0o755), ("etc", None, 0o755), ("uploads", None, 0o777)])
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def libraries(program):
+    """What the loader would load, the loader included, each where it looks for it; nothing for a static program."""
+    said = subprocess.run(["ldd", program], capture_output=True, text=True)
+    paths = re.findall(r"(?:=> |^\s*)(/\S+) \(0x", said.stdout, re.MULTILINE)
+    return [(path.lstrip("/"), read(path), 0o755) for path in sorted(set(paths))]
+
+
+program = layer([("lets-chat", read(binary), 0o755), ("etc", None, 0o755), ("uploads", None, 0o777), *libraries(binary)])
 manifests = []
 for version in versions:
     label = layer([("etc", None, 0o755), ("etc/lets-chat-version", (version + "\n").encode(), 0o644)])

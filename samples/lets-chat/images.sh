@@ -1,5 +1,5 @@
 #!/bin/bash
-# images.sh [http://]HOST/PATH: builds Lets-chat as a static program and pushes its three versions as PATH/lets-chat:VERSION.
+# images.sh [http://]HOST/PATH: builds Lets-chat and pushes its three versions as PATH/lets-chat:VERSION.
 # What is built or pushed already is neither built nor pushed again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd); top=$(cd "$here/../.." && pwd)
@@ -7,12 +7,10 @@ versions=(1.4.1 1.4.2 1.5.0)
 [ $# = 1 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
 registry=${1#http://}; registry=${registry%/}
 target=$(realpath -m "${CARGO_TARGET_DIR:-$top/target}")
-triple=x86_64-unknown-linux-gnu
 
-# Beside the other artifacts, in the folder of the triple: what runs at build time is shared with ordinary builds.
-RUSTFLAGS='-C target-feature=+crt-static' cargo build --quiet --locked --manifest-path "$top/Cargo.toml" \
-  --target-dir "$target" --target "$triple" -p lets-chat
-binary=$target/$triple/debug/lets-chat
+# The same packages as the demo builds, so that their dependencies are built once.
+cargo build --quiet --locked --manifest-path "$top/Cargo.toml" --target-dir "$target" -p lets-chat -p ocopea-cli -p ocopea-mover
+binary=$target/debug/lets-chat
 
 layout=$target/lets-chat-images
 key=$(sha256sum "$binary" "$here/image.py" | cut -d' ' -f1 | sha256sum | cut -c1-16)

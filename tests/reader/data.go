@@ -72,6 +72,7 @@ type data struct {
 	streams []stream
 	chunk   key
 	pages   map[uint64][]byte
+	indexed map[[32]byte]bool
 	zstd    *zstd.Decoder
 }
 
@@ -99,6 +100,9 @@ func (i *image) data(c component) (*data, error) {
 		return nil, errors.New("the table of contents is of another kind or of a newer version")
 	}
 	if err := d.openPacks(m); err != nil {
+		return nil, err
+	}
+	if err := d.openRuns(); err != nil {
 		return nil, err
 	}
 	if err := d.openStreams(); err != nil {
@@ -263,6 +267,38 @@ func (d *data) checkPack(p *pack) error {
 	return nil
 }
 
+// openRuns reads the sorted lists of all chunks, which later saves look chunks up in.
+func (d *data) openRuns() error {
+	d.indexed = map[[32]byte]bool{}
+	for n, run := range d.root.Runs {
+		if len(run.Pages) != len(run.First) {
+			return fmt.Errorf("run %d has %d pages and %d first hashes", n, len(run.Pages), len(run.First))
+		}
+		var last []byte
+		for p, number := range run.Pages {
+			rows, err := d.page(number, "index")
+			if err != nil {
+				return err
+			}
+			if len(rows) == 0 || len(rows)%chunkRow != 0 || len(rows) > mostRows*chunkRow {
+				return errors.New("an index page has no possible length")
+			}
+			if hex.EncodeToString(rows[:32]) != run.First[p] {
+				return fmt.Errorf("page %d of run %d begins with another hash than the root says", p, n)
+			}
+			for at := 0; at < len(rows); at += chunkRow {
+				hash := rows[at : at+32]
+				if bytes.Compare(last, hash) >= 0 {
+					return fmt.Errorf("run %d is not sorted", n)
+				}
+				last = hash
+				d.indexed[[32]byte(hash)] = true
+			}
+		}
+	}
+	return nil
+}
+
 func (d *data) openStreams() error {
 	last := ""
 	var total uint64
@@ -317,6 +353,9 @@ func (d *data) read(s stream, to io.Writer) error {
 			return errors.New("a segment goes beyond its page")
 		}
 		for n := first; n < first+count; n++ {
+			if !d.indexed[[32]byte(rows[n*chunkRow:n*chunkRow+32])] {
+				return errors.New("a chunk is in no run")
+			}
 			raw, err := d.chunkAt(rows[n*chunkRow : (n+1)*chunkRow])
 			if err != nil {
 				return err

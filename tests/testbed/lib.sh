@@ -16,6 +16,19 @@ REGISTRY=172.31.0.254:5000
 SITES=(a b)
 number_of() { case $1 in a) echo 1 ;; b) echo 2 ;; *) die "no site is called $1" ;; esac; }
 
+# begin_build CARGO_ARGUMENT...: builds beside what follows; finish_build waits for it, and ends the script when it failed
+begin_build() {
+  BUILD_LOG=$(mktemp)
+  (cd "$TOP" && exec cargo build --quiet --locked "$@") >"$BUILD_LOG" 2>&1 &
+  BUILD=$!
+  trap 'kill $BUILD 2>/dev/null || true; rm -f "$BUILD_LOG"' EXIT
+}
+finish_build() {
+  kill -0 $BUILD 2>/dev/null && say "waiting for the build"
+  wait $BUILD || { cat "$BUILD_LOG" >&2; die "the build failed (see above)"; }
+  cat "$BUILD_LOG"
+}
+
 # One clock for a script and those that it calls.
 export OCOPEA_START_NS=${OCOPEA_START_NS:-$(date +%s%N)}
 say() { local ms=$((($(date +%s%N) - OCOPEA_START_NS) / 1000000)); printf '%4d.%03ds  %s\n' $((ms / 1000)) $((ms % 1000)) "$*"; }

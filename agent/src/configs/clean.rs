@@ -33,6 +33,7 @@ fn made_annotation(key: &str) -> bool {
         "autoscaling.alpha.kubernetes.io/conditions",
         "autoscaling.alpha.kubernetes.io/current-metrics",
         "kubernetes.io/limit-ranger",
+        "kubernetes.io/service-account.uid",
         "k8s.v1.cni.cncf.io/network-status",
         "k8s.v1.cni.cncf.io/networks-status",
     ];
@@ -57,7 +58,11 @@ fn made_label(key: &str) -> bool {
     key.starts_with("ocopea.dev/")
         || matches!(
             key,
-            "controller-uid" | "batch.kubernetes.io/controller-uid" | "batch.kubernetes.io/job-name" | "job-name"
+            "controller-uid"
+                | "batch.kubernetes.io/controller-uid"
+                | "batch.kubernetes.io/job-name"
+                | "job-name"
+                | "kubernetes.io/legacy-token-last-used"
         )
 }
 
@@ -75,6 +80,14 @@ pub fn clean(object: &Value) -> Value {
             with(&mut object, &["spec"], pod_spec);
             // Left by somebody's debugging; no pod can be made with them.
             with(&mut object, &["spec"], |spec| remove(spec, &["ephemeralContainers"]));
+            // What admission computed from the priority class, and would refuse where it computes something else.
+            with(&mut object, &["spec"], |spec| remove(spec, &["priority", "preemptionPolicy"]));
+        }
+        ("", "Secret") if object["type"] == "kubernetes.io/service-account-token" => {
+            with(&mut object, &["data"], |data| remove(data, &["token", "ca.crt", "namespace"]));
+            if object["data"].as_object().is_some_and(Map::is_empty) {
+                remove(&mut object, &["data"]);
+            }
         }
         ("batch", "Job") => job(&mut object),
         ("batch", "CronJob") => with(&mut object, &["spec", "jobTemplate", "metadata"], metadata),
@@ -251,6 +264,18 @@ mod tests {
         assert_eq!(
             clean(&claim),
             json!({"kind": "PersistentVolumeClaim", "metadata": {"name": "c"}, "spec": {"storageClassName": "fast"}})
+        );
+    }
+
+    #[test]
+    fn tokens_that_somebody_asked_for_are_asked_for_again() {
+        let seen = json!({"kind": "Secret", "type": "kubernetes.io/service-account-token", "data": {"token": "x", "ca.crt": "x", "namespace": "x"},
+            "metadata": {"name": "t", "labels": {"kubernetes.io/legacy-token-last-used": "2026-01-01"},
+                "annotations": {"kubernetes.io/service-account.name": "web", "kubernetes.io/service-account.uid": "u"}}});
+        assert_eq!(
+            clean(&seen),
+            json!({"kind": "Secret", "type": "kubernetes.io/service-account-token",
+                "metadata": {"name": "t", "annotations": {"kubernetes.io/service-account.name": "web"}}})
         );
     }
 

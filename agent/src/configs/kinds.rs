@@ -3,7 +3,10 @@
 use ocopea_protocol::plan::Refusal;
 use serde_json::Value;
 
-use super::object_ref;
+use super::{
+    object_ref,
+    workload::{VolumeKind, volume_kind},
+};
 
 /// Group and kind, in the order in which they are applied. What isn't here is saved, and refused by name at a restore.
 const ORDER: &[(&str, &str)] = &[
@@ -51,7 +54,10 @@ pub fn starts_something(object: &Value) -> bool {
 
 /// Whether it is a workload whose readiness is waited for.
 pub fn is_long_running(object: &Value) -> bool {
-    matches!(group_of(object), ("apps", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet") | ("", "Pod"))
+    matches!(
+        group_of(object),
+        ("apps", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet") | ("", "Pod" | "ReplicationController")
+    )
 }
 
 /// A Job that has done its work, or a bare pod that has: kept in the image, not run again.
@@ -110,15 +116,31 @@ pub fn refusals(object: &Value, namespace: &str) -> Vec<Refusal> {
         }
     }
     for volume in spec["volumes"].as_array().into_iter().flatten() {
-        if volume["hostPath"].is_object() {
-            let path = volume["hostPath"]["path"].as_str().unwrap_or_default();
-            found.push(refuse(&format!("the node's own path {path:.100}"), "use a persistent volume claim instead"));
+        match volume_kind(volume) {
+            VolumeKind::Other(kind) if kind == "hostPath" => {
+                let path = volume["hostPath"]["path"].as_str().unwrap_or_default();
+                let needed = format!("the node's own path {path:.100}");
+                found.push(refuse(&needed, "use a persistent volume claim instead"));
+            }
+            // Its nodes pull it, as they do every image that is not a component.
+            VolumeKind::Other(kind) if kind == "image" => {}
+            VolumeKind::Other(kind) => found.push(refuse(
+                &format!("storage that the copy would share with the original ({kind:.50})"),
+                "use a persistent volume claim instead",
+            )),
+            _ => {}
         }
+    }
+    if spec["securityContext"]["windowsOptions"]["hostProcess"].as_bool() == Some(true) {
+        found.push(refuse("a process of the node (hostProcess)", "remove it from the workload and save again"));
     }
     for list in ["containers", "initContainers", "ephemeralContainers"] {
         for container in spec[list].as_array().into_iter().flatten() {
             if container["securityContext"]["privileged"].as_bool() == Some(true) {
                 found.push(refuse("a privileged container", "remove it from the workload and save again"));
+            }
+            if container["securityContext"]["procMount"].as_str().is_some_and(|mount| mount != "Default") {
+                found.push(refuse("an unmasked /proc (procMount)", "remove it from the workload and save again"));
             }
             let added = container["securityContext"]["capabilities"]["add"].as_array().into_iter().flatten();
             for capability in
@@ -139,13 +161,15 @@ pub fn refusals(object: &Value, namespace: &str) -> Vec<Refusal> {
 }
 
 /// Capabilities with which a container reaches out of itself.
-const OWNS_THE_NODE: &[&str] = &["ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "BPF"];
+const OWNS_THE_NODE: &[&str] =
+    &["ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "SYS_TIME", "DAC_READ_SEARCH", "BPF"];
 
 fn finalizers(object: &Value) -> bool {
     let has = |metadata: &Value| metadata["finalizers"].as_array().is_some_and(|f| !f.is_empty());
     let claims = object["spec"]["volumeClaimTemplates"].as_array();
     has(&object["metadata"])
-        || has(&object["spec"]["template"]["metadata"])
+        || super::workload::template(object).is_some_and(|template| has(&template["metadata"]))
+        || has(&object["spec"]["jobTemplate"]["metadata"])
         || claims.is_some_and(|claims| claims.iter().any(|claim| has(&claim["metadata"])))
 }
 
@@ -158,8 +182,15 @@ fn foreign_subjects(object: &Value, namespace: &str) -> Option<String> {
         .as_array()
         .into_iter()
         .flatten()
-        .filter(|s| s["kind"] == "ServiceAccount" && s["namespace"].as_str().is_some_and(|n| n != namespace))
-        .map(|s| format!("{}/{}", s["namespace"].as_str().unwrap_or_default(), s["name"].as_str().unwrap_or_default()))
+        .filter_map(|subject| {
+            let name = subject["name"].as_str().unwrap_or_default();
+            let group = || name.strip_prefix("system:serviceaccounts:").map(|of| (of, "*"));
+            let (of, account) = match subject["kind"].as_str() {
+                Some("ServiceAccount") => (subject["namespace"].as_str()?, name),
+                _ => name.strip_prefix("system:serviceaccount:").and_then(|n| n.split_once(':')).or_else(group)?,
+            };
+            (of != namespace).then(|| format!("{of}/{account}"))
+        })
         .collect();
     (!foreign.is_empty()).then(|| foreign.join(", "))
 }
@@ -189,6 +220,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_copy_would_share_with_the_original_is_refused() {
+        let job = json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "c"}, "spec": {"jobTemplate": {"spec": {"template": {
+            "metadata": {"finalizers": ["a/b"]}, "spec": {"volumes": [{"name": "files", "nfs": {"server": "10.0.0.9", "path": "/"}},
+                {"name": "own", "emptyDir": {}}, {"name": "claim", "persistentVolumeClaim": {"claimName": "c"}}],
+            "containers": [{"securityContext": {"procMount": "Unmasked"}}]}}}}}});
+        let needed: Vec<String> = refusals(&job, "shop").into_iter().map(|r| r.needed).collect();
+        assert_eq!(needed.len(), 3, "{needed:?}");
+        assert!(needed.iter().any(|n| n.contains("(nfs)")), "{needed:?}");
+    }
+
+    #[test]
     fn rights_for_others_and_other_peoples_addresses_are_refused() {
         let binding = |namespace: &str| {
             json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "b"},
@@ -196,6 +238,9 @@ mod tests {
         };
         assert!(refusals(&binding("shop"), "shop").is_empty());
         assert!(refusals(&binding("monitoring"), "shop")[0].needed.contains("monitoring/web"));
+        let of_group = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "b"},
+            "subjects": [{"kind": "Group", "name": "system:serviceaccounts:ci"}, {"kind": "User", "name": "system:serviceaccount:shop:web"}]});
+        assert!(refusals(&of_group, "shop")[0].needed.contains("(ci/*)"), "{:?}", refusals(&of_group, "shop"));
         let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"externalIPs": ["10.0.0.1"]}});
         assert_eq!(refusals(&service, "shop").len(), 1);
         let capable = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "d"}, "spec": {

@@ -6,6 +6,7 @@
 pub mod clean;
 pub mod kinds;
 pub mod network;
+pub mod references;
 pub mod rewrite;
 pub mod workload;
 

@@ -45,38 +45,120 @@ pub fn names_service(host: &str, service: &str, namespace: &str) -> bool {
     local == service || local.ends_with(&format!(".{service}"))
 }
 
-/// `text` with every host name that means something in namespace `from` renamed to mean the same in `to`.
-///
-/// Only whole host names that end in `.FROM.svc…`, or are exactly `SERVICE.FROM`, are touched: the name of the
-/// namespace elsewhere (a database of the same name, a path) is left alone.
-pub fn rename_hosts(text: &str, services: &[Service], from: &str, to: &str) -> String {
-    let host_character = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find(host_character) {
-        let (before, tail) = rest.split_at(start);
-        out.push_str(before);
-        let end = tail.find(|c| !host_character(c)).unwrap_or(tail.len());
-        let (word, tail) = tail.split_at(end);
-        out.push_str(&rename_host(word, services, from, to));
-        rest = tail;
-    }
-    out.push_str(rest);
-    out
+/// What a text was found to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Renamed {
+    /// It, with what means the old namespace meaning the new one.
+    pub text: String,
+    /// Words in it that may be host names of the old namespace, or something else: they are left as they are.
+    pub doubts: Vec<String>,
 }
 
-fn rename_host(word: &str, services: &[Service], from: &str, to: &str) -> String {
-    for service in services {
-        let stem = format!("{}.{from}", service.name);
-        for (head, tail) in word.match_indices(&stem).map(|(at, _)| (&word[..at], &word[at + stem.len()..])) {
-            let head_fits = head.is_empty() || head.ends_with('.');
-            let tail_fits = tail.is_empty() || tail == "." || tail == ".svc" || tail.starts_with(".svc.");
-            if head_fits && tail_fits {
-                return format!("{head}{}.{to}{tail}", service.name);
-            }
+/// `text` with every host name that means something in namespace `from` renamed to mean the same in `to`.
+///
+/// `….FROM.svc…` always is one. `SERVICE.FROM` (a pod before it or not) is one unless it stands where a key or a part of a path
+/// does; and where the namespace is called as files and keys are (`app`, `db`), only where a host name must stand: in a
+/// URL, before a port, or as the value of something that is called a host. `name` is what `text` is the value of.
+pub fn rename_hosts(text: &str, name: &str, services: &[Service], from: &str, to: &str) -> Renamed {
+    let host_character = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let mut renamed = Renamed { text: String::with_capacity(text.len()), doubts: Vec::new() };
+    let mut at = 0;
+    while let Some(start) = text[at..].find(host_character).map(|found| at + found) {
+        renamed.text.push_str(&text[at..start]);
+        let end = text[start..].find(|c| !host_character(c)).map_or(text.len(), |found| start + found);
+        let word = &text[start..end];
+        let place = Place { before: &text[..start], after: &text[end..], name };
+        match (qualified(word, from, to), bare(word, services, from, to)) {
+            (Some(new), _) => renamed.text.push_str(&new),
+            (None, Some(new)) => match place.is_of_host(from) {
+                Some(true) => renamed.text.push_str(&new),
+                Some(false) => renamed.text.push_str(word),
+                None => {
+                    renamed.doubts.push(word.to_owned());
+                    renamed.text.push_str(word);
+                }
+            },
+            (None, None) => renamed.text.push_str(word),
+        }
+        at = end;
+    }
+    renamed.text.push_str(&text[at..]);
+    renamed
+}
+
+/// `….FROM.svc`, `….FROM.svc.DOMAIN`, `FROM.svc.DOMAIN`.
+fn qualified(word: &str, from: &str, to: &str) -> Option<String> {
+    let mut labels: Vec<&str> = word.split('.').collect();
+    for at in 0..labels.len().saturating_sub(1) {
+        let fits = labels[at].eq_ignore_ascii_case(from) && labels[at + 1].eq_ignore_ascii_case("svc");
+        let domain = labels.get(at + 2).is_some_and(|label| !label.is_empty());
+        if fits && (at > 0 && !labels[at - 1].is_empty() || domain) {
+            labels[at] = to;
+            return Some(labels.join("."));
         }
     }
-    word.to_owned()
+    None
+}
+
+/// `SERVICE.FROM`, `POD.SERVICE.FROM`, with a last dot or not.
+fn bare(word: &str, services: &[Service], from: &str, to: &str) -> Option<String> {
+    let (host, dot) = word.strip_suffix('.').map_or((word, ""), |host| (host, "."));
+    let head = host.strip_suffix(from)?.strip_suffix('.')?;
+    let known = services.iter().any(|service| {
+        head.strip_suffix(service.name.as_str()).is_some_and(|pod| pod.is_empty() || pod.ends_with('.'))
+    });
+    known.then(|| format!("{head}.{to}{dot}"))
+}
+
+/// Namespaces that are called as files' ends, domains and keys are.
+const COMMON: &[&str] = &[
+    "apps", "client", "conf", "config", "data", "default", "docker", "home", "host", "html", "http", "https", "info",
+    "internal", "java", "json", "keys", "lock", "local", "logs", "main", "name", "node", "path", "pool", "port",
+    "prod", "secret", "server", "service", "site", "sock", "test", "timeout", "toml", "type", "user", "users", "yaml",
+];
+/// Parts of the names of what holds host names.
+const HOSTS: &[&str] = &[
+    "host", "server", "addr", "endpoint", "url", "uri", "broker", "upstream", "backend", "node", "dsn", "peer", "seed",
+];
+
+/// Where a word stands.
+struct Place<'a> {
+    before: &'a str,
+    after: &'a str,
+    name: &'a str,
+}
+
+impl Place<'_> {
+    /// Whether a host name stands here; `None` where it can't be told.
+    fn is_of_host(&self, namespace: &str) -> Option<bool> {
+        let after = self.after.trim_start_matches([' ', '\t']);
+        let colon = self.after.strip_prefix(':').map(|rest| rest.chars().next());
+        let port = colon.is_some_and(|next| next.is_some_and(|c| c.is_ascii_digit() || matches!(c, '$' | '{')));
+        let token = self.before.rsplit(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<')).next();
+        let authority = token.unwrap_or_default().rsplit_once("://").map(|(_, rest)| rest);
+        if port || authority.is_some_and(|rest| !rest.contains(['/', '?', '#'])) {
+            return Some(true);
+        }
+        let key = after.starts_with('=') || colon.is_some_and(|next| next.is_none_or(char::is_whitespace));
+        let path = self.before.ends_with('/') && !self.before.ends_with("//");
+        if key || path {
+            return Some(false);
+        }
+        if namespace.len() > 3 && !COMMON.contains(&namespace) {
+            return Some(true);
+        }
+        let quotes = |c: char| c.is_whitespace() || matches!(c, '"' | '\'');
+        let line = self.before.rsplit('\n').next().unwrap_or_default().trim_end_matches(quotes);
+        let last =
+            |text: &str| text.trim_end_matches(quotes).rsplit(quotes).next().unwrap_or_default().to_ascii_lowercase();
+        let name = match line.strip_suffix(['=', ':']) {
+            Some(key) => last(key),
+            None if last(line) == "-h" => "host".to_owned(),
+            None if last(line).starts_with('-') => last(line),
+            None => self.name.to_ascii_lowercase(),
+        };
+        HOSTS.iter().any(|host| name.contains(host)).then_some(true)
+    }
 }
 
 #[cfg(test)]
@@ -89,7 +171,7 @@ mod tests {
 
     #[test]
     fn hosts_are_renamed_by_meaning_and_nothing_else_is() {
-        let rename = |text: &str| rename_hosts(text, &known(), "shop", "copy");
+        let rename = |text: &str| rename_hosts(text, "SETTING", &known(), "shop", "copy").text;
         assert_eq!(
             rename("mongodb://u:p@db.shop.svc.cluster.local:27017/shop"),
             "mongodb://u:p@db.copy.svc.cluster.local:27017/shop"
@@ -101,6 +183,37 @@ mod tests {
             "db.shopping.svc db.shop.example.com mydb.shop"
         );
         assert_eq!(rename("db"), "db");
+        assert_eq!(rename("other.shop.svc, shop.svc.cluster.local"), "other.copy.svc, copy.svc.cluster.local");
+        assert_eq!(rename("https://web.shop.svc./x"), "https://web.copy.svc./x");
+        assert_eq!(rename("shop.svc .shop.svc /a/db.shop"), "shop.svc .shop.svc /a/db.shop");
+        assert_eq!(rename("db.shop=1\ndb.shop: 2\nx: db.shop"), "db.shop=1\ndb.shop: 2\nx: db.copy");
+    }
+
+    #[test]
+    fn a_namespace_that_is_called_as_files_are_is_meant_only_where_a_host_stands() {
+        let known = [Service { name: "users".to_owned(), selector: BTreeMap::new() }];
+        let rename = |name: &str, text: &str| rename_hosts(text, name, &known, "db", "copy");
+        for (name, text) in [
+            ("FILE", "sqlite:///data/users.db"),
+            ("FILE", "/var/lib/users.db"),
+            ("KEY", "users.db=1"),
+            ("db.properties", "users.db.url=x\nspring.users.db: 5"),
+        ] {
+            assert_eq!(rename(name, text), Renamed { text: text.to_owned(), doubts: vec![] }, "{text}");
+        }
+        for (name, text, new) in [
+            ("X", "postgresql://u:p@users.db/db", "postgresql://u:p@users.copy/db"),
+            ("X", "mongodb://a-0.users.db,a-1.users.db:1/db", "mongodb://a-0.users.copy,a-1.users.copy:1/db"),
+            ("X", "users.db:5432", "users.copy:5432"),
+            ("PGHOST", "users.db", "users.copy"),
+            ("X", "host=users.db dbname=users.db", "host=users.copy dbname=users.db"),
+            ("app.ini", "db_file = users.db\nserver = \"users.db\"", "db_file = users.db\nserver = \"users.copy\""),
+            ("X", "psql -h users.db -f users.db", "psql -h users.copy -f users.db"),
+            ("X", "users.db.svc users.db.svc.cluster.local", "users.copy.svc users.copy.svc.cluster.local"),
+        ] {
+            assert_eq!(rename(name, text).text, new, "{text}");
+        }
+        assert_eq!(rename("WHATEVER", "users.db").doubts, ["users.db"]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::{
     at, each,
     network::{Service, rename_hosts, services},
     object_ref,
-    workload::{pod_spec, pod_spec_mut},
+    workload::{pod_spec, pod_spec_mut, template_mut},
 };
 use crate::platform::{ENVIRONMENT, OPERATION};
 
@@ -74,15 +74,48 @@ pub fn component_of<'a>(image: &str, user: &ObjectRef, containers: &'a [Containe
     same().find(|c| c.tag == tag).or_else(|| same().next())
 }
 
+/// What a restore applies, and what it changed for that.
+#[derive(Clone, Debug, Default)]
+pub struct Rewritten {
+    /// The objects as they will be applied.
+    pub objects: Vec<Value>,
+    /// What was changed.
+    pub changes: Vec<Change>,
+    /// What may mean the namespace that was saved, and was left as it is.
+    pub doubts: Vec<Change>,
+}
+
+/// Where an object's changes and doubts are noted.
+struct Notes<'a> {
+    object: &'a ObjectRef,
+    changes: &'a mut Vec<Change>,
+    doubts: &'a mut Vec<Change>,
+}
+
+impl Notes<'_> {
+    fn change(&mut self, detail: String) {
+        self.changes.push(Change { object: self.object.clone(), detail });
+    }
+
+    fn doubt(&mut self, detail: String) {
+        self.doubts.push(Change { object: self.object.clone(), detail });
+    }
+}
+
 impl Rewrite<'_> {
     /// The objects as they will be applied, with what was changed.
-    pub fn apply(&self, objects: &[Value]) -> (Vec<Value>, Vec<Change>) {
+    pub fn apply(&self, objects: &[Value]) -> Rewritten {
         let known = services(objects);
         let placements: BTreeMap<&ComponentName, &ContainerPlacement> =
             self.placements.iter().map(|p| (&p.component, p)).collect();
-        let mut changes = Vec::new();
-        let rewritten = objects.iter().map(|object| self.one(object, &known, &placements, &mut changes)).collect();
-        (rewritten, changes)
+        let (mut changes, mut doubts) = (Vec::new(), Vec::new());
+        let mut rewritten = Vec::with_capacity(objects.len());
+        for object in objects {
+            let reference = object_ref(object);
+            let mut notes = Notes { object: &reference, changes: &mut changes, doubts: &mut doubts };
+            rewritten.push(self.one(object, &known, &placements, &mut notes));
+        }
+        Rewritten { objects: rewritten, changes, doubts }
     }
 
     fn one(
@@ -90,53 +123,108 @@ impl Rewrite<'_> {
         object: &Value,
         known: &[Service],
         placements: &BTreeMap<&ComponentName, &ContainerPlacement>,
-        changes: &mut Vec<Change>,
+        notes: &mut Notes<'_>,
     ) -> Value {
         let mut object = object.clone();
-        let reference = object_ref(&object);
-        let mut note = |detail: String| changes.push(Change { object: reference.clone(), detail });
         self.mark(&mut object);
-        self.images(&mut object, &reference, placements, &mut note);
-        match reference.kind.as_str() {
-            "ConfigMap" => self.texts(at(&mut object, &["data"]), known, &mut note, false),
+        self.images(&mut object, placements, notes);
+        self.annotations(at(&mut object, &["metadata", "annotations"]), notes);
+        match notes.object.kind.as_str() {
+            "ConfigMap" => self.texts(at(&mut object, &["data"]), known, notes, false),
             "Secret" => {
-                self.texts(at(&mut object, &["data"]), known, &mut note, true);
-                self.texts(at(&mut object, &["stringData"]), known, &mut note, false);
+                self.texts(at(&mut object, &["data"]), known, notes, true);
+                self.texts(at(&mut object, &["stringData"]), known, notes, false);
             }
             "Service" => {
                 if let Some(name) = at(&mut object, &["spec", "externalName"])
-                    && let Some(renamed) = name.as_str().and_then(|name| self.renamed(name, known))
+                    && let Some(renamed) = name.as_str().and_then(|name| self.renamed(name, "host", known, notes))
                 {
-                    note(format!("external name {} → {renamed}", name.as_str().unwrap_or_default()));
+                    notes.change(format!("external name {} → {renamed}", name.as_str().unwrap_or_default()));
                     *name = Value::from(renamed);
                 }
             }
-            "NetworkPolicy" => self.peers(&mut object, &mut note),
+            "NetworkPolicy" => self.peers(&mut object, notes),
             "PersistentVolumeClaim" => {
                 if let Some(spec) = at(&mut object, &["spec"]).and_then(Value::as_object_mut)
                     && (spec.remove("dataSource").is_some() | spec.remove("dataSourceRef").is_some())
                 {
-                    note("made empty: its contents come from the image, not from what it was once made of".to_owned());
+                    notes.change(
+                        "made empty: its contents come from the image, not from what it was once made of".to_owned(),
+                    );
                 }
             }
-            "RoleBinding" => {
-                for subject in each(&mut object, &["subjects"]) {
-                    if let Some(namespace) = subject.get_mut("namespace").filter(|namespace| **namespace == self.from) {
-                        *namespace = Value::from(self.to);
-                        note(format!("subject's namespace {} → {}", self.from, self.to));
-                    }
+            "RoleBinding" => self.subjects(&mut object, notes),
+            "Deployment" => {
+                if let Some(spec) = at(&mut object, &["spec"]).and_then(Value::as_object_mut)
+                    && spec.get("paused") == Some(&Value::Bool(true))
+                {
+                    spec.remove("paused");
+                    notes.change("paused → running: a paused one would never start its pods".to_owned());
                 }
             }
             _ => {}
         }
+        if let Some(template) = template_mut(&mut object).filter(|_| notes.object.kind != "Pod") {
+            self.annotations(at(template, &["metadata", "annotations"]), notes);
+        }
         if let Some(spec) = pod_spec_mut(&mut object) {
+            for search in each(spec, &["dnsConfig", "searches"]) {
+                self.strings(search, "DNS search domains", known, notes);
+            }
             for list in ["containers", "initContainers"] {
                 for container in each(spec, &[list]) {
-                    self.container(container, known, &mut note);
+                    self.container(container, known, notes);
                 }
             }
         }
         object
+    }
+
+    /// Subjects of bindings that mean accounts of the namespace that was saved.
+    fn subjects(&self, object: &mut Value, notes: &mut Notes<'_>) {
+        for subject in each(object, &["subjects"]) {
+            if let Some(namespace) = subject.get_mut("namespace").filter(|namespace| **namespace == self.from) {
+                *namespace = Value::from(self.to);
+                notes.change(format!("subject's namespace {} → {}", self.from, self.to));
+            }
+            let Some(name) = subject.get_mut("name") else { continue };
+            let old = name.as_str().unwrap_or_default();
+            let renamed = if old == format!("system:serviceaccounts:{}", self.from) {
+                Some(format!("system:serviceaccounts:{}", self.to))
+            } else {
+                old.strip_prefix(&format!("system:serviceaccount:{}:", self.from))
+                    .map(|account| format!("system:serviceaccount:{}:{account}", self.to))
+            };
+            if let Some(renamed) = renamed {
+                notes.change(format!("subject {} → {renamed}", name.as_str().unwrap_or_default()));
+                *name = Value::from(renamed);
+            }
+        }
+    }
+
+    /// Host names that stand in annotations: only those that can't be anything else.
+    fn annotations(&self, annotations: Option<&mut Value>, notes: &mut Notes<'_>) {
+        for (key, value) in annotations.and_then(Value::as_object_mut).into_iter().flatten() {
+            if let Some(renamed) = value.as_str().and_then(|text| self.renamed(text, key, &[], notes)) {
+                notes.change(format!("annotation {key}: host names of {} → {}", self.from, self.to));
+                *value = Value::from(renamed);
+            }
+        }
+    }
+
+    /// All texts within a probe or a hook: commands, hosts, headers.
+    fn strings(&self, value: &mut Value, what: &str, known: &[Service], notes: &mut Notes<'_>) {
+        match value {
+            Value::String(text) => {
+                if let Some(renamed) = self.renamed(text, "host", known, notes) {
+                    notes.change(format!("{what}: host names of {} → {}", self.from, self.to));
+                    *text = renamed;
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| self.strings(item, what, known, notes)),
+            Value::Object(map) => map.values_mut().for_each(|item| self.strings(item, what, known, notes)),
+            _ => {}
+        }
     }
 
     fn mark(&self, object: &mut Value) {
@@ -152,24 +240,23 @@ impl Rewrite<'_> {
     fn images(
         &self,
         object: &mut Value,
-        reference: &ObjectRef,
         placements: &BTreeMap<&ComponentName, &ContainerPlacement>,
-        note: &mut impl FnMut(String),
+        notes: &mut Notes<'_>,
     ) {
         let Some(spec) = pod_spec_mut(object) else { return };
         for list in ["containers", "initContainers"] {
             for container in each(spec, &[list]) {
                 let Some(image) = container["image"].as_str() else { continue };
-                let Some(component) = component_of(image, reference, self.containers) else { continue };
+                let Some(component) = component_of(image, notes.object, self.containers) else { continue };
                 let Some(placement) = placements.get(&component.name) else { continue };
                 let new = format!("{}@{}", placement.target, placement.digest);
                 if placement.digest == component.digest {
-                    note(format!("image pulled from {}, the same {}", placement.target, placement.digest));
+                    notes.change(format!("image pulled from {}, the same {}", placement.target, placement.digest));
                 } else {
-                    note(format!("image {image} → {new}"));
+                    notes.change(format!("image {image} → {new}"));
                 }
                 if let Some(policy) = container["imagePullPolicy"].as_str().filter(|policy| *policy != "IfNotPresent") {
-                    note(format!("imagePullPolicy {policy} → IfNotPresent: a digest never changes"));
+                    notes.change(format!("imagePullPolicy {policy} → IfNotPresent: a digest never changes"));
                 }
                 let Some(container) = container.as_object_mut() else { continue };
                 container.insert("image".to_owned(), Value::from(new));
@@ -179,43 +266,67 @@ impl Rewrite<'_> {
     }
 
     /// Peers of network policies that mean the application's own namespace mean the copy's.
-    fn peers(&self, object: &mut Value, note: &mut impl FnMut(String)) {
+    fn peers(&self, object: &mut Value, notes: &mut Notes<'_>) {
         for (rules, side) in [("ingress", "from"), ("egress", "to")] {
             for peer in each(object, &["spec", rules]).flat_map(|rule| each(rule, &[side])) {
-                let label = at(peer, &["namespaceSelector", "matchLabels", NAMESPACE_NAME]);
-                if let Some(name) = label.filter(|name| **name == self.from) {
+                let mut renamed = false;
+                if let Some(name) = at(peer, &["namespaceSelector", "matchLabels", NAMESPACE_NAME])
+                    && *name == self.from
+                {
                     *name = Value::from(self.to);
-                    note(format!("{rules} {side} namespace {} → {}", self.from, self.to));
+                    renamed = true;
+                }
+                for expression in each(peer, &["namespaceSelector", "matchExpressions"]) {
+                    if expression["key"] == NAMESPACE_NAME {
+                        for name in each(expression, &["values"]).filter(|name| **name == self.from) {
+                            *name = Value::from(self.to);
+                            renamed = true;
+                        }
+                    }
+                }
+                if renamed {
+                    notes.change(format!("{rules} {side} namespace {} → {}", self.from, self.to));
                 }
             }
         }
     }
 
-    fn container(&self, container: &mut Value, known: &[Service], note: &mut impl FnMut(String)) {
+    fn container(&self, container: &mut Value, known: &[Service], notes: &mut Notes<'_>) {
         for env in each(container, &["env"]) {
-            if let Some(renamed) = env["value"].as_str().and_then(|value| self.renamed(value, known)) {
-                note(format!(
-                    "variable {}: host names of {} → {}",
-                    env["name"].as_str().unwrap_or_default(),
-                    self.from,
-                    self.to
-                ));
+            let name = env["name"].as_str().unwrap_or_default().to_owned();
+            let value = env["value"].as_str().unwrap_or_default();
+            if value == self.from && self.from != self.to && name.to_ascii_uppercase().ends_with("NAMESPACE") {
+                notes.doubt(format!("variable {name} is {value}"));
+            }
+            if let Some(renamed) = self.renamed(value, &name, known, notes) {
+                notes.change(format!("variable {name}: host names of {} → {}", self.from, self.to));
                 if let Some(value) = env.get_mut("value") {
                     *value = Value::from(renamed);
                 }
             }
         }
         for list in ["command", "args"] {
+            // `--host`, with its value in the next argument.
+            let mut option = String::new();
             for argument in each(container, &[list]) {
-                if let Some(renamed) = argument.as_str().and_then(|value| self.renamed(value, known)) {
-                    note(format!("{list}: host names of {} → {}", self.from, self.to));
+                if let Some(renamed) = argument.as_str().and_then(|value| self.renamed(value, &option, known, notes)) {
+                    notes.change(format!("{list}: host names of {} → {}", self.from, self.to));
                     *argument = Value::from(renamed);
                 }
+                option = argument.as_str().filter(|text| text.starts_with('-')).unwrap_or_default().to_owned();
+                if option == "-h" {
+                    option = "host".to_owned();
+                }
+            }
+        }
+        for part in ["livenessProbe", "readinessProbe", "startupProbe", "lifecycle"] {
+            if let Some(value) = container.get_mut(part) {
+                self.strings(value, part, known, notes);
             }
         }
     }
 
-    fn texts(&self, data: Option<&mut Value>, known: &[Service], note: &mut impl FnMut(String), encoded: bool) {
+    fn texts(&self, data: Option<&mut Value>, known: &[Service], notes: &mut Notes<'_>, encoded: bool) {
         for (key, value) in data.and_then(Value::as_object_mut).into_iter().flatten() {
             let Some(text) = value.as_str() else { continue };
             let plain = if encoded {
@@ -226,19 +337,23 @@ impl Rewrite<'_> {
             } else {
                 text.to_owned()
             };
-            if let Some(renamed) = self.renamed(&plain, known) {
-                note(format!("{key}: host names of {} → {} (value not shown)", self.from, self.to));
+            if let Some(renamed) = self.renamed(&plain, key, known, notes) {
+                notes.change(format!("{key}: host names of {} → {} (value not shown)", self.from, self.to));
                 *value = Value::from(if encoded { STANDARD.encode(renamed) } else { renamed });
             }
         }
     }
 
-    fn renamed(&self, text: &str, known: &[Service]) -> Option<String> {
+    /// `text`, the value of `name`, with the old namespace's host names renamed, if it holds any.
+    fn renamed(&self, text: &str, name: &str, known: &[Service], notes: &mut Notes<'_>) -> Option<String> {
         if self.from == self.to || !text.contains(self.from) {
             return None;
         }
-        let renamed = rename_hosts(text, known, self.from, self.to);
-        (renamed != text).then_some(renamed)
+        let renamed = rename_hosts(text, name, known, self.from, self.to);
+        for doubt in &renamed.doubts {
+            notes.doubt(format!("{name:.100} holds {doubt}"));
+        }
+        (renamed.text != text).then_some(renamed.text)
     }
 }
 
@@ -288,7 +403,7 @@ mod tests {
             json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c"}, "spec": {"dataSource": {"kind": "VolumeSnapshot", "name": "s"}}}),
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"shop": "shop", "f": "a=db.shop\nb=/srv/shop/db.shop.txt\n"}}),
         ];
-        let (out, changes) = rewrite.apply(&objects);
+        let Rewritten { objects: out, changes, .. } = rewrite.apply(&objects);
         assert_eq!(out[0]["spec"], objects[0]["spec"]);
         assert_eq!(out[1]["spec"]["externalName"], "db.copy.svc.cluster.local");
         let from = &out[2]["spec"]["ingress"][0]["from"];
@@ -332,7 +447,7 @@ mod tests {
             json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"uri": STANDARD.encode("x://db.shop.svc/shop")}}),
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "db"}}),
         ];
-        let (out, changes) = rewrite.apply(&objects);
+        let Rewritten { objects: out, changes, .. } = rewrite.apply(&objects);
         let container = &out[0]["spec"]["template"]["spec"]["containers"][0];
         assert_eq!(container["image"], format!("r/x/chat@{digest}"));
         assert_eq!(container["env"][0]["value"], "db.copy.svc");

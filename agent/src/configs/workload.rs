@@ -21,10 +21,14 @@ fn template_path(object: &Value) -> Option<&'static [&'static str]> {
     })
 }
 
+/// The pod template within a workload; a bare Pod is its own.
+pub(super) fn template(object: &Value) -> Option<&Value> {
+    template_path(object)?.iter().try_fold(object, |value, key| value.get(*key))
+}
+
 /// The pod spec within a workload, if it has one.
 pub fn pod_spec(object: &Value) -> Option<&Value> {
-    let template = template_path(object)?.iter().try_fold(object, |value, key| value.get(*key))?;
-    template.get("spec").filter(|spec| spec.is_object())
+    template(object)?.get("spec").filter(|spec| spec.is_object())
 }
 
 /// As [`pod_spec`], to change it.
@@ -41,8 +45,7 @@ pub(super) fn template_mut(object: &mut Value) -> Option<&mut Value> {
 
 /// Labels of the pods that a workload makes.
 pub fn pod_labels(object: &Value) -> BTreeMap<String, String> {
-    let template = template_path(object).and_then(|path| path.iter().try_fold(object, |value, key| value.get(*key)));
-    let Some(labels) = template.and_then(|template| template.get("metadata")?.get("labels")) else {
+    let Some(labels) = template(object).and_then(|template| template.get("metadata")?.get("labels")) else {
         return BTreeMap::new();
     };
     string_map(labels)
@@ -137,6 +140,8 @@ pub fn containers(object: &Value, sources: &Sources) -> Vec<Container> {
     let mut found = Vec::new();
     for (list, init) in [("containers", false), ("initContainers", true)] {
         for (index, container) in spec[list].as_array().into_iter().flatten().enumerate() {
+            // One that is always started again is a server beside the others, which start after it.
+            let init = init && container["restartPolicy"] != "Always";
             found.push(one(object, spec, container, &workload, sources, init, &format!("{list}[{index}]")));
         }
     }
@@ -259,6 +264,30 @@ pub fn volume_claims(object: &Value, spec: &Value) -> BTreeMap<String, String> {
         }
     }
     claims
+}
+
+/// What a pod's volume is to a copy.
+pub enum VolumeKind {
+    /// Made from objects of the configuration, or by the cluster.
+    Configuration,
+    /// A claim.
+    Claim,
+    /// Ends with its pod.
+    Scratch(&'static str),
+    /// Lies outside of the cluster's claims.
+    Other(String),
+}
+
+/// Which kind a volume of a pod is.
+pub fn volume_kind(volume: &Value) -> VolumeKind {
+    let source = volume.as_object().into_iter().flatten().find(|(key, value)| *key != "name" && value.is_object());
+    match source.map_or("emptyDir", |(key, _)| key.as_str()) {
+        "configMap" | "secret" | "projected" | "downwardAPI" => VolumeKind::Configuration,
+        "persistentVolumeClaim" => VolumeKind::Claim,
+        "emptyDir" => VolumeKind::Scratch("emptyDir"),
+        "ephemeral" => VolumeKind::Scratch("ephemeral"),
+        other => VolumeKind::Other(other.to_owned()),
+    }
 }
 
 /// Lines of mounted configuration files are settings too: many programs read their database's address from one.

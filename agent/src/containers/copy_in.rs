@@ -34,8 +34,7 @@ pub async fn copy_in(
     session: &ImageSession,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
 ) -> Result<ContainerCopy, TaskFailure> {
-    let remote = context.remote(&container.repository)?;
-    remote.sign_in(RegistryOperation::Pull).await?;
+    let remote = context.remote(&container.repository, RegistryOperation::Pull).await?;
     let what = format!("{}@{}", remote.name(), container.digest);
     let top = fetch_manifest(&remote, &container.digest).await?;
     let (parsed, media) = manifest::parse(&what, &top)?;
@@ -50,7 +49,7 @@ pub async fn copy_in(
         }
         Manifest::Index { entries } => {
             for entry in entries {
-                // A registry may hold only some platforms of an index (mirrors do); what can't be had is named.
+                // A registry may hold only some platforms of an index (mirrors do): then the copy would not be whole.
                 let bytes = fetch_manifest(&remote, &entry.digest).await?;
                 let (inner, inner_media) = manifest::parse(&what, &bytes)?;
                 let Manifest::Image { config, layers } = inner else {
@@ -158,7 +157,7 @@ async fn copy_blobs(
     let copies = blobs.into_iter().map(|blob| {
         let done = &done;
         async move {
-            let present = session.has_blob(&blob.digest).await.map_err(|e| failed(&e))?;
+            let present = session.has_blob(&blob.digest, blob.size).await.map_err(|e| failed(&e))?;
             if !present {
                 let stream = remote.blob(&blob.digest).await?;
                 session.put_blob(&blob.digest, blob.size, stream).await.map_err(|e| failed(&e))?;

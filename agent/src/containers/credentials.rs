@@ -18,10 +18,10 @@ pub struct Credential {
     pub password: Secret,
 }
 
-/// Credentials by registry host (and path prefix), the first that fits is used.
+/// Credentials by registry host (and path prefix); several may fit, and are tried as kubelets do.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
-    by_prefix: BTreeMap<String, Credential>,
+    by_prefix: BTreeMap<String, Vec<Credential>>,
 }
 
 /// Why a configuration could not be used.
@@ -58,7 +58,7 @@ impl Credentials {
         let mut by_prefix = BTreeMap::new();
         for (key, auth) in config.auths {
             if let Some(credential) = auth.credential().map_err(fault)? {
-                by_prefix.insert(normal(&key), credential);
+                by_prefix.entry(normal(&key)).or_insert_with(Vec::new).push(credential);
             }
         }
         Ok(Self { by_prefix })
@@ -73,23 +73,39 @@ impl Credentials {
         }
     }
 
-    /// Adds others; what is here already wins.
+    /// Adds others, to be tried after those that are here.
     pub fn extend(&mut self, others: Self) {
-        for (prefix, credential) in others.by_prefix {
-            self.by_prefix.entry(prefix).or_insert(credential);
+        for (prefix, more) in others.by_prefix {
+            let known = self.by_prefix.entry(prefix).or_default();
+            for credential in more {
+                if !known.contains(&credential) {
+                    known.push(credential);
+                }
+            }
         }
     }
 
-    /// The credential with the longest prefix of `repository` (`HOST/PATH/NAME`).
-    pub fn find(&self, repository: &str) -> Option<&Credential> {
-        self.by_prefix
-            .iter()
-            .filter(|(prefix, _)| {
-                repository.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            })
-            .max_by_key(|(prefix, _)| prefix.len())
-            .map(|(_, credential)| credential)
+    /// The credentials for `repository` (`HOST/PATH/NAME`), those with the longest prefix first.
+    pub fn find(&self, repository: &str) -> Vec<&Credential> {
+        let mut fitting: Vec<_> = self.by_prefix.iter().filter(|(prefix, _)| fits(prefix, repository)).collect();
+        fitting.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        fitting.into_iter().flat_map(|(_, credentials)| credentials).collect()
     }
+}
+
+/// Whether a key means `repository`; `*` stands for a label of the host, or a part of one.
+fn fits(prefix: &str, repository: &str) -> bool {
+    let (host, path) = prefix.split_once('/').unwrap_or((prefix, ""));
+    let (found, rest) = repository.split_once('/').unwrap_or((repository, ""));
+    let (wanted, labels): (Vec<&str>, Vec<&str>) = (host.split('.').collect(), found.split('.').collect());
+    let same_host =
+        wanted.len() == labels.len() && wanted.iter().zip(labels).all(|(pattern, label)| fits_label(pattern, label));
+    same_host && rest.strip_prefix(path).is_some_and(|rest| path.is_empty() || rest.is_empty() || rest.starts_with('/'))
+}
+
+fn fits_label(pattern: &str, label: &str) -> bool {
+    let Some((before, after)) = pattern.split_once('*') else { return pattern == label };
+    label.len() >= before.len() + after.len() && label.starts_with(before) && label.ends_with(after)
 }
 
 impl Auth {
@@ -130,14 +146,26 @@ mod tests {
             "empty.example": {}
         }}"#;
         let found = Credentials::parse("test", text).unwrap();
-        assert_eq!(found.find("docker.io/library/x").map(|c| c.user.as_str()), Some("u"));
-        assert_eq!(found.find("registry.example:5000/other/x").map(|c| c.user.as_str()), Some("a"));
-        let team = found.find("registry.example:5000/team/x").unwrap();
+        assert_eq!(found.find("docker.io/library/x")[0].user, "u");
+        assert_eq!(found.find("registry.example:5000/other/x")[0].user, "a");
+        let team = found.find("registry.example:5000/team/x")[0];
         assert_eq!((team.user.as_str(), team.password.reveal()), ("team", "s:ecret"));
-        assert_eq!(found.find("registry.example:5000/teamwork").map(|c| c.user.as_str()), Some("a"));
-        assert!(found.find("empty.example/x").is_none());
-        assert!(found.find("registry.example:50001/x").is_none());
+        assert_eq!(found.find("registry.example:5000/teamwork")[0].user, "a");
+        assert!(found.find("empty.example/x").is_empty());
+        assert!(found.find("registry.example:50001/x").is_empty());
         assert!(!format!("{found:?}").contains("s:ecret"));
+    }
+
+    #[test]
+    fn several_that_fit_are_tried_in_turn_and_stars_stand_for_parts_of_hosts() {
+        let mut own =
+            Credentials::parse("secret", br#"{"auths": {"*.example": {"username": "a", "password": "old"}}}"#).unwrap();
+        let more = br#"{"auths": {"r.example": {"username": "b", "password": "new"}, "*.example": {"username": "c", "password": "x"}}}"#;
+        own.extend(Credentials::parse("docker", more).unwrap());
+        let users: Vec<&str> = own.find("r.example/x").into_iter().map(|c| c.user.as_str()).collect();
+        assert_eq!(users.len(), 3, "{users:?}");
+        assert_eq!(users.iter().position(|u| *u == "a").unwrap() + 1, users.iter().position(|u| *u == "c").unwrap());
+        assert!(own.find("a.b.example/x").is_empty() && own.find("example/x").is_empty());
     }
 
     #[test]

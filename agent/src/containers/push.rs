@@ -9,7 +9,7 @@ use ocopea_repository::ImageSession;
 
 use super::{
     manifest::{self, Blob, Manifest},
-    registry::{RegistryContext, Remote},
+    registry::{DENIED, RegistryContext, Remote},
 };
 use crate::failures::repository;
 
@@ -25,8 +25,7 @@ pub async fn push(
     session: &ImageSession,
     progress: Arc<dyn Fn(Progress) + Send + Sync>,
 ) -> Result<(), TaskFailure> {
-    let remote = context.remote(&placement.target)?;
-    remote.sign_in(RegistryOperation::Push).await?;
+    let remote = context.remote(&placement.target, RegistryOperation::Push).await?;
     let what = format!("{}@{}", remote.name(), placement.digest);
     if remote.manifest(&format!("@{}", placement.digest)).await?.is_some() {
         return Ok(());
@@ -67,8 +66,11 @@ pub async fn push(
         }
     });
     stream::iter(uploads).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
+    // Tagged from the first on: what has a tag is found again if the rest never comes.
     for (digest, bytes, media) in &inner {
-        remote.push_manifest(&format!("@{digest}"), media, bytes).await?;
+        let digest = digest.to_string();
+        let short = digest.rsplit(':').next().unwrap_or_default();
+        remote.push_manifest(&format!("{TAG}-{short:.16}"), media, bytes).await?;
     }
     remote.push_manifest(TAG, &media, &top).await?;
     // What the nodes will pull is asked for by digest once more: a registry that changed it is found here.
@@ -95,20 +97,31 @@ async fn push_blob(remote: &Remote, blob: &Blob, session: &ImageSession) -> Resu
         .await
 }
 
-/// Takes back what [`push`] brought to `target`, a path that belongs to one environment alone.
+/// Takes back what [`push`] brought to `target`, a path that belongs to one environment alone: all that is tagged there,
+/// so that a push that ended midway leaves nothing either.
 pub async fn remove(context: &RegistryContext, target: &str, digest: &Digest) -> Result<(), TaskFailure> {
-    let remote = context.remote(target)?;
-    let Some((_, bytes)) = remote.manifest(&format!("@{digest}")).await? else {
-        return Ok(());
+    let remote = context.remote(target, RegistryOperation::Push).await?;
+    let tags = match remote.tags().await {
+        Ok(tags) => tags,
+        // Who may push and delete may not always list.
+        Err(failure) if failure.code == DENIED => Vec::new(),
+        Err(failure) => return Err(failure),
     };
-    remote.sign_in(RegistryOperation::Push).await?;
-    let entries = match manifest::parse(target, &bytes)?.0 {
-        Manifest::Image { .. } => Vec::new(),
-        Manifest::Index { entries } => entries,
-    };
-    remote.delete_manifest(digest).await?;
-    for entry in entries {
-        remote.delete_manifest(&entry.digest).await?;
+    let mut found: Vec<Digest> = Vec::new();
+    for version in tags.into_iter().chain([format!("@{digest}")]) {
+        let Some((digest, bytes)) = remote.manifest(&version).await? else { continue };
+        // An index goes before what it names.
+        found.insert(0, digest);
+        if let Manifest::Index { entries } = manifest::parse(target, &bytes)?.0 {
+            found.extend(entries.iter().map(|entry| entry.digest));
+        }
+    }
+    let mut gone = Vec::new();
+    for digest in found {
+        if !gone.contains(&digest) {
+            remote.delete_manifest(&digest).await?;
+            gone.push(digest);
+        }
     }
     Ok(())
 }

@@ -21,6 +21,12 @@ use super::{
 /// Tries per request, with growing pauses between.
 const TRIES: u32 = 4;
 
+/// Tags that are asked for at once, and at most.
+const TAGS_PER_PAGE: usize = 1000;
+const MOST_TAGS: usize = 10_000;
+/// The code of what a registry refuses for want of credentials.
+pub(super) const DENIED: &str = "registry.denied";
+
 /// A site's registry: `[http://]HOST[:PORT][/PATH]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryHost {
@@ -102,8 +108,9 @@ pub(super) struct Remote {
 }
 
 impl RegistryContext {
-    /// Opens `repository` (`HOST/PATH/NAME`, without tag and digest).
-    pub(super) fn remote(&self, repository: &str) -> Result<Remote, TaskFailure> {
+    /// Opens `repository` (`HOST/PATH/NAME`, without tag and digest) and signs in, with the first credentials that the
+    /// registry takes.
+    pub(super) async fn remote(&self, repository: &str, operation: RegistryOperation) -> Result<Remote, TaskFailure> {
         let fault = |why: String| {
             TaskFailure::permanent("container.reference", format!("can't use container image {repository:.200}"), why)
         };
@@ -111,6 +118,31 @@ impl RegistryContext {
         if reference.digest().is_some() || repository.ends_with(&format!(":{}", reference.tag().unwrap_or("latest"))) {
             return Err(fault("a name without tag and digest was expected".to_owned()));
         }
+        let canonical = format!("{}/{}", reference.registry(), reference.repository());
+        let mut known = self.credentials.find(repository);
+        known.extend(
+            self.credentials.find(&canonical).into_iter().filter(|more| !known.contains(more)).collect::<Vec<_>>(),
+        );
+        let mut auths: Vec<RegistryAuth> = known
+            .into_iter()
+            .map(|known| RegistryAuth::Basic(known.user.clone(), known.password.reveal().to_owned()))
+            .collect();
+        if auths.is_empty() {
+            auths.push(RegistryAuth::Anonymous);
+        }
+        let mut denied = None;
+        for auth in auths {
+            let remote = self.with(&reference, auth).map_err(|error| fault(error.to_string()))?;
+            match remote.sign_in(operation).await {
+                Ok(()) => return Ok(remote),
+                Err(failure) if failure.code == DENIED => denied = denied.or(Some(failure)),
+                Err(failure) => return Err(failure),
+            }
+        }
+        Err(denied.unwrap_or_else(|| fault("no way to sign in is known".to_owned())))
+    }
+
+    fn with(&self, reference: &Reference, auth: RegistryAuth) -> Result<Remote, OciDistributionError> {
         let host = reference.resolve_registry().to_owned();
         let loopback = host.starts_with("localhost") || host.starts_with("127.") || host.starts_with("[::1]");
         let plain = loopback || self.plain_hosts.contains(&host);
@@ -123,19 +155,14 @@ impl RegistryContext {
             user_agent: concat!("ocopea/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
         };
-        let client = Client::try_from(config).map_err(|error| fault(error.to_string()))?;
-        let canonical = format!("{}/{}", reference.registry(), reference.repository());
-        let auth = match self.credentials.find(repository).or_else(|| self.credentials.find(&canonical)) {
-            Some(known) => RegistryAuth::Basic(known.user.clone(), known.password.reveal().to_owned()),
-            None => RegistryAuth::Anonymous,
-        };
+        let client = Client::try_from(config)?;
         let scheme = if plain { "http" } else { "https" };
         Ok(Remote { client, auth, context: self.clone(), host, path: reference.repository().to_owned(), scheme })
     }
 
     /// What `version` (a tag, or `@sha256:…`) of `repository` is; `None` when the registry hasn't got it.
     pub async fn resolve(&self, repository: &str, version: &str) -> Result<Option<Resolved>, TaskFailure> {
-        let remote = self.remote(repository)?;
+        let remote = self.remote(repository, RegistryOperation::Pull).await?;
         let Some((digest, bytes)) = remote.manifest(version).await? else {
             return Ok(None);
         };
@@ -147,10 +174,9 @@ impl RegistryContext {
         Ok(Some(Resolved { digest, platforms }))
     }
 
-    /// Whether the registry answers; what it said if not.
+    /// Whether the registry answers and takes the credentials; what it said if not.
     pub async fn answers(&self, registry: &RegistryHost) -> Result<(), TaskFailure> {
-        let remote = self.remote(&format!("{}/ocopea-probe", registry.base()))?;
-        remote.sign_in(RegistryOperation::Pull).await
+        self.remote(&format!("{}/ocopea-probe", registry.base()), RegistryOperation::Push).await.map(drop)
     }
 }
 
@@ -172,13 +198,72 @@ impl Remote {
     }
 
     /// Signs in for pushing or pulling; a wrong password is found here.
-    pub(super) async fn sign_in(&self, operation: RegistryOperation) -> Result<(), TaskFailure> {
+    async fn sign_in(&self, operation: RegistryOperation) -> Result<(), TaskFailure> {
         let reference = self.reference("latest");
-        self.retried("sign in to", |client, auth| {
-            let reference = reference.clone();
-            async move { client.auth(&reference, &auth, operation).await.map(drop) }
-        })
-        .await
+        let token = self
+            .retried("sign in to", |client, auth| {
+                let reference = reference.clone();
+                async move { client.auth(&reference, &auth, operation).await }
+            })
+            .await?;
+        let RegistryAuth::Basic(user, password) = &self.auth else { return Ok(()) };
+        if token.is_some() {
+            return Ok(());
+        }
+        // Without a token server nobody has looked at the password yet.
+        let asked = self.http("sign in to")?.get(format!("{}://{}/v2/", self.scheme, self.host));
+        let answer = asked.basic_auth(user, Some(password)).send().await;
+        match answer.map(|answer| answer.status().as_u16()) {
+            Ok(401 | 403) => Err(self.denied("sign in to")),
+            _ => Ok(()),
+        }
+    }
+
+    fn denied(&self, verb: &str) -> TaskFailure {
+        let cause = match &self.auth {
+            RegistryAuth::Basic(user, _) => format!("the registry refused the credentials of {user:.100}"),
+            _ => "the registry wants credentials, and none are known for it".to_owned(),
+        };
+        TaskFailure::permanent(DENIED, format!("can't {verb} {}", self.name()), cause).next(
+            "check the pull secret of the application, or sign in with `docker login` as the user who runs Ocopea",
+        )
+    }
+
+    /// For what the client of the distribution API lacks.
+    fn http(&self, verb: &str) -> Result<reqwest::Client, TaskFailure> {
+        reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(10))
+            .timeout(Duration::from_secs(60))
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|error| TaskFailure::permanent("registry.client", format!("can't {verb} {}", self.name()), error))
+    }
+
+    /// All tags, page by page; none where the registry doesn't know the name.
+    pub(super) async fn tags(&self) -> Result<Vec<String>, TaskFailure> {
+        let reference = self.reference("latest");
+        let mut tags: Vec<String> = Vec::new();
+        while tags.len() < MOST_TAGS {
+            let last = tags.last().cloned();
+            let page = self
+                .retried("list the tags of", |client, auth| {
+                    let (reference, last) = (reference.clone(), last.clone());
+                    async move {
+                        match client.list_tags(&reference, &auth, Some(TAGS_PER_PAGE), last.as_deref()).await {
+                            Ok(page) => Ok(page.tags),
+                            Err(error) if is_absent(&error) => Ok(Vec::new()),
+                            Err(error) => Err(error),
+                        }
+                    }
+                })
+                .await?;
+            let more = page.len() == TAGS_PER_PAGE && page.last() != tags.last();
+            tags.extend(page);
+            if !more {
+                break;
+            }
+        }
+        Ok(tags)
     }
 
     /// The manifest of a tag or `@digest`, checked against the digest; `None` when it isn't there.
@@ -278,12 +363,7 @@ impl Remote {
             TaskFailure::retryable("registry.delete", format!("can't delete {}@{digest}", self.name()), cause)
                 .next("allow deletion in the registry (REGISTRY_STORAGE_DELETE_ENABLED=true in distribution's), or delete it by hand")
         };
-        let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(10))
-            .timeout(Duration::from_secs(60))
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| fault(error.to_string()))?;
+        let http = self.http("delete a manifest of")?;
         let token = self
             .client
             .auth(&self.reference("latest"), &self.auth, RegistryOperation::Push)
@@ -346,9 +426,7 @@ impl Remote {
     fn failure(&self, verb: &str, error: &OciDistributionError) -> TaskFailure {
         let what = format!("can't {verb} {}", self.name());
         if is_denied(error) {
-            return TaskFailure::permanent("registry.denied", what, "the registry refused the credentials").next(
-                "check the pull secret of the application, or sign in with `docker login` as the user who runs Ocopea",
-            );
+            return self.denied(verb);
         }
         let cause = sanitised(error);
         if is_passing(error) {

@@ -1,6 +1,7 @@
 //! One match on `TaskSpec`. Every task may be run twice, or again after a kill midway, and ends right.
 
 mod holder;
+mod plan;
 mod restore;
 mod save;
 

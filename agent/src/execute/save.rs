@@ -53,35 +53,9 @@ impl Task {
         platforms.dedup();
         let fingerprint = application.fingerprint();
         let mut gaps = application.gaps;
-        // A typing error in --without must not be found out after the save.
-        let all = self.gather(&Source { without: Vec::new(), ..source.clone() }).await?;
-        for name in &source.without {
-            let exists = all.containers.iter().any(|c| c.name.as_str() == name)
-                || all.data.iter().any(|d| d.found.name.as_str() == name)
-                || all.gaps.iter().any(|g| g.name == *name)
-                || all.objects.iter().any(|o| object_ref(o).to_string() == *name);
-            if !exists {
-                gaps.push(Gap {
-                    name: name.clone(),
-                    what: format!("--without {name}"),
-                    why: "the application has no component of that name".to_owned(),
-                    blocking: true,
-                    next: format!("see the names: ocopea inspect {}/{}", self.site.name, source.namespace),
-                });
-                continue;
-            }
-            let what = all
-                .gaps
-                .iter()
-                .find(|g| g.name == *name)
-                .map_or_else(|| format!("component {name}"), |gap| gap.what.clone());
-            gaps.push(Gap {
-                name: name.clone(),
-                what,
-                why: "left out by name".to_owned(),
-                blocking: false,
-                next: String::new(),
-            });
+        if !source.without.is_empty() {
+            let all = self.gather(&Source { without: Vec::new(), ..source.clone() }).await?;
+            gaps.extend(self.left_out(source, &all));
         }
         Ok(TaskOutput::Inspected(Box::new(Inventory {
             namespace: source.namespace.clone(),
@@ -89,7 +63,7 @@ impl Task {
             application: source
                 .selector
                 .as_ref()
-                .and_then(|s| s.split(['=', ',']).nth(1))
+                .and_then(|s| s.split(',').next()?.rsplit_once('=').map(|(_, value)| value.trim()))
                 .unwrap_or(source.namespace.as_str())
                 .to_owned(),
             kubernetes: version.git_version.trim_start_matches('v').to_owned(),
@@ -104,6 +78,36 @@ impl Task {
         })))
     }
 
+    /// What was left out by name, and names that nothing has: a typing error must not be found out after the save.
+    fn left_out(&self, source: &Source, all: &Application) -> Vec<Gap> {
+        let mut gaps = Vec::new();
+        for name in &source.without {
+            let gap = all.gaps.iter().find(|g| g.name == *name);
+            let exists = gap.is_some()
+                || all.containers.iter().any(|c| c.name.as_str() == name)
+                || all.data.iter().any(|d| d.found.name.as_str() == name)
+                || all.objects.iter().any(|o| object_ref(o).to_string() == *name);
+            gaps.push(if exists {
+                Gap {
+                    name: name.clone(),
+                    what: gap.map_or_else(|| format!("component {name}"), |gap| gap.what.clone()),
+                    why: "left out by name".to_owned(),
+                    blocking: false,
+                    next: String::new(),
+                }
+            } else {
+                Gap {
+                    name: name.clone(),
+                    what: format!("--without {name}"),
+                    why: "the application has no component of that name".to_owned(),
+                    blocking: true,
+                    next: format!("see the names: ocopea inspect {}/{}", self.site.name, source.namespace),
+                }
+            });
+        }
+        gaps
+    }
+
     /// Reads the application, and asks registries for the digests that no pod shows.
     async fn gather(&self, source: &Source) -> Result<Application, TaskFailure> {
         let mut application = Application::gather(&self.site.platform, source).await?;
@@ -114,8 +118,8 @@ impl Task {
             // Where no registry tells it, the gap stays and says so.
             match self.registries(credentials).resolve(&repository, &tag).await {
                 Ok(Some(found)) => application.resolved(&image, found.digest),
-                Ok(None) => {}
-                Err(failure) => tracing::debug!(image = image.image, cause = failure.cause, "tag not resolved"),
+                Ok(None) => application.unresolved_because(&image, "its registry has no such tag"),
+                Err(failure) => application.unresolved_because(&image, &failure.cause),
             }
         }
         Ok(application)
@@ -132,10 +136,11 @@ impl Task {
         for name in secrets {
             let text = self.site.platform.docker_config(source.namespace.as_str(), name).await?;
             let Some(text) = text else { continue };
-            let parsed = Credentials::parse(&format!("secret {name}"), &text).map_err(|error| {
-                TaskFailure::permanent("container.pull-secret", format!("can't copy {what}"), error)
-            })?;
-            credentials.extend(parsed);
+            match Credentials::parse(&format!("secret {name}"), &text) {
+                Ok(parsed) => credentials.extend(parsed),
+                // As for kubelets: the others may do.
+                Err(error) => tracing::warn!(image = what, %error, "a pull secret can't be used"),
+            }
         }
         credentials.extend(self.site.credentials.clone());
         Ok(credentials)

@@ -22,7 +22,12 @@ impl Platform {
     ) -> Result<Value, TaskFailure> {
         let reference = object_ref(object);
         let what = format!("can't apply {reference}");
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
+        // In the version that it was saved in: the server may list another one first, and serve this one, too.
+        let mut resource = resource.clone();
+        let (_, version) = reference.api_version.split_once('/').unwrap_or(("", &reference.api_version));
+        resource.version = version.to_owned();
+        resource.api_version.clone_from(&reference.api_version);
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
         let mut parameters = PatchParams::apply(MANAGER).force();
         parameters.dry_run = dry_run;
         let applied = api

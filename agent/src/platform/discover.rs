@@ -27,6 +27,8 @@ use crate::{
 const PAGE: u32 = 250;
 /// Objects of one application, all kinds together.
 const MOST: usize = 20_000;
+/// How often a list is begun again.
+const RELISTS: u32 = 3;
 /// Kinds that are listed at the same time.
 const LISTS: usize = 8;
 /// How long an answer about kinds is good.
@@ -38,11 +40,13 @@ const TRANSIENT: &[(&str, &str)] = &[
     ("events.k8s.io", "Event"),
     ("apps", "ControllerRevision"),
     ("coordination.k8s.io", "Lease"),
-    ("metrics.k8s.io", "PodMetrics"),
     ("", "Binding"),
     ("cilium.io", "CiliumEndpoint"),
     ("networking.k8s.io", "IPAddress"),
+    ("storage.k8s.io", "CSIStorageCapacity"),
 ];
+/// API groups that only measure. Their servers may be away: nothing of an application is in them.
+const MEASURES: &[&str] = &["metrics.k8s.io", "custom.metrics.k8s.io", "external.metrics.k8s.io"];
 
 /// What an API server can list within namespaces.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +65,8 @@ pub(super) struct KnownKinds {
 
 impl Kinds {
     fn take(&mut self, group: &ApiGroup) {
-        for (resource, capabilities) in group.recommended_resources() {
+        // Every kind in its most stable version: one that only an older or younger version has is a kind, too.
+        for (resource, capabilities) in group.resources_by_stability() {
             if capabilities.scope == Scope::Namespaced && capabilities.supports_operation(verbs::LIST) {
                 self.resources.push(resource);
             }
@@ -85,8 +90,10 @@ pub struct Contents {
     pub configuration: Vec<Found>,
     /// Pods that controllers own: what runs.
     pub pods: Vec<Value>,
-    /// ReplicaSets that Deployments own, to find a pod's Deployment.
-    pub replica_sets: Vec<Value>,
+    /// What stands between pods and their workload, ReplicaSets and Jobs say: kind, name and owners only.
+    pub owned: Vec<Value>,
+    /// Of all this, what the selector selects, by uid; everything when there is none.
+    pub selected: Option<BTreeSet<String>>,
     /// Kinds that could not be listed, with the reason.
     pub unlisted: Vec<String>,
     /// Workloads that are held at zero for a save.
@@ -116,38 +123,45 @@ impl Platform {
     async fn ask_kinds(&self) -> Result<Kinds, TaskFailure> {
         let what = format!("can't list the kinds of objects at context {}", self.context);
         let mut kinds = Kinds::default();
-        if let Ok(discovery) = Discovery::new(self.client.clone()).run().await {
-            discovery.groups().for_each(|group| kinds.take(group));
-        } else {
+        match Discovery::new(self.client.clone()).exclude(MEASURES).run().await {
+            Ok(discovery) => discovery.groups().for_each(|group| kinds.take(group)),
             // One broken extension API makes the whole discovery fail: then group by group, and what can't be had is
             // named instead of being silently absent.
-            let groups = self.client.list_api_groups().await.map_err(|error| kubernetes(&what, &error))?;
-            for name in std::iter::once(String::new()).chain(groups.groups.into_iter().map(|group| group.name)) {
-                match kube::discovery::group(&self.client, &name).await {
-                    Ok(group) => kinds.take(&group),
-                    Err(error) if name.is_empty() || name == "apps" => return Err(kubernetes(&what, &error)),
-                    Err(error) => kinds.unknown.push(format!("kinds of {name}: {}", chain(&error))),
+            Err(kube::Error::Api(_) | kube::Error::Discovery(_)) => {
+                let groups = self.client.list_api_groups().await.map_err(|error| kubernetes(&what, &error))?;
+                for name in std::iter::once(String::new()).chain(groups.groups.into_iter().map(|group| group.name)) {
+                    if MEASURES.contains(&name.as_str()) {
+                        continue;
+                    }
+                    match kube::discovery::group(&self.client, &name).await {
+                        Ok(group) => kinds.take(&group),
+                        Err(error) if name.is_empty() || name == "apps" => return Err(kubernetes(&what, &error)),
+                        Err(error) => kinds.unknown.push(format!("{name}: {}", chain(&error))),
+                    }
                 }
             }
+            // Asking again, group by group, would only take as long again.
+            Err(error) => return Err(kubernetes(&what, &error)),
         }
         kinds.resources.sort_by(|a, b| (&a.group, &a.kind).cmp(&(&b.group, &b.kind)));
         Ok(kinds)
     }
 
-    /// Everything of `namespace` that `selector` selects.
+    /// Everything of `namespace`, and what of it `selector` selects.
     pub async fn contents(&self, namespace: &str, selector: Option<&str>) -> Result<Contents, TaskFailure> {
         let kinds = self.kinds().await?;
         let mut contents = Contents { unlisted: kinds.unknown.clone(), ..Contents::default() };
+        contents.selected = selector.map(|_| BTreeSet::new());
         let mut count = 0;
         let mut asked = Vec::new();
         for resource in &kinds.resources {
             if !TRANSIENT.contains(&(resource.group.as_str(), resource.kind.as_str())) {
-                asked.push(async move { (resource, self.list(resource, namespace, selector).await) });
+                asked.push(async move { (resource, self.list_selected(resource, namespace, selector).await) });
             }
         }
         let mut lists = stream::iter(asked).buffered(LISTS);
         while let Some((resource, listed)) = lists.next().await {
-            let objects = match listed {
+            let (objects, chosen) = match listed {
                 Ok(objects) => objects,
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 405) => continue,
                 Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -175,20 +189,29 @@ impl Platform {
                 )
                 .next("select a part of it: SITE/NAMESPACE?app=NAME"));
             }
+            if let Some(selected) = &mut contents.selected {
+                selected.extend(chosen);
+            }
             for object in objects {
                 contents.sort(resource, object);
             }
         }
-        contents.drop_made_endpoints();
-        contents.held = self.held(namespace).await?;
+        contents.drop_made();
+        contents.held = match self.held(namespace).await {
+            Ok(held) => held,
+            // It is among what could not be listed.
+            Err(failure) if failure.code == "site.forbidden" && !contents.unlisted.is_empty() => Vec::new(),
+            Err(failure) => return Err(failure),
+        };
         contents.undo_holds();
         Ok(contents)
     }
 
-    /// Only what runs: pods and replica sets.
+    /// Only what runs: pods, and what stands between them and their workloads.
     pub async fn running(&self, namespace: &str) -> Result<Contents, TaskFailure> {
         let mut contents = Contents::default();
-        for (group, kind, plural) in [("", "Pod", "pods"), ("apps", "ReplicaSet", "replicasets")] {
+        let kinds = [("", "Pod", "pods"), ("apps", "ReplicaSet", "replicasets"), ("batch", "Job", "jobs")];
+        for (group, kind, plural) in kinds {
             let gvk = kube::core::GroupVersionKind::gvk(group, "v1", kind);
             let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
             let objects = self
@@ -203,6 +226,21 @@ impl Platform {
         Ok(contents)
     }
 
+    /// All objects of a kind, and the uids of those that `selector` selects: by the server's own understanding of it.
+    async fn list_selected(
+        &self,
+        resource: &ApiResource,
+        namespace: &str,
+        selector: Option<&str>,
+    ) -> Result<(Vec<Value>, Vec<String>), kube::Error> {
+        let objects = self.list(resource, namespace, None).await?;
+        if selector.is_none() || objects.is_empty() {
+            return Ok((objects, Vec::new()));
+        }
+        let chosen = self.list(resource, namespace, selector).await?;
+        Ok((objects, chosen.iter().filter_map(uid).collect()))
+    }
+
     async fn list(
         &self,
         resource: &ApiResource,
@@ -215,8 +253,18 @@ impl Platform {
             parameters = parameters.labels(selector);
         }
         let mut found = Vec::new();
+        let mut again = 0;
         loop {
-            let page = api.list(&parameters).await?;
+            let page = match api.list(&parameters).await {
+                // The page's place was forgotten, because much changes: from the beginning, a few times.
+                Err(kube::Error::Api(status)) if status.code == 410 && again < RELISTS => {
+                    again += 1;
+                    found.clear();
+                    parameters.continue_token = None;
+                    continue;
+                }
+                page => page?,
+            };
             for object in page.items {
                 let mut value = serde_json::to_value(&object).map_err(kube::Error::SerdeError)?;
                 value["apiVersion"] = Value::from(resource.api_version.clone());
@@ -231,22 +279,39 @@ impl Platform {
     }
 }
 
+/// Whether a controller makes an object of this kind again from its owner. What somebody tied to a workload, so that it goes
+/// with it, is nobody's but theirs.
+fn made_again(group: &str, kind: &str, owner: &Value) -> bool {
+    const MADE: &[(&str, &str)] = &[("apps", "ReplicaSet"), ("batch", "Job"), ("discovery.k8s.io", "EndpointSlice")];
+    const GROUPS: &[&str] = &["", "apps", "batch", "autoscaling", "policy", "networking.k8s.io"];
+    let of = owner["apiVersion"].as_str().and_then(|version| version.split_once('/')).map_or("", |(group, _)| group);
+    MADE.contains(&(group, kind)) || kind == "PersistentVolumeClaim" || !GROUPS.contains(&of)
+}
+
+fn uid(object: &Value) -> Option<String> {
+    object["metadata"]["uid"].as_str().map(str::to_owned)
+}
+
 impl Contents {
     fn sort(&mut self, resource: &ApiResource, object: Value) {
         if [super::MOVER, super::HELD].iter().any(|helper| object["metadata"]["labels"][*helper].is_string()) {
             return;
         }
-        let owned = object["metadata"]["ownerReferences"]
-            .as_array()
-            .is_some_and(|owners| owners.iter().any(|owner| owner["controller"].as_bool() == Some(true)));
-        match (resource.group.as_str(), resource.kind.as_str(), owned) {
-            ("", "Pod", true) => self.pods.push(object),
-            ("", "Pod", false) => {
+        let owners = object["metadata"]["ownerReferences"].as_array();
+        let owner = owners.and_then(|owners| owners.iter().find(|owner| owner["controller"] == true));
+        match (resource.group.as_str(), resource.kind.as_str(), owner) {
+            ("", "Pod", Some(_)) => self.pods.push(object),
+            ("", "Pod", None) => {
                 self.pods.push(object.clone());
                 self.configuration.push(Found { resource: resource.clone(), object });
             }
-            ("apps", "ReplicaSet", true) => self.replica_sets.push(object),
-            (_, _, true) => {}
+            // Whoever made a claim, the files behind it are the application's; but for those that end with their pod.
+            ("", "PersistentVolumeClaim", Some(owner)) if owner["kind"] != "Pod" => {
+                self.configuration.push(Found { resource: resource.clone(), object });
+            }
+            (group, kind, Some(owner)) if made_again(group, kind, owner) => self.owned.push(serde_json::json!({
+                "apiVersion": object["apiVersion"], "kind": object["kind"],
+                "metadata": {"name": object["metadata"]["name"], "ownerReferences": object["metadata"]["ownerReferences"]}})),
             _ if made_by_the_cluster(resource, &object) => {}
             _ => self.configuration.push(Found { resource: resource.clone(), object }),
         }
@@ -264,24 +329,39 @@ impl Contents {
         }
     }
 
-    /// Addresses that controllers keep for Services with a selector; those of a Service without one are its owner's.
-    fn drop_made_endpoints(&mut self) {
-        let by_hand: BTreeSet<String> = self
-            .configuration
-            .iter()
-            .filter(|found| found.resource.kind == "Service" && found.resource.group.is_empty())
-            .filter(|found| found.object["spec"]["selector"].as_object().is_none_or(serde_json::Map::is_empty))
-            .filter_map(|found| found.object["metadata"]["name"].as_str().map(str::to_owned))
-            .collect();
+    /// What controllers keep beside what the owner made: addresses of Services that select pods, tokens of accounts.
+    fn drop_made(&mut self) {
+        let names = |kind: &'static str, keep: fn(&Value) -> bool| -> BTreeSet<String> {
+            let of_kind = self.configuration.iter().filter(|f| f.resource.kind == kind && f.resource.group.is_empty());
+            of_kind
+                .filter(|f| keep(&f.object))
+                .filter_map(|f| f.object["metadata"]["name"].as_str().map(str::to_owned))
+                .collect()
+        };
+        let selecting = names("Service", |service| {
+            service["spec"]["selector"].as_object().is_some_and(|labels| !labels.is_empty())
+        });
+        let mut tokens = BTreeSet::new();
+        for account in self.configuration.iter().filter(|f| f.resource.kind == "ServiceAccount") {
+            let secrets = account.object["secrets"].as_array().into_iter().flatten();
+            tokens.extend(secrets.filter_map(|secret| secret["name"].as_str().map(str::to_owned)));
+        }
         self.configuration.retain(|found| {
             let metadata = &found.object["metadata"];
+            let name = metadata["name"].as_str().unwrap_or_default();
             match (found.resource.group.as_str(), found.resource.kind.as_str()) {
-                ("", "Endpoints") => metadata["name"].as_str().is_some_and(|name| by_hand.contains(name)),
+                ("", "Endpoints") => {
+                    !selecting.contains(name)
+                        && metadata["labels"]["endpoints.kubernetes.io/managed-by"].is_null()
+                        && metadata["annotations"]["control-plane.alpha.kubernetes.io/leader"].is_null()
+                }
                 ("discovery.k8s.io", "EndpointSlice") => {
                     let made = metadata["labels"]["endpointslice.kubernetes.io/managed-by"].as_str();
-                    let service = metadata["labels"]["kubernetes.io/service-name"].as_str();
                     !made.is_some_and(|by| by.ends_with(".k8s.io"))
-                        && service.is_some_and(|service| by_hand.contains(service))
+                }
+                // Those that somebody asked for by hand are filled by the next cluster as they were by this one.
+                ("", "Secret") if found.object["type"] == "kubernetes.io/service-account-token" => {
+                    !tokens.contains(name)
                 }
                 _ => true,
             }
@@ -301,7 +381,6 @@ fn made_by_the_cluster(resource: &ApiResource, object: &Value) -> bool {
                 && plain("labels")
                 && object["imagePullSecrets"].as_array().is_none_or(Vec::is_empty)
         }
-        ("", "Secret") => object["type"].as_str() == Some("kubernetes.io/service-account-token"),
         _ => false,
     }
 }

@@ -3,9 +3,11 @@
 use k8s_openapi::api::{
     core::v1::{Node, Secret, Service},
     networking::v1::Ingress,
+    node::v1::RuntimeClass,
+    scheduling::v1::PriorityClass,
     storage::v1::StorageClass,
 };
-use kube::{Api, api::ListParams};
+use kube::{Api, ResourceExt, api::ListParams};
 use ocopea_protocol::failure::TaskFailure;
 
 use super::Platform;
@@ -18,6 +20,10 @@ pub struct StorageClasses {
     pub names: Vec<String>,
     /// The default one.
     pub default: Option<String>,
+}
+
+fn names_of(objects: Vec<impl ResourceExt>) -> Vec<String> {
+    objects.iter().map(ResourceExt::name_any).collect()
 }
 
 impl Platform {
@@ -64,6 +70,25 @@ impl Platform {
         Ok(classes)
     }
 
+    /// Names of the priority or runtime classes; `None` where they may not be listed.
+    pub async fn classes(&self, kind: &str) -> Result<Option<Vec<String>>, TaskFailure> {
+        let names = match kind {
+            "runtime class" => {
+                let api: Api<RuntimeClass> = Api::all(self.client.clone());
+                api.list_metadata(&ListParams::default()).await.map(|list| names_of(list.items))
+            }
+            _ => {
+                let api: Api<PriorityClass> = Api::all(self.client.clone());
+                api.list_metadata(&ListParams::default()).await.map(|list| names_of(list.items))
+            }
+        };
+        match names {
+            Ok(names) => Ok(Some(names)),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+            Err(error) => Err(kubernetes(&format!("can't list what there is of a {kind}"), &error)),
+        }
+    }
+
     /// The Docker configuration in a pull secret; `None` when there is no such secret.
     pub async fn docker_config(&self, namespace: &str, name: &str) -> Result<Option<Vec<u8>>, TaskFailure> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
@@ -71,7 +96,12 @@ impl Platform {
             .get_opt(name)
             .await
             .map_err(|error| kubernetes(&format!("can't read the pull secret {name}"), &error))?;
-        Ok(found.and_then(|secret| secret.data).and_then(|mut data| data.remove(".dockerconfigjson")).map(|b| b.0))
+        let Some(mut data) = found.and_then(|secret| secret.data) else { return Ok(None) };
+        if let Some(config) = data.remove(".dockerconfigjson") {
+            return Ok(Some(config.0));
+        }
+        // The older shape is the inner part of the newer one.
+        Ok(data.remove(".dockercfg").map(|old| [br#"{"auths":"#.as_slice(), &old.0, b"}"].concat()))
     }
 
     /// The first URL under which a namespace can be reached, and what to do where there is none.

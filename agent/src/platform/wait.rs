@@ -1,6 +1,6 @@
 //! Waiting until workloads are really ready, and saying early what keeps them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{
@@ -27,6 +27,8 @@ const WARNINGS: usize = 5;
 pub struct Trouble {
     /// What it is, naming the pod.
     pub what: String,
+    /// The pod or workload.
+    pub of: String,
     /// For how long it may be waited out.
     pub patience: Duration,
 }
@@ -41,8 +43,10 @@ impl Platform {
         stop: &CancellationToken,
     ) -> Result<(), TaskFailure> {
         let start = self.seams.clock.monotonic();
+        // When each trouble was seen first: a pod that crashes now and then counts from the first time.
+        let mut since: BTreeMap<(String, Duration), Duration> = BTreeMap::new();
         loop {
-            let mut waiting = Vec::new();
+            let (mut waiting, mut troubles) = (Vec::new(), Vec::new());
             for (resource, name) in workloads {
                 let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
                 let what = format!("can't look after {}/{name}", resource.kind.to_lowercase());
@@ -51,14 +55,20 @@ impl Platform {
                     serde_json::to_value(object).map_err(|e| TaskFailure::permanent("site.answer", what, e))?;
                 if let Some(why) = not_ready(&resource.kind, &object) {
                     waiting.push(format!("{}/{name} {why}", resource.kind.to_lowercase()));
+                    troubles.extend(workload_trouble(&resource.kind, name, &object));
                 }
             }
             if waiting.is_empty() {
                 return Ok(());
             }
             let waited = self.seams.clock.monotonic().saturating_sub(start);
-            let troubles = self.troubles(namespace).await?;
-            if waited > deadline || troubles.iter().any(|trouble| waited > trouble.patience) {
+            troubles.extend(self.troubles(namespace).await?);
+            let mut lasting = false;
+            for trouble in &troubles {
+                let first = *since.entry((trouble.of.clone(), trouble.patience)).or_insert(waited);
+                lasting |= waited.saturating_sub(first) >= trouble.patience;
+            }
+            if waited > deadline || lasting {
                 let mut causes = waiting;
                 causes.extend(troubles.into_iter().map(|trouble| trouble.what));
                 causes.extend(self.warnings(namespace).await);
@@ -150,14 +160,36 @@ fn pod_troubles(pod: &Pod) -> Vec<Trouble> {
             _ => continue,
         };
         let message = waiting.message.as_deref().unwrap_or_default();
-        troubles.push(Trouble { what: format!("pod {name}: {reason} {message:.300}"), patience });
+        let what = format!("pod {name}: {reason} {message:.300}");
+        troubles.push(Trouble { what, of: name.to_owned(), patience });
     }
     let unplaced = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
     if let Some(condition) = unplaced {
         let message = condition.message.as_deref().unwrap_or_default();
-        troubles.push(Trouble { what: format!("pod {name} can't be scheduled: {message:.300}"), patience: PATIENCE });
+        let what = format!("pod {name} can't be scheduled: {message:.300}");
+        troubles.push(Trouble { what, of: name.to_owned(), patience: PATIENCE });
     }
     troubles
+}
+
+/// What keeps a workload from making its pods: a quota, an admission.
+fn workload_trouble(kind: &str, name: &str, object: &Value) -> Option<Trouble> {
+    let kind = kind.to_lowercase();
+    let of = format!("{kind}/{name}");
+    let status = &object["status"];
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    let failed = conditions.into_iter().find(|c| c["type"] == "ReplicaFailure" && c["status"] == "True");
+    if let Some(condition) = failed {
+        let message = condition["message"].as_str().unwrap_or_default();
+        return Some(Trouble { what: format!("{of} can't make its pods: {message:.300}"), of, patience: PATIENCE });
+    }
+    // Stateful sets say it in events only, which are quoted when the waiting ends.
+    let none = match kind.as_str() {
+        "statefulset" => status["replicas"].as_i64().unwrap_or(0) == 0,
+        "daemonset" => status["currentNumberScheduled"].as_i64().unwrap_or(0) == 0,
+        _ => false,
+    };
+    none.then(|| Trouble { what: format!("{of} has no pods"), of, patience: PATIENCE })
 }
 
 /// Why a workload isn't ready, if it isn't.
@@ -167,10 +199,10 @@ fn not_ready(kind: &str, object: &Value) -> Option<String> {
     let seen = status["observedGeneration"].as_i64().unwrap_or(0);
     let generation = object["metadata"]["generation"].as_i64().unwrap_or(0);
     match kind {
-        "Deployment" | "StatefulSet" | "ReplicaSet" => {
+        "Deployment" | "StatefulSet" | "ReplicaSet" | "ReplicationController" => {
             let wanted = object["spec"]["replicas"].as_i64().unwrap_or(1);
             let fresh = seen >= generation;
-            let updated = kind == "ReplicaSet" || count("updatedReplicas") >= wanted || wanted == 0;
+            let updated = kind.starts_with("Replica") || count("updatedReplicas") >= wanted || wanted == 0;
             let ready = count("readyReplicas").max(count("availableReplicas"));
             (!fresh || !updated || ready < wanted).then(|| format!("has {ready} of {wanted} ready"))
         }
@@ -210,6 +242,15 @@ mod tests {
         );
         assert_eq!(pod_troubles(&waiting("ContainerCreating")), []);
         assert!(pod_troubles(&waiting("ErrImagePull"))[0].what.contains("pod p: ErrImagePull because"));
+    }
+
+    #[test]
+    fn a_workload_that_may_not_make_pods_says_why() {
+        let refused = json!({"status": {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: small"}]}});
+        assert!(workload_trouble("Deployment", "web", &refused).unwrap().what.contains("exceeded quota"));
+        assert_eq!(workload_trouble("Deployment", "web", &json!({"status": {}})), None);
+        assert!(workload_trouble("StatefulSet", "db", &json!({"status": {"replicas": 0}})).is_some());
+        assert_eq!(workload_trouble("StatefulSet", "db", &json!({"status": {"replicas": 1}})), None);
     }
 
     #[test]

@@ -62,12 +62,26 @@ pub(super) async fn repository(client: &Client, format: Format, command: Reposit
                 size(number("condemned_bytes")),
                 size(number("live_bytes"))
             ));
+            for why in report["kept"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                line(format!("kept for now: {why}"));
+            }
             Ok(())
         }
         RepositoryCommand::Reindex => {
             let found: Reindexed = client.ask(Method::POST, "/api/v1/repository/reindexes", Some(json!({}))).await?;
-            line(format!("{} images in the repository, {} of them new to the catalog", found.images, found.added));
-            Ok(())
+            if matches!(format, Format::Json | Format::Yaml) {
+                output::print(format, &found)?;
+            } else {
+                line(format!("{} images in the repository, {} of them new to the catalog", found.images, found.added));
+                for one in &found.failed {
+                    line(format!("broken   {}: {}", one.object, one.why));
+                }
+            }
+            if found.failed.is_empty() {
+                return Ok(());
+            }
+            Err(Failure::local(format!("{} could not be read", count(found.failed.len() as u64, "image")))
+                .next("see all that is broken: ocopea repository verify"))
         }
     }
 }

@@ -105,7 +105,7 @@ impl From<ocopea_repository::Error> for Problem {
             ocopea_repository::Error::Misuse(_) => StatusCode::UNPROCESSABLE_ENTITY,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Self::new(status, &error.code().replace('.', "-"), &error)
+        Self { next: error.advice().to_owned(), ..Self::new(status, &error.code().replace('.', "-"), &error) }
     }
 }
 

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use ocopea_catalog_db::model::Role;
 
 use super::{
-    Accepted, CollectInput, KeyView, NewKey, Reindexed, State, VerifyInput,
+    Accepted, CollectInput, KeyView, NewKey, NotReindexed, Reindexed, State, VerifyInput,
     problem::{Body, Caller, Problem},
 };
 use crate::{
@@ -77,10 +77,18 @@ pub(super) async fn reindex(Extract(state): Extract<State>, caller: Caller) -> R
     let coordinator = &state.coordinator;
     let repository = coordinator.repository.read().await.clone();
     let mut found = repository.reindex();
-    let mut answer = Reindexed { images: 0, added: 0 };
-    while let Some(one) = found.next().await {
-        let one = one?;
+    let mut answer = Reindexed { images: 0, added: 0, failed: Vec::new() };
+    while let Some((object, one)) = found.next().await {
         answer.images += 1;
+        // One image that is broken keeps no other from coming back.
+        let one = match (object, one) {
+            (_, Ok(one)) => one,
+            (Some(object), Err(error)) => {
+                answer.failed.push(NotReindexed { object, why: error.to_string() });
+                continue;
+            }
+            (None, Err(error)) => return Err(error.into()),
+        };
         if coordinator.catalog.image(actor.team, &one.record.image.to_string()).await.is_ok() {
             continue;
         }
@@ -166,7 +174,12 @@ pub(super) async fn remove_key(
     ring.remove(&id)?;
     // A kill in between leaves wraps by a key that nobody keeps; removing it again takes them away.
     repository.key_remove(&id).await?;
-    store(&state, &ring)?;
+    store(&state, &ring).map_err(|problem| Problem {
+        next: "the key opens nothing any more, but its line is still in the key file, and would be used again at the \
+               next start: make room or mend the file's rights, restart, then remove the key again"
+            .to_owned(),
+        ..problem
+    })?;
     drop(repository);
     audit(&state, &actor, "repository.key-remove", id.as_str()).await?;
     Ok(Json(views(&state).await))

@@ -397,6 +397,18 @@ pub struct Reindexed {
     pub images: u64,
     /// Of these, new to the catalog.
     pub added: u64,
+    /// Those that can't be read.
+    #[serde(default)]
+    pub failed: Vec<NotReindexed>,
+}
+
+/// An image that can't be read.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NotReindexed {
+    /// Its ref in the repository.
+    pub object: String,
+    /// What is wrong.
+    pub why: String,
 }
 
 /// A key of the repository.

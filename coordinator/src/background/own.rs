@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use ocopea_catalog_db::{CatalogError, operations::Operation, tasks::Task};
+use ocopea_catalog_db::{CatalogError, model::OperationState, operations::Operation, tasks::Task};
 use ocopea_protocol::{
     failure::TaskFailure,
     image::DataKind,
@@ -27,14 +27,31 @@ use crate::{
 /// How long a pin outlives its owner's last sign of life.
 const PIN_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 
+/// A task that is claimed, with its operation and all tasks of that.
+struct Work {
+    operation: Operation,
+    task: Task,
+    tasks: Vec<Task>,
+}
+
 impl Coordinator {
     pub(super) async fn run_own(self: &Arc<Self>, stop: &CancellationToken) {
         loop {
             match self.catalog.ready_tasks(None, 8).await {
                 Ok(ready) => {
                     for task in ready {
-                        if let Err(error) = self.run_one(&task).await {
-                            tracing::error!(%error, task.id = %task.id, "a task of the coordinator's own could not be done");
+                        match self.claim_own(&task).await {
+                            // Beside the others: a collection waits for its grace time, a verification reads everything.
+                            Ok(Some(work)) => {
+                                let (one, stop) = (Arc::clone(self), stop.clone());
+                                self.seams
+                                    .spawner
+                                    .spawn("own", Box::pin(async move { one.carry_out(work, &stop).await }));
+                            }
+                            Ok(None) => {}
+                            Err(error) => {
+                                tracing::error!(%error, task.id = %task.id, "a task of the coordinator's own could not be taken")
+                            }
                         }
                     }
                 }
@@ -46,23 +63,46 @@ impl Coordinator {
         }
     }
 
-    async fn run_one(self: &Arc<Self>, ready: &Task) -> Result<(), CatalogError> {
+    async fn claim_own(&self, ready: &Task) -> Result<Option<Work>, CatalogError> {
         let transaction = self.catalog.begin().await?;
-        let Some(task) = transaction.claim(ready.id, None, self.instance, LEASE).await? else { return Ok(()) };
+        let Some(task) = transaction.claim(ready.id, None, self.instance, LEASE).await? else { return Ok(None) };
         let operation = transaction.operation(task.operation).await?;
         let tasks = transaction.tasks(task.operation).await?;
         transaction.commit().await?;
+        Ok(Some(Work { operation, task, tasks }))
+    }
+
+    async fn carry_out(&self, work: Work, stop: &CancellationToken) {
+        if let Err(error) = self.run_one(&work, stop).await {
+            tracing::error!(%error, task.id = %work.task.id, "a task of the coordinator's own could not be done");
+        }
+    }
+
+    async fn run_one(
+        &self,
+        Work { operation, task, tasks }: &Work,
+        stop: &CancellationToken,
+    ) -> Result<(), CatalogError> {
         let claimed =
             Claimed { task: task.id, operation: operation.id, attempt: task.attempt, instance: self.instance };
         self.seams.point("own", &task.kind, "begin");
-        let work = self.do_own(&operation, &task, &tasks);
+        let may_break_off = matches!(task.kind.as_str(), "collect" | "verify");
+        let work = self.do_own(operation, task, tasks);
         tokio::pin!(work);
         let outcome = loop {
             tokio::select! {
                 outcome = &mut work => break outcome,
+                // The next start gives it to somebody again.
+                () = stop.cancelled(), if may_break_off => return Ok(()),
                 () = self.seams.clock.sleep(LEASE / 4) => {
                     let beat = self.catalog.begin().await?;
-                    if beat.heartbeat(&claimed, &Progress::default(), None, LEASE).await?.is_none() {
+                    let Some(now) = beat.heartbeat(&claimed, &Progress::default(), None, LEASE).await? else {
+                        return Ok(());
+                    };
+                    if may_break_off && beat.operation(operation.id).await?.state != OperationState::Running {
+                        self.give_back(&beat, &now, "it was called off").await?;
+                        beat.commit().await?;
+                        self.ring();
                         return Ok(());
                     }
                     beat.commit().await?;
@@ -89,7 +129,11 @@ impl Coordinator {
 
     async fn do_own(&self, operation: &Operation, task: &Task, tasks: &[Task]) -> Result<String, TaskFailure> {
         let spec: OwnTask = plan::parse("task", &task.spec)?;
-        let repository = self.repository.read().await;
+        let unchanged = self.repository.read().await;
+        let repository = unchanged.clone();
+        // Keys don't change while something is made with them. What takes long is fit for that, and must not keep
+        // everybody waiting behind who wants to change them.
+        let _unchanged = (!matches!(spec, OwnTask::Collect { .. } | OwnTask::Verify { .. })).then_some(unchanged);
         let failed = |what: &str| {
             let what = what.to_owned();
             move |error: ocopea_repository::Error| repository_failure(&what, &error)

@@ -147,7 +147,8 @@ pub fn next(
     Ok(next)
 }
 
-/// Takes back: what was frozen is released, pins go. What was stored is collected, since no ref names it.
+/// Takes back: what was frozen is released, an image that became visible is deleted, pins go. What was stored is
+/// collected, since no ref names it.
 pub fn undo(operation: &Operation, request: &SaveRequest, tasks: &Tasks<'_>) -> Result<Vec<NewTask>, TaskFailure> {
     let mut undo = Vec::new();
     if let Some(inventory) = inventory(tasks)?
@@ -161,6 +162,10 @@ pub fn undo(operation: &Operation, request: &SaveRequest, tasks: &Tasks<'_>) -> 
             source: Some(request.source.clone()),
         };
         undo.push(as_undo(site_task("undo:release", site_of(operation)?, &[], &spec)?));
+    }
+    // A commit that failed, or was overtaken by a wish to cancel, may have created the ref.
+    if let Some(image) = operation.image.filter(|_| tasks.begun("commit")) {
+        undo.push(as_undo(own_task("undo:commit", &[], &OwnTask::DeleteRef { image })?));
     }
     if tasks.begun("pin") {
         undo.push(as_undo(own_task("undo:unpin", &[], &OwnTask::Unpin)?));

@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use futures::stream::{self, StreamExt, TryStreamExt};
 use ocopea_protocol::{ids::ImageId, names::Digest};
 
 use super::{CommitRequest, ImageRef, Reclaim, RefObject, Repository, notes, ref_name};
@@ -22,8 +21,6 @@ use crate::{
 
 /// Most components of one image.
 const MOST_COMPONENTS: usize = 10_000;
-/// Blobs that are looked for at the same time.
-const AT_ONCE: usize = 16;
 /// How long a commit waits for a collection that is just deleting.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(200);
@@ -258,16 +255,20 @@ impl Repository {
     pub async fn delete_image(&self, image: ImageId) -> Result<Reclaim> {
         let store = self.store();
         let reference = match self.image(image).await {
-            Ok(None) => return Ok(Reclaim::default()),
+            // Deleted already, or lost: then `index.json` may still name it.
+            Ok(None) => {
+                self.refresh_layout(Some(image)).await?;
+                return Ok(Reclaim::default());
+            }
             Ok(Some(reference)) => Some(reference),
             // What can't be read can still be deleted.
-            Err(error) if error.is_breakage() => None,
+            Err(error) if error.is_of_one_object() => None,
             Err(error) => return Err(error),
         };
         // Figures are worth less than the deletion: an image with damaged manifests goes too.
         let reclaim = match self.reclaimable(image).await {
             Ok(reclaim) => reclaim,
-            Err(error) if error.is_breakage() => Reclaim::default(),
+            Err(error) if error.is_of_one_object() => Reclaim::default(),
             Err(error) => return Err(error),
         };
         self.refresh_layout(Some(image)).await?;
@@ -290,7 +291,7 @@ impl Repository {
         for other in self.images().await?.iter().filter(|other| other.image != image) {
             match reachable(self.store(), other).await {
                 Ok(blobs) => shared.extend(blobs.into_keys().filter(|digest| own.contains_key(digest))),
-                Err(error) if error.is_breakage() => {}
+                Err(error) if error.is_of_one_object() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -334,13 +335,6 @@ pub(crate) async fn reachable_from_record(repository: &Repository, digest: &Dige
 
 /// Refuses when a blob is missing or has another size.
 async fn present(store: &Store, blobs: &BTreeMap<Digest, u64>) -> Result<()> {
-    // Owned items: with borrowed ones the compiler can't see that the future may move between threads.
-    let wanted: Vec<(Digest, u64)> = blobs.iter().map(|(digest, size)| (*digest, *size)).collect();
-    let looked = stream::iter(wanted).map(|(digest, size)| async move {
-        let entry = store.backend.head(&blob_name(&digest)).await?;
-        Ok::<_, Error>((digest, entry.is_some_and(|entry| entry.size == size)))
-    });
-    let all: Vec<(Digest, bool)> = looked.buffer_unordered(AT_ONCE).try_collect().await?;
-    let missing: Vec<Digest> = all.into_iter().filter(|(_, there)| !there).map(|(digest, _)| digest).collect();
+    let missing = store.missing(blobs.iter().map(|(digest, size)| (*digest, *size)).collect()).await?;
     if missing.is_empty() { Ok(()) } else { Err(Error::BlobsMissing { blobs: missing }) }
 }

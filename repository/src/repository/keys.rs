@@ -92,6 +92,17 @@ impl Repository {
         if known.iter().any(|id| keyring.get(id).is_some()) {
             return Ok(());
         }
+        // The object that says so may be lost: a key that opens a team's keys is the right one.
+        for name in self.team_objects().await? {
+            if self.open_team(&name).await.is_ok() {
+                return Ok(());
+            }
+        }
+        if known.is_empty() {
+            return Err(Error::Missing {
+                object: "keys/repository/ (what tells which keys open the repository)".to_owned(),
+            });
+        }
         let wanted = known.iter().map(KeyId::as_str).collect::<Vec<_>>().join(" or ");
         Err(Error::WrongKey { object: "the repository".to_owned(), given: keyring.listed(), wanted })
     }
@@ -228,18 +239,22 @@ impl Repository {
     }
 
     /// Wraps all team keys with every key of `keyring`, which must hold one that opens them. From then on this
-    /// repository is used with it.
+    /// repository is used with it. Team keys that can't be opened are an error, and keep no others from being wrapped.
     pub async fn key_add(&self, keyring: &Keyring) -> Result<()> {
         let old = self.keyring();
         let mut merged = keyring.clone();
         merged.absorb(&old);
         self.set_keyring(&merged);
         self.add_repository_keys().await?;
+        let mut broken = None;
         for name in self.team_objects().await? {
-            let (object, keys) = self.open_team(&name).await?;
-            self.wrap_for_all(&name, object, &keys).await?;
+            match self.open_team(&name).await {
+                Ok((object, keys)) => self.wrap_for_all(&name, object, &keys).await?,
+                Err(error) if error.is_of_one_object() => drop(broken.get_or_insert(error)),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+        broken.map_or(Ok(()), Err)
     }
 
     /// New team keys for new images, wrapped by every key of `keyring`. Old ids stay readable; no pack is rewritten.

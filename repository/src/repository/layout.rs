@@ -100,7 +100,7 @@ impl Repository {
             let named: BTreeSet<ImageId> = images.keys().copied().collect();
             let bytes = to_bytes(images)?;
             if old.is_none_or(|old| old != bytes) {
-                self.replace_even_if_full(INDEX_JSON, bytes).await?;
+                self.replace_index(bytes).await?;
             }
             let now = self.listed().await?;
             // What had a ref a moment ago was deleted; what never had one since was lost, and stays named.
@@ -112,6 +112,17 @@ impl Repository {
             gone.extend(deleted);
         }
         Ok(())
+    }
+
+    /// Writes `index.json`, also where there is no room for a second one: it is derived, and may be gone for a moment.
+    async fn replace_index(&self, bytes: Vec<u8>) -> Result<()> {
+        match self.replace_even_if_full(INDEX_JSON, bytes.clone()).await {
+            Err(Error::Full { .. }) => {
+                self.store().backend.delete(INDEX_JSON).await?;
+                self.store().backend.replace(INDEX_JSON, bytes.into()).await
+            }
+            other => other,
+        }
     }
 
     async fn listed(&self) -> Result<BTreeSet<ImageId>> {
@@ -129,7 +140,7 @@ impl Repository {
         match entries {
             Ok(entries) => Ok(Some(entries)),
             // One image that is damaged must not keep others from being named; `verify` reports it.
-            Err(error) if error.is_breakage() => {
+            Err(error) if error.is_of_one_object() => {
                 tracing::warn!(%error, %image, "not named in index.json");
                 Ok(None)
             }

@@ -54,6 +54,8 @@ pub(crate) struct Inner {
     /// One at a time of this process rewrites `index.json`.
     pub(crate) layout: tokio::sync::Mutex<()>,
     pub(crate) collecting: tokio::sync::Mutex<()>,
+    /// One verification at a time: more of them would only be in each other's way.
+    pub(crate) verifying: tokio::sync::Mutex<()>,
 }
 
 /// What stands in [`DESCRIPTION`].
@@ -162,6 +164,7 @@ impl Repository {
             keyring: std::sync::RwLock::new(keyring.clone()),
             layout: tokio::sync::Mutex::new(()),
             collecting: tokio::sync::Mutex::new(()),
+            verifying: tokio::sync::Mutex::new(()),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -221,18 +224,32 @@ impl Repository {
         oci::parse(&name, wrapped.as_bytes())
     }
 
-    /// What agents need to write a new image; `base` is the record whose chunks may be used again (pin it first).
+    /// What agents need to write a new image; `base` is the record whose chunks may be used again (pin it first). A
+    /// base that is gone or broken costs space, not the save; one of another team has nothing that could be used.
     pub async fn access_to_write(&self, key: &WrappedKey, base: Option<&Digest>) -> Result<ImageAccess> {
         let base = match base {
-            Some(record) => {
-                let image_key = self.unwrap(&self.wrapped_key(record).await?).await?;
-                let components = crate::record::read(self.store(), &image_key, record).await?.data_manifests();
-                Some(BaseAccess { image_key, components })
-            }
+            Some(record) => match self.base_access(key, record).await {
+                Ok(base) => base,
+                Err(error) if error.is_of_one_object() => {
+                    tracing::warn!(%error, base = %record, "the base can't be opened: everything is stored anew");
+                    None
+                }
+                Err(error) => return Err(error),
+            },
             None => None,
         };
         let hash_key = self.team_keys(key.team).await?.hash_key;
         Ok(ImageAccess { location: self.inner.location.clone(), image_key: self.unwrap(key).await?, hash_key, base })
+    }
+
+    async fn base_access(&self, key: &WrappedKey, record: &Digest) -> Result<Option<BaseAccess>> {
+        let wrapped = self.wrapped_key(record).await?;
+        if wrapped.team != key.team {
+            return Ok(None);
+        }
+        let image_key = self.unwrap(&wrapped).await?;
+        let components = crate::record::read(self.store(), &image_key, record).await?.data_manifests();
+        Ok(Some(BaseAccess { image_key, components }))
     }
 
     /// What agents need to read a saved image.
@@ -240,14 +257,25 @@ impl Repository {
         self.access_to_write(&self.wrapped_key(record).await?, None).await
     }
 
-    /// Every image with its record and notes, to rebuild a catalog. An error concerns one image; the rest goes on.
-    pub fn reindex(&self) -> BoxStream<'_, Result<Reindexed>> {
+    /// Every image with its record and notes, to rebuild a catalog. An error with a ref's name concerns that image; the
+    /// rest goes on. One without a name ends it.
+    pub fn reindex(&self) -> BoxStream<'_, (Option<String>, Result<Reindexed>)> {
         let listed = stream::once(async { self.store().backend.list("refs/").await });
         let names = listed.flat_map(|listed| match listed {
             Ok(entries) => stream::iter(entries).map(Ok).left_stream(),
             Err(error) => stream::iter([Err(error)]).right_stream(),
         });
-        names.then(move |entry| async move { self.reindexed(&entry?.name).await }).boxed()
+        names
+            .then(move |entry| async move {
+                match entry {
+                    Ok(entry) => {
+                        let one = self.reindexed(&entry.name).await;
+                        (Some(entry.name), one)
+                    }
+                    Err(error) => (None, Err(error)),
+                }
+            })
+            .boxed()
     }
 
     async fn reindexed(&self, name: &str) -> Result<Reindexed> {

@@ -40,9 +40,14 @@ impl Repository {
     /// Keeps collections from deleting what an operation reads, reuses or writes. Before its first task; again with
     /// more records whenever it needs more.
     pub async fn pin(&self, operation: OperationId, records: &[Digest]) -> Result<()> {
+        let object = PinObject { version: 1, operation, records: records.iter().copied().collect() };
+        self.store().create_small(&begun_name(operation), &object).await?;
+        self.pin_more(operation, records).await
+    }
+
+    async fn pin_more(&self, operation: OperationId, records: &[Digest]) -> Result<()> {
         let store = self.store();
         let mut object = PinObject { version: 1, operation, records: records.iter().copied().collect() };
-        store.create_small(&begun_name(operation), &object).await?;
         for name in [begun_name(operation), renewed_name(operation)] {
             match store.get_small::<PinObject>(&name).await {
                 Ok(old) => object.records.extend(old.records),
@@ -53,15 +58,24 @@ impl Repository {
         store.replace_small(&renewed_name(operation), &object).await
     }
 
-    /// Keeps a pin alive; to be called every few minutes.
+    /// Keeps a pin alive; to be called every few minutes. Where there is none, none is made.
     pub async fn renew(&self, operation: OperationId) -> Result<()> {
-        self.pin(operation, &[]).await
+        let store = self.store();
+        if store.backend.head(&begun_name(operation)).await?.is_none() {
+            return Ok(());
+        }
+        self.pin_more(operation, &[]).await?;
+        // It may have been ended meanwhile: then nobody would end what was written here.
+        if store.backend.head(&begun_name(operation)).await?.is_none() {
+            store.backend.delete(&renewed_name(operation)).await?;
+        }
+        Ok(())
     }
 
-    /// Ends a pin; harmless where there is none.
+    /// Ends a pin; harmless where there is none. What says that it is there goes first: see [`Self::renew`].
     pub async fn unpin(&self, operation: OperationId) -> Result<()> {
-        self.store().backend.delete(&renewed_name(operation)).await?;
-        self.store().backend.delete(&begun_name(operation)).await
+        self.store().backend.delete(&begun_name(operation)).await?;
+        self.store().backend.delete(&renewed_name(operation)).await
     }
 
     /// Operations that have pins.

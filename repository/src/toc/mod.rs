@@ -188,3 +188,29 @@ mod base64_bytes {
         STANDARD.decode(String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ocopea_protocol::secret::Secret32;
+
+    use super::*;
+    use crate::{backend::DirectoryBackend, chunk::Chunk, store::Store, testing::seams};
+
+    #[tokio::test]
+    async fn a_page_with_more_rows_than_there_may_be_is_damage() {
+        let place = tempfile::tempdir().unwrap();
+        let backend = DirectoryBackend::open(place.path(), seams(), true).await.unwrap();
+        let store = Store::new(Arc::new(backend), seams());
+        let key = Secret32([3; 32]);
+        let chunk = Chunk { hash: [1; 32], pack: 0, ordinal: 0, offset: 8, stored: 17, raw: 1, flags: 0 };
+        let mut writer = TocWriter::begin(&store, &key, "volume").await.unwrap();
+        let fine = writer.full_page(&[chunk; PAGE_ROWS]).await.unwrap();
+        let long = writer.full_page(&[chunk; PAGE_ROWS + 1]).await.unwrap();
+        let (digest, size) = writer.finish("{}", 0).await.unwrap();
+        let reader = TocReader::open(&store, &key, &digest, size).await.unwrap();
+        assert_eq!(reader.segment(fine).await.unwrap().len(), PAGE_ROWS);
+        assert!(matches!(reader.segment(long).await, Err(crate::Error::Damaged { .. })));
+    }
+}

@@ -5,8 +5,8 @@ use std::{collections::VecDeque, sync::Mutex};
 use ocopea_protocol::{names::Digest, secret::Secret32};
 
 use super::{
-    END, FOOTER, LONGEST_PAGE, LONGEST_ROOT, MAGIC, MOST_PACKS, MOST_STREAMS, PackRow, ROOT_COUNTER, Root, Section,
-    StreamRow, VERSION,
+    END, FOOTER, LONGEST_PAGE, LONGEST_ROOT, MAGIC, MOST_PACKS, MOST_STREAMS, PAGE_ROWS, PackRow, ROOT_COUNTER, Root,
+    Section, StreamRow, VERSION,
 };
 use crate::{
     chunk::{Chunk, ROW},
@@ -80,6 +80,9 @@ impl TocReader {
             return Ok(page.clone());
         }
         let plain = self.page(section, number).await?;
+        if plain.len() > PAGE_ROWS * ROW {
+            return Err(Error::damaged(&self.name, format!("one of its pages has more than {PAGE_ROWS} rows")));
+        }
         let chunks: Option<Vec<Chunk>> = plain.chunks(ROW).map(Chunk::decode).collect();
         let chunks = chunks.ok_or_else(|| Error::damaged(&self.name, "it holds impossible figures"))?;
         let page = std::sync::Arc::new(chunks);
@@ -99,6 +102,12 @@ impl TocReader {
         let page = self.chunks(Section::Chunks, *number).await?;
         let end = first.checked_add(count).ok_or_else(impossible)?;
         Ok(page.get(first as usize..end as usize).ok_or_else(impossible)?.to_vec())
+    }
+
+    /// The hashes of an index page. Not kept: for those who read all of them once.
+    pub(crate) async fn hashes(&self, number: u32) -> Result<Vec<[u8; 32]>> {
+        let plain = self.page(Section::Index, number).await?;
+        Ok(plain.chunks(ROW).filter_map(|row| row.first_chunk().copied()).collect())
     }
 
     /// Looks a chunk up by its hash.

@@ -210,7 +210,7 @@ async fn ask(shared: &Arc<Shared>, looked: Vec<Looked>) -> Result<Vec<Prepared>>
     let mut asked = Vec::with_capacity(looked.len());
     for looked in looked {
         asked.push(match looked {
-            Looked::Ask(hash, raw) => match shared.reusable.find(&hash).await? {
+            Looked::Ask(hash, raw) => match shared.reusable.find(&shared.core, &hash).await? {
                 Some(found) if found.chunk.raw as usize == raw.len() => Looked::Done(Prepared::Reused(found)),
                 _ => Looked::Ask(hash, raw),
             },

@@ -10,8 +10,8 @@ use std::{
 
 use crate::chunk::Chunk;
 
-/// Chunks of one generation: some 7 MB, and about 16 GiB of raw data.
-pub(crate) const GENERATION: usize = 64 << 10;
+/// Chunks of one generation: some 7 MB, and about 16 GiB of raw data. Few in unit tests, which want to see many runs.
+pub(crate) const GENERATION: usize = if cfg!(test) { 64 } else { 64 << 10 };
 
 /// Hashes are even already: eight bytes of them will do.
 #[derive(Default)]

@@ -153,7 +153,7 @@ pub fn sha256(bytes: &[u8]) -> Digest {
 
 pub async fn put_blob(session: &ImageSession, bytes: &[u8]) -> Digest {
     let digest = sha256(bytes);
-    if !session.has_blob(&digest).await.unwrap() {
+    if !session.has_blob(&digest, bytes.len() as u64).await.unwrap() {
         let pieces: Vec<Result<Bytes, String>> = bytes.chunks(1000).map(|p| Ok(Bytes::copy_from_slice(p))).collect();
         session.put_blob(&digest, bytes.len() as u64, futures::stream::iter(pieces)).await.unwrap();
     }

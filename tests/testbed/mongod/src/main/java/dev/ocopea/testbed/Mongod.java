@@ -8,14 +8,14 @@ import java.util.List;
 import java.util.concurrent.CountDownLatch;
 
 /**
- * A server that speaks MongoDB's wire protocol: Mongod [HOST [PORT [FILE|memory]]]. What isn't given comes from MONGO_HOST,
- * MONGO_PORT and MONGO_DATA.
+ * A server that speaks MongoDB's wire protocol: Mongod [HOST [PORT [FILE|memory]]]. Nothing comes from the environment: a
+ * cluster sets MONGO_PORT to an address in every pod beside a Service of the name mongo.
  */
 public final class Mongod {
   public static void main(String[] args) throws Exception {
-    String host = setting(args, 0, "MONGO_HOST", "0.0.0.0");
-    int port = Integer.parseInt(setting(args, 1, "MONGO_PORT", "27017"));
-    String file = setting(args, 2, "MONGO_DATA", "/data/db/mongod.h2");
+    String host = argument(args, 0, "0.0.0.0");
+    int port = Integer.parseInt(argument(args, 1, "27017"));
+    String file = argument(args, 2, "/data/db/mongod.h2");
     MongoBackend backend = file.equals("memory") ? new MemoryBackend() : new TypedH2Backend(file);
     backend.version(new Version6());
     MongoServer server = new MongoServer(backend);
@@ -25,12 +25,8 @@ public final class Mongod {
     new CountDownLatch(1).await();
   }
 
-  private static String setting(String[] args, int place, String name, String usual) {
-    if (args.length > place) {
-      return args[place];
-    }
-    String value = System.getenv(name);
-    return value == null || value.isEmpty() ? usual : value;
+  private static String argument(String[] args, int place, String usual) {
+    return args.length > place ? args[place] : usual;
   }
 
   /** Drivers of today want wire version 9 or newer; the library's own newest reports 8. */
