@@ -688,6 +688,27 @@ async fn servers_older_than_the_library_wants_are_saved_and_loaded_all_the_same(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_lists_the_version_of_an_index_and_does_not_take_it_gets_none() {
+    let repository = TestRepository::new().await;
+    let image = repository.image().await;
+    let mut data = numbers(5);
+    data.indexes = vec![doc! {"v": 2, "key": {"text": 1}, "name": "text_1", "unique": true}];
+    let source = Peer::plain(State::default().with("shop", "m", data)).await;
+    let saved = save(&subject(source.address), &image).await.unwrap();
+    let picky = scripted(|_, _, command| {
+        let list = command.get_array("indexes").ok()?;
+        let known = list.iter().all(|index| !index.as_document().unwrap().contains_key("v"));
+        (!known).then(|| error(2, "BadValue", "Index option \"v\" is unknown"))
+    });
+    let target = Peer::start(State::default(), picky).await;
+    let loaded = load(&subject(target.address), &image, &saved).await.unwrap();
+    assert!(loaded.notices.is_empty(), "{:?}", loaded.notices);
+    let state = target.state.lock().unwrap();
+    let made = &state.collections[&("shop".to_owned(), "m".to_owned())].indexes;
+    assert_eq!(made, &[doc! {"key": {"text": 1}, "name": "text_1", "unique": true}]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collection_that_vanishes_under_its_cursor_is_worth_another_try() {
     let repository = TestRepository::new().await;
     for (code, name) in [(175, "QueryPlanKilled"), (136, "CappedPositionLost")] {

@@ -246,6 +246,11 @@ pub trait DataService: Send + Sync {
     /// Whether a container looks like one of its servers. Pure.
     fn recognise(&self, container: &ContainerView) -> Option<Recognised>;
 
+    /// The port that its servers listen on unless told otherwise, where a connection string alone tells a server.
+    fn usual_port(&self) -> Option<u16> {
+        None
+    }
+
     /// Whether one value of an application's configuration (an environment variable, a line of a file) is a way
     /// to a service of this kind. Pure.
     fn parse_binding(&self, name: &str, value: &str) -> Option<ParsedBinding>;

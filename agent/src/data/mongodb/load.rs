@@ -19,7 +19,7 @@ use ocopea_repository::DataReader;
 use super::{
     accounts, catalog,
     catalog::{Collection, Facts, Size, decode, name_of},
-    connect::{Connected, OWN, RIGHTS, UNKNOWN, patient},
+    connect::{COMMAND, Connected, OWN, RIGHTS, UNKNOWN, patient},
     insert::{Inserting, Stamped},
     raw,
     read::{Reading, room},
@@ -342,12 +342,29 @@ async fn make_indexes(
     if wanted.is_empty() {
         return Ok(());
     }
-    let builder =
-        raw::Builder::new().text("createIndexes", &one.name).array("indexes", wanted.iter().map(Vec::as_slice));
-    let command = catalog::command(subject, builder)?;
-    let database = connected.client.database(&one.database);
     let verb = format!("build the indexes of {} of", one.stream());
-    patient(subject, connected, &verb, async { database.run_raw_command(command).await }).await.map(|_| ())
+    let build = async |indexes: &[Vec<u8>]| {
+        let builder =
+            raw::Builder::new().text("createIndexes", &one.name).array("indexes", indexes.iter().map(Vec::as_slice));
+        let command = catalog::command(subject, builder)?;
+        let database = connected.client.database(&one.database);
+        patient(subject, connected, &verb, async { database.run_raw_command(command).await }).await.map(|_| ())
+    };
+    match build(&wanted).await {
+        // Some servers list the format's version and don't take it back.
+        Err(failure) if failure.code == COMMAND && failure.cause.contains("\"v\"") => {
+            build(&wanted.iter().map(|index| without(index, b"v")).collect::<Vec<_>>()).await
+        }
+        other => other,
+    }
+}
+
+fn without(document: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut builder = raw::Builder::new();
+    for element in raw::elements(document).into_iter().flatten().flatten().filter(|element| element.key != name) {
+        builder = builder.element(element.whole);
+    }
+    builder.finish()
 }
 
 /// A missing index fails the restore; one that the server keeps otherwise is named.

@@ -57,6 +57,10 @@ impl DataService for MongoDb {
         recognise::recognise(container)
     }
 
+    fn usual_port(&self) -> Option<u16> {
+        Some(recognise::PORT)
+    }
+
     fn parse_binding(&self, name: &str, value: &str) -> Option<ParsedBinding> {
         binding::parse(name, value)
     }
