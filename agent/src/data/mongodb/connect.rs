@@ -159,6 +159,8 @@ pub(super) fn failure(subject: &Subject, verb: &str, error: &Error) -> TaskFailu
                 // Cursors and sessions that the server gave up, or whose collection was dropped, renamed, overtaken.
                 43 | 136 | 175 | 237 => TaskFailure::retryable("data.cursor-lost", what, cause)
                     .next("it is tried again; save when nothing drops or renames collections"),
+                // What an attempt that was cut off still did after the next one had emptied the server.
+                48 => TaskFailure::retryable("data.busy", what, cause),
                 // Locks, conflicts, what isn't agreed on yet.
                 24 | 46 | 112 | 117 | 134 | 202 | 290 => TaskFailure::retryable("data.busy", what, cause),
                 // Shutting down; elections; time limits.

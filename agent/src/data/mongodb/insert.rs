@@ -27,6 +27,9 @@ const TARGET: usize = 2 * 1024 * 1024;
 const ROOM: u32 = 20 * 1024 * 1024;
 /// Commands of one collection that are on their way at once.
 const AT_ONCE: usize = 2;
+/// An `_id` that is there already: there is no other unique index yet, and an image has each once. An attempt that was
+/// cut off may still have inserted it after the next one had emptied the server.
+const DUPLICATE: u64 = 11000;
 /// Documents that are named.
 const MOST_NAMED: usize = 10;
 
@@ -312,6 +315,10 @@ fn judge(what: &str, answer: &Document, block: &Block) -> Result<(), TaskFailure
             errors.len(),
             block.count
         );
+        if code == DUPLICATE {
+            return Err(TaskFailure::retryable("data.refused", what, cause)
+                .next("see what else writes to the target; it is emptied and loaded again"));
+        }
         return Err(TaskFailure::permanent("data.refused", what, cause)
             .next("restore to a server of the version that it was saved from"));
     }
@@ -415,6 +422,8 @@ mod tests {
             failure.cause,
             "the server refused 1 of 2 documents, the first is _id \"two\": Document failed validation (code 121)"
         );
+        let twice = doc! {"n": 1, "writeErrors": [{"index": 0, "code": 11000, "errmsg": "E11000 duplicate key error"}]};
+        assert!(judge("w", &twice, block).unwrap_err().is_retryable());
         let failure = judge("w", &doc! {"n": 1}, block).unwrap_err();
         assert_eq!(failure.code, "data.arrival");
         assert!(failure.cause.contains("1 of 2"), "{failure}");
