@@ -276,14 +276,20 @@ async fn take_over(subject: &Subject, connected: &Connected, users: Vec<Document
     // What an earlier attempt left; it may not be there.
     let _ = run(subject, connected, "admin", verb, drop()).await;
     let users: Vec<Bson> = users.into_iter().map(Bson::Document).collect();
-    run(subject, connected, "admin", verb, doc! {"insert": TEMPORARY, "documents": users}).await?;
+    run(subject, connected, "admin", verb, doc! {"insert": TEMPORARY, "documents": users.clone()}).await?;
     let merge = doc! {
         "_mergeAuthzCollections": 1,
         "tempUsersCollection": format!("admin.{TEMPORARY}"),
         "drop": false,
         "db": "",
     };
-    let merged = run(subject, connected, "admin", verb, merge).await;
+    let merged = match run(subject, connected, "admin", verb, merge).await {
+        // Servers of the same protocol that don't know the command may let their collection be written to.
+        Err(failure) if failure.code == UNKNOWN => {
+            run(subject, connected, "admin", verb, doc! {"insert": "system.users", "documents": users}).await
+        }
+        other => other,
+    };
     let dropped = run(subject, connected, "admin", verb, drop()).await;
     merged.and(dropped)
 }

@@ -101,6 +101,7 @@ pub(super) fn recognise(container: &ContainerView) -> Option<Recognised> {
     };
     let port = argument("--port")
         .or_else(|| env(&["MONGODB_PORT_NUMBER", "MONGO_PORT"]))
+        .or_else(|| env(&["FERRETDB_LISTEN_ADDR"]).and_then(|address| address.rsplit(':').next()))
         .and_then(|port| port.parse().ok())
         .or_else(|| by_port.then_some(PORT))
         .or_else(|| container.ports.first().copied())
@@ -130,8 +131,19 @@ fn base_name(image: &str) -> &str {
 /// outside: the login then says so, and a failure to sign in names the file.
 fn administrator(env: &BTreeMap<String, Secret>) -> Option<Login> {
     let get = |names: &[&str]| names.iter().find_map(|name| env.get(*name)).filter(|value| !value.reveal().is_empty());
-    let user = get(&["MONGO_INITDB_ROOT_USERNAME", "MONGODB_ROOT_USER", "MONGODB_ROOT_USERNAME"]);
-    let password = get(&["MONGO_INITDB_ROOT_PASSWORD", "MONGODB_ROOT_PASSWORD"]);
+    let user = get(&[
+        "MONGO_INITDB_ROOT_USERNAME",
+        "MONGODB_INITDB_ROOT_USERNAME",
+        "MONGODB_ROOT_USER",
+        "MONGODB_ROOT_USERNAME",
+        "FERRETDB_SETUP_USERNAME",
+    ]);
+    let password = get(&[
+        "MONGO_INITDB_ROOT_PASSWORD",
+        "MONGODB_INITDB_ROOT_PASSWORD",
+        "MONGODB_ROOT_PASSWORD",
+        "FERRETDB_SETUP_PASSWORD",
+    ]);
     let file = get(&["MONGO_INITDB_ROOT_PASSWORD_FILE", "MONGODB_ROOT_PASSWORD_FILE"]);
     let mut options = BTreeMap::from([("authSource".to_owned(), "admin".to_owned())]);
     match (password, file) {
