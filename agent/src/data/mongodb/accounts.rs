@@ -276,7 +276,21 @@ async fn take_over(subject: &Subject, connected: &Connected, users: Vec<Document
     // What an earlier attempt left; it may not be there.
     let _ = run(subject, connected, "admin", verb, drop()).await;
     let users: Vec<Bson> = users.into_iter().map(Bson::Document).collect();
-    run(subject, connected, "admin", verb, doc! {"insert": TEMPORARY, "documents": users.clone()}).await?;
+    let insert = async |into: &str| {
+        let answer = run(subject, connected, "admin", verb, doc! {"insert": into, "documents": users.clone()}).await?;
+        match answer.get_array("writeErrors") {
+            Ok(errors) if !errors.is_empty() => {
+                let what = format!("can't {verb} \"{}\"", subject.name);
+                Err(TaskFailure::permanent(
+                    "data.refused",
+                    what,
+                    format!("the server refused {} of them", errors.len()),
+                ))
+            }
+            _ => Ok(answer),
+        }
+    };
+    insert(TEMPORARY).await?;
     let merge = doc! {
         "_mergeAuthzCollections": 1,
         "tempUsersCollection": format!("admin.{TEMPORARY}"),
@@ -285,9 +299,7 @@ async fn take_over(subject: &Subject, connected: &Connected, users: Vec<Document
     };
     let merged = match run(subject, connected, "admin", verb, merge).await {
         // Servers of the same protocol that don't know the command may let their collection be written to.
-        Err(failure) if failure.code == UNKNOWN => {
-            run(subject, connected, "admin", verb, doc! {"insert": "system.users", "documents": users}).await
-        }
+        Err(failure) if failure.code == UNKNOWN => insert("system.users").await,
         other => other,
     };
     let dropped = run(subject, connected, "admin", verb, drop()).await;
