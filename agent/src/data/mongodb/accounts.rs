@@ -276,7 +276,7 @@ async fn take_over(subject: &Subject, connected: &Connected, users: Vec<Document
     // What an earlier attempt left; it may not be there.
     let _ = run(subject, connected, "admin", verb, drop()).await;
     let users: Vec<Bson> = users.into_iter().map(Bson::Document).collect();
-    let insert = async |into: &str| {
+    let insert = async |into: &'static str| {
         let answer = run(subject, connected, "admin", verb, doc! {"insert": into, "documents": users.clone()}).await?;
         match answer.get_array("writeErrors") {
             Ok(errors) if !errors.is_empty() => {

@@ -343,17 +343,17 @@ async fn make_indexes(
         return Ok(());
     }
     let verb = format!("build the indexes of {} of", one.stream());
-    let build = async |indexes: &[Vec<u8>]| {
+    let build = async |indexes: Vec<Vec<u8>>| {
         let builder =
             raw::Builder::new().text("createIndexes", &one.name).array("indexes", indexes.iter().map(Vec::as_slice));
         let command = catalog::command(subject, builder)?;
         let database = connected.client.database(&one.database);
         patient(subject, connected, &verb, async { database.run_raw_command(command).await }).await.map(|_| ())
     };
-    match build(&wanted).await {
+    match build(wanted.clone()).await {
         // Some servers list the format's version and don't take it back.
         Err(failure) if failure.code == COMMAND && failure.cause.contains("\"v\"") => {
-            build(&wanted.iter().map(|index| without(index, b"v")).collect::<Vec<_>>()).await
+            build(wanted.iter().map(|index| without(index, b"v")).collect()).await
         }
         other => other,
     }
