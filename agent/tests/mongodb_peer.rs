@@ -680,7 +680,7 @@ async fn servers_older_than_the_library_wants_are_saved_and_loaded_all_the_same(
     assert_eq!(differences(&saved.copied.streams, &loaded.streams), Vec::<String>::new());
     // Held writes are let go through the same way, even when the holder is just dropped.
     drop(open(&subject(source.address), true).await.unwrap());
-    until(|| !source.state.lock().unwrap().locked && source.sent("fsync").len() == 1).await;
+    until(|| source.sent("fsync").len() == 1 && !source.state.lock().unwrap().locked).await;
     // Still older ones have other messages.
     let failure = MongoDb.inspect(&subject(Peer::plain(old(5)).await.address)).await.unwrap_err();
     assert!(failure.code == "data.too-old" && failure.class == FailureClass::Permanent, "{}", text(&failure));
