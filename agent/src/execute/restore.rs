@@ -29,6 +29,9 @@ use crate::{
     reach::reach,
 };
 
+/// For how long workloads have to stay ready.
+const STEADY: Duration = Duration::from_secs(2);
+
 /// An image as it was saved, as far as a restore needs it.
 pub(super) struct Saved {
     pub(super) record: Record,
@@ -188,6 +191,11 @@ impl Task {
             .filter_map(|o| resource_of(&resources, o).map(|r| (r.clone(), object_ref(o).name)))
             .collect();
         let deadline = Duration::from_secs(u64::from(deadline_s));
+        self.site.platform.await_ready(namespace, &workloads, deadline, &self.stop).await?;
+        // What nothing probes counts as ready from its first instant: one that crashes at once is seen at a second look.
+        if !self.site.seams.sleep_unless(&self.stop, STEADY).await {
+            return Err(TaskFailure::cancelled(format!("stopped waiting for {namespace}")));
+        }
         self.site.platform.await_ready(namespace, &workloads, deadline, &self.stop).await?;
         let (url, notes) = self.site.platform.urls(namespace).await?;
         Ok(TaskOutput::Ready { url, notes })

@@ -384,3 +384,85 @@ fn made_by_the_cluster(resource: &ApiResource, object: &Value) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::core::GroupVersionKind;
+    use serde_json::json;
+
+    use super::*;
+
+    fn sorted(objects: &[Value]) -> Contents {
+        let mut contents = Contents::default();
+        for object in objects {
+            let version = object["apiVersion"].as_str().unwrap();
+            let (group, version) = version.split_once('/').unwrap_or(("", version));
+            let resource =
+                ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, object["kind"].as_str().unwrap()));
+            contents.sort(&resource, object.clone());
+        }
+        contents.drop_made();
+        contents
+    }
+
+    fn names(contents: &Contents) -> Vec<String> {
+        contents.configuration.iter().map(|found| object_ref(&found.object).to_string()).collect()
+    }
+
+    fn owned(version: &str, kind: &str, name: &str, owner: (&str, &str)) -> Value {
+        json!({"apiVersion": version, "kind": kind, "metadata": {"name": name, "ownerReferences":
+            [{"apiVersion": owner.0, "kind": owner.1, "name": "o", "uid": "u", "controller": true}]}})
+    }
+
+    #[test]
+    fn data_and_what_people_tied_to_a_workload_belong_to_it_and_what_controllers_make_again_does_not() {
+        let contents = sorted(&[
+            owned("v1", "PersistentVolumeClaim", "data-set-0", ("apps/v1", "StatefulSet")),
+            owned("v1", "PersistentVolumeClaim", "of-operator", ("db.example/v1", "Cluster")),
+            owned("v1", "PersistentVolumeClaim", "scratch", ("v1", "Pod")),
+            owned("v1", "ConfigMap", "by-hand", ("apps/v1", "Deployment")),
+            owned("v1", "Secret", "of-operator", ("db.example/v1", "Cluster")),
+            owned("apps/v1", "ReplicaSet", "web-1", ("apps/v1", "Deployment")),
+            owned("batch/v1", "Job", "nightly-1", ("batch/v1", "CronJob")),
+        ]);
+        assert_eq!(
+            names(&contents),
+            ["persistentvolumeclaim/data-set-0", "persistentvolumeclaim/of-operator", "configmap/by-hand"]
+        );
+        assert_eq!(contents.owned.len(), 4);
+    }
+
+    #[test]
+    fn addresses_and_tokens_by_hand_stay_and_made_ones_go() {
+        let named = |version: &str, kind: &str, name: &str| json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}});
+        let with = |mut object: Value, pointer: &str, value: Value| {
+            object[pointer] = value;
+            object
+        };
+        let slice = |name: &str, by: &str| json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": name, "labels": {"endpointslice.kubernetes.io/managed-by": by}}});
+        let token =
+            |name: &str| with(named("v1", "Secret", name), "type", json!("kubernetes.io/service-account-token"));
+        let contents = sorted(&[
+            with(named("v1", "Service", "web"), "spec", json!({"selector": {"app": "web"}})),
+            named("v1", "Service", "outside"),
+            named("v1", "Endpoints", "web"),
+            named("v1", "Endpoints", "outside"),
+            slice("made", "endpointslice-controller.k8s.io"),
+            slice("by-hand", "somebody"),
+            with(named("v1", "ServiceAccount", "web"), "secrets", json!([{"name": "web-token-x"}])),
+            token("web-token-x"),
+            token("asked-for"),
+        ]);
+        assert_eq!(
+            names(&contents),
+            [
+                "service/web",
+                "service/outside",
+                "endpoints/outside",
+                "endpointslice/by-hand",
+                "serviceaccount/web",
+                "secret/asked-for"
+            ]
+        );
+    }
+}
