@@ -129,7 +129,8 @@ impl Session {
                         "SELECT CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END AS grantee, \
                          a.privilege_type AS privilege, a.is_grantable AS grantable, \
                          CASE WHEN a.grantor <> d.datdba THEN pg_get_userbyid(a.grantor) END AS grantor \
-                         FROM pg_database d, aclexplode(d.datacl) a WHERE d.oid = {}",
+                         FROM pg_database d, aclexplode(d.datacl) WITH ORDINALITY a(grantor, grantee, privilege_type, is_grantable, at) \
+                         WHERE d.oid = {} ORDER BY a.at",
                         row.oid
                     ))
                     .await?;
@@ -258,8 +259,9 @@ impl Session {
         self.list(
             "SELECT p.parname AS parameter, CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END AS grantee, \
              a.privilege_type AS privilege, a.is_grantable AS grantable, \
-             CASE WHEN a.grantor <> 10 THEN pg_get_userbyid(a.grantor) END AS grantor FROM pg_parameter_acl p, aclexplode(p.paracl) a \
-             WHERE a.grantee <> 10 ORDER BY p.parname COLLATE \"C\"",
+             CASE WHEN a.grantor <> 10 THEN pg_get_userbyid(a.grantor) END AS grantor FROM pg_parameter_acl p, aclexplode(p.paracl) \
+             WITH ORDINALITY a(grantor, grantee, privilege_type, is_grantable, at) \
+             WHERE a.grantee <> 10 ORDER BY p.parname COLLATE \"C\", a.at",
         )
         .await
     }
@@ -485,8 +487,9 @@ impl Session {
             "SELECT m.oid::int8 AS oid, CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END AS grantee, \
              a.privilege_type AS privilege, a.is_grantable AS grantable, \
              CASE WHEN a.grantor <> m.lomowner THEN pg_get_userbyid(a.grantor) END AS grantor \
-             FROM pg_largeobject_metadata m, aclexplode(m.lomacl) a \
-             WHERE m.oid BETWEEN {first}::oid AND {last}::oid ORDER BY m.oid"
+             FROM pg_largeobject_metadata m, aclexplode(m.lomacl) \
+             WITH ORDINALITY a(grantor, grantee, privilege_type, is_grantable, at) \
+             WHERE m.oid BETWEEN {first}::oid AND {last}::oid ORDER BY m.oid, a.at"
         ))
         .await
     }
