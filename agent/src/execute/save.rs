@@ -46,7 +46,8 @@ impl Task {
         for located in &application.data {
             looks.push(self.look_at(source, located));
         }
-        let data: Vec<DataFound> = stream::iter(looks).buffered(AT_ONCE).collect().await;
+        let mut data: Vec<DataFound> = stream::iter(looks).buffered(AT_ONCE).collect().await;
+        let inner = leave_out_within(&mut data, &source.without);
         let files = to_files(&application.objects)?;
         let config_bytes = files.values().map(|bytes| bytes.len() as u64).sum();
         let mut platforms: Vec<String> = self.site.platform.architectures().await?;
@@ -55,7 +56,7 @@ impl Task {
         let mut gaps = application.gaps;
         if !source.without.is_empty() {
             let all = self.gather(&Source { without: Vec::new(), ..source.clone() }).await?;
-            gaps.extend(self.left_out(source, &all));
+            gaps.extend(self.left_out(source, &all, &inner));
         }
         Ok(TaskOutput::Inspected(Box::new(Inventory {
             namespace: source.namespace.clone(),
@@ -79,10 +80,10 @@ impl Task {
     }
 
     /// What was left out by name, and names that nothing has: a typing error must not be found out after the save.
-    fn left_out(&self, source: &Source, all: &Application) -> Vec<Gap> {
+    fn left_out(&self, source: &Source, all: &Application, inner: &[Gap]) -> Vec<Gap> {
         let mut gaps = Vec::new();
         for name in &source.without {
-            let gap = all.gaps.iter().find(|g| g.name == *name);
+            let gap = all.gaps.iter().chain(inner).find(|g| g.name == *name);
             let exists = gap.is_some()
                 || all.containers.iter().any(|c| c.name.as_str() == name)
                 || all.data.iter().any(|d| d.found.name.as_str() == name)
@@ -282,5 +283,64 @@ impl Task {
             reached.driver.unfreeze(&reached.subject).await?;
         }
         Ok(TaskOutput::Done)
+    }
+}
+
+/// Takes from what data services can't save whatever is left out by name: a driver leaves out what it could not load.
+fn leave_out_within(data: &mut [DataFound], without: &[String]) -> Vec<Gap> {
+    let mut left_out = Vec::new();
+    for found in data {
+        let (left, stay): (Vec<Gap>, Vec<Gap>) = std::mem::take(&mut found.rights)
+            .into_iter()
+            .partition(|gap| gap.name != found.name.as_str() && without.contains(&gap.name));
+        found.rights = stay;
+        left_out.extend(left);
+    }
+    left_out
+}
+
+#[cfg(test)]
+mod tests {
+    use ocopea_protocol::image::{Consistency, ConsistencyLevel, DataKind};
+
+    use super::*;
+
+    #[test]
+    fn what_a_data_service_can_not_restore_is_left_out_by_its_own_name_and_nothing_else_is() {
+        let gap = |name: &str| Gap {
+            name: name.to_owned(),
+            what: String::new(),
+            why: String::new(),
+            blocking: true,
+            next: String::new(),
+        };
+        let mut data = [DataFound {
+            name: ComponentName::from_lossy("shop-db"),
+            kind: DataKind::PostgreSql,
+            version: None,
+            workload: None,
+            pod: None,
+            container: None,
+            port: 5432,
+            hosts: vec![],
+            claims: vec![],
+            bytes: None,
+            streams: None,
+            features: vec![],
+            consistency: Consistency {
+                level: ConsistencyLevel::Snapshot,
+                why: String::new(),
+                changed: vec![],
+                changed_count: 0,
+                frozen_ms: 0,
+            },
+            bindings: vec![],
+            rights: vec![gap("shop-db"), gap("shop-db:event-trigger:shop.audit"), gap("shop-db:subscription:shop.s")],
+        }];
+        let without = ["shop-db".to_owned(), "shop-db:event-trigger:shop.audit".to_owned()];
+        let left: Vec<String> = leave_out_within(&mut data, &without).into_iter().map(|gap| gap.name).collect();
+        assert_eq!(left, ["shop-db:event-trigger:shop.audit"]);
+        let stay: Vec<&str> = data[0].rights.iter().map(|gap| gap.name.as_str()).collect();
+        assert_eq!(stay, ["shop-db", "shop-db:subscription:shop.s"]);
     }
 }

@@ -85,6 +85,25 @@ impl Postgres {
     pub fn start(settings: &[(&str, &str)]) -> Self {
         let directory = TempDir::new().unwrap();
         run(Command::new("cp").arg("-a").arg(template()).arg(directory.path().join("data")));
+        Self::start_in(directory, settings).unwrap_or_else(|| Self::start(settings))
+    }
+
+    /// Starts a server that follows `primary` and takes nothing but reads.
+    #[allow(dead_code, reason = "each test takes what it needs")]
+    pub fn standby(primary: &Self) -> Self {
+        let directory = TempDir::new().unwrap();
+        if root() {
+            run(Command::new("chown").arg("postgres:postgres").arg(directory.path()));
+        }
+        run(as_server_user(&binaries().join("pg_basebackup"))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-R", "-c", "fast", "-p", &primary.port.to_string(), "-D"])
+            .arg(directory.path().join("data"))
+            .env("PGPASSWORD", PASSWORD));
+        Self::start_in(directory, &[]).expect("the standby's port was taken")
+    }
+
+    /// `None` when somebody else took the port in between.
+    fn start_in(directory: TempDir, settings: &[(&str, &str)]) -> Option<Self> {
         if root() {
             run(Command::new("chown").arg("postgres:postgres").arg(directory.path()));
         }
@@ -104,12 +123,7 @@ impl Postgres {
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let mut server = Self { directory, child, port };
-        if server.wait_until_up() {
-            return server;
-        }
-        // Somebody else took the port in between.
-        drop(server);
-        Self::start(settings)
+        server.wait_until_up().then_some(server)
     }
 
     fn wait_until_up(&mut self) -> bool {
@@ -179,6 +193,7 @@ impl Postgres {
     }
 
     /// Starts a script that goes on beside the test.
+    #[allow(dead_code, reason = "each test takes what it needs")]
     pub fn psql_beside(&self, database: &str, script: &str) -> Beside {
         let mut child = self
             .command("psql")
@@ -204,6 +219,7 @@ impl Postgres {
     }
 
     /// Freezes every process of it: connections stay open and nothing answers.
+    #[allow(dead_code, reason = "each test takes what it needs")]
     pub fn freeze(&self) {
         let children = Command::new("pgrep").arg("-P").arg(self.child.id().to_string()).output().unwrap();
         let all = format!("{} {}", self.child.id(), String::from_utf8_lossy(&children.stdout));
@@ -221,18 +237,19 @@ impl Postgres {
             plain(&String::from_utf8_lossy(&globals.stdout)).lines().map(str::to_owned).collect();
         lines.sort();
         picture.insert("roles".to_owned(), lines.join("\n"));
-        let names = self.psql("postgres", "SELECT datname FROM pg_database WHERE NOT datistemplate ORDER BY 1");
-        for name in names.lines() {
+        let names = self
+            .psql("postgres", "SELECT to_json(datname) FROM pg_database WHERE datname <> 'template0' ORDER BY datname");
+        for name in names.lines().map(|line| serde_json::from_str::<String>(line).unwrap()) {
             // With the database's own properties: encoding, locale, owner, grants, settings, comment.
             let schema = self
                 .command("pg_dump")
                 .args(["--schema-only", "--create", "--no-subscriptions"])
-                .env("PGDATABASE", name)
+                .env("PGDATABASE", &name)
                 .output()
                 .unwrap();
             assert!(schema.status.success(), "{}", String::from_utf8_lossy(&schema.stderr));
             picture.insert(format!("{name}: schema"), plain(&String::from_utf8_lossy(&schema.stdout)));
-            for (what, answer) in self.contents(name) {
+            for (what, answer) in self.contents(&name) {
                 picture.insert(format!("{name}: {what}"), answer);
             }
         }
@@ -242,48 +259,25 @@ impl Postgres {
     /// Count and hash of every table, state of every sequence, every large object, every materialised view.
     fn contents(&self, database: &str) -> Vec<(String, String)> {
         // Columns by name: the order within an inherited table may change, as with PostgreSQL's own tools.
-        let tables = self.psql(
-            database,
-            "SELECT c.oid::regclass || '|' || CASE c.relkind WHEN 'm' THEN c.relispopulated::text ELSE 'true' END || '|' || \
-             coalesce((SELECT string_agg(quote_ident(attname), ',' ORDER BY attname) FROM pg_attribute \
-               WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped), '') \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
-             WHERE relkind IN ('r', 'm') AND nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema' ORDER BY 1",
-        );
-        let mut out = Vec::new();
-        let mut script = String::from("SET datestyle = ISO; SET extra_float_digits = 3;\n");
-        let names: Vec<&str> = tables.lines().collect();
-        for line in &names {
-            let (table, rest) = line.split_once('|').unwrap();
-            let (populated, columns) = rest.split_once('|').unwrap();
-            if populated == "true" {
-                script.push_str(&format!(
-                    "SELECT count(*) || ' ' || coalesce(md5(string_agg(h, '' ORDER BY h)), '') \
-                     FROM (SELECT md5(ROW({columns})::text) AS h FROM ONLY {table}) q;\n"
-                ));
-            } else {
-                script.push_str("SELECT 'unpopulated';\n");
-            }
-        }
-        let answers = self.psql(database, &script);
-        for (name, answer) in names.iter().zip(answers.lines()) {
-            let name = name.split('|').next().unwrap_or_default();
-            out.push((format!("rows of {name}"), answer.to_owned()));
-        }
-        assert_eq!(names.len(), answers.lines().count(), "{database}");
-        let sequences =
-            self.psql(database, "SELECT oid::regclass FROM pg_class WHERE relkind = 'S' ORDER BY oid::regclass::text");
-        for sequence in sequences.lines() {
-            let state = self.psql(database, &format!("SELECT last_value, is_called FROM {sequence}"));
-            out.push((format!("sequence {sequence}"), state));
-        }
-        let objects = self.psql(
-            database,
-            "SELECT oid, pg_get_userbyid(lomowner), lomacl, obj_description(oid, 'pg_largeobject'), md5(lo_get(oid)), \
-             length(lo_get(oid)) FROM pg_largeobject_metadata ORDER BY oid",
-        );
-        out.push(("large objects".to_owned(), objects));
-        out
+        let script = r#"
+SET datestyle = ISO; SET timezone = UTC; SET extra_float_digits = 3; SET search_path = ''; SET row_security = off;
+SELECT format('SELECT ''rows of '' || to_json(%L::text), count(*) || '' '' || coalesce(md5(string_agg(h, '''' ORDER BY h)), '''')
+  FROM (SELECT md5(ROW(%s)::text) AS h FROM ONLY %s) q', c.oid::regclass, coalesce((SELECT string_agg(quote_ident(attname), ','
+  ORDER BY attname) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped), ''), c.oid::regclass)
+FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind IN ('r', 'm') AND relispopulated
+AND nspname NOT LIKE 'pg\_%' AND nspname <> 'information_schema' ORDER BY c.oid::regclass::text \gexec
+SELECT 'unpopulated ' || to_json(oid::regclass::text), '' FROM pg_class WHERE NOT relispopulated ORDER BY 1;
+SELECT format('SELECT ''sequence '' || to_json(%L::text), last_value || '' '' || is_called FROM %s', oid::regclass, oid::regclass)
+FROM pg_class WHERE relkind = 'S' ORDER BY oid::regclass::text \gexec
+SELECT 'large object ' || oid, concat_ws(' ', pg_get_userbyid(lomowner), lomacl,
+  to_json(obj_description(oid, 'pg_largeobject')), md5(lo_get(oid)), length(lo_get(oid))) FROM pg_largeobject_metadata ORDER BY oid;
+"#;
+        let answers = self.psql(database, script);
+        answers
+            .lines()
+            .map(|line| line.rsplit_once('|').unwrap_or_else(|| panic!("{line}")))
+            .map(|(what, answer)| (what.to_owned(), answer.to_owned()))
+            .collect()
     }
 }
 
@@ -294,6 +288,7 @@ impl Drop for Postgres {
 }
 
 /// A client that runs beside a test, ended with it.
+#[allow(dead_code, reason = "each test takes what it needs")]
 pub struct Beside(Child);
 
 impl Drop for Beside {

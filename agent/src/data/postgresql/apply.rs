@@ -39,8 +39,11 @@ fn fate(statement: &str) -> Fate {
         || is("COMMENT ON EXTENSION")
     {
         Fate::Grant
-    } else if is("SET CLIENT_ENCODING") || statement.starts_with("SELECT pg_catalog.set_config('search_path'") {
-        // The session's own stay: rows go through it too.
+    } else if is("CREATE EXTENSION")
+        || is("SET CLIENT_ENCODING")
+        || statement.starts_with("SELECT pg_catalog.set_config('search_path'")
+    {
+        // Extensions are there; the session's own settings stay: rows go through it too.
         Fate::Skip
     } else if is("SET") {
         Fate::Setting
@@ -88,7 +91,7 @@ pub(super) async fn section(
     let mut grants = Vec::new();
     let mut indexes: Vec<String> = Vec::new();
     for statement in statements {
-        let fate = fate(&statement);
+        let fate = if of_publication(&statement, left_out) { Fate::Leave } else { fate(&statement) };
         if fate == Fate::Index {
             indexes.push(statement);
             continue;
@@ -110,6 +113,8 @@ pub(super) async fn section(
                 let Some(first) = sessions.first_mut() else { continue };
                 match first.run_long(&statement, &format!("restoring {}", short(&statement))).await {
                     Ok(_) => {}
+                    // Made already, for an extension.
+                    Err(failure) if sql::head(&statement, 2) == "CREATE SCHEMA" && failure.cause.contains("42P06") => {}
                     Err(failure) if leaves(&failure, left_out) => {
                         notices.push(format!("left out with what it needs: {} ({})", short(&statement), failure.cause));
                     }
@@ -122,11 +127,22 @@ pub(super) async fn section(
     Ok(grants)
 }
 
+/// Whether a statement is about a publication that was left out.
+fn of_publication(statement: &str, left_out: &[LeftOut]) -> bool {
+    let Some((head, name)) = statement.split_once(" PUBLICATION ") else { return false };
+    ["CREATE", "ALTER", "COMMENT ON"].contains(&head)
+        && left_out.iter().filter(|left| left.kind == "publication").any(|left| {
+            [left.name.clone(), sql::ident(&left.name)]
+                .iter()
+                .any(|own| name.strip_prefix(own.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(' ')))
+        })
+}
+
 /// Whether a failure is the consequence of something that was left out by choice.
 fn leaves(failure: &TaskFailure, left_out: &[LeftOut]) -> bool {
     let alone = ["event trigger", "subscription", "publication"];
     left_out.iter().any(|left| !alone.contains(&left.kind.as_str()))
-        && ["42501", "42704", "42P01", "42883", "3F000"]
+        && ["42501", "42704", "42P01", "42P13", "42883", "3F000"]
             .iter()
             .any(|code| failure.cause.contains(&format!("SQLSTATE {code}")))
 }
@@ -160,8 +176,8 @@ pub(super) async fn grants(
     for grant in grants {
         let fine = match sql::head(grant, 3).as_str() {
             head if head.starts_with("GRANT") || head.starts_with("REVOKE") => {
-                // On an object of a user: a grant of a role, or on the system's own functions, is no part of a schema.
-                grant.contains(" ON ") && !grant.contains(" pg_catalog.")
+                // On an object: a grant of a role is no part of a schema.
+                grant.contains(" ON ")
             }
             "COMMENT ON EXTENSION"
             | "ALTER DEFAULT PRIVILEGES"

@@ -1,7 +1,7 @@
 //! Ways to a server within an application's configuration: found, and rewritten without touching a byte beside.
 //!
 //! Understood are URIs (`postgres://`, `postgresql+driver://`, `jdbc:postgresql://`, several hosts, percent-encoding),
-//! libpq's keyword strings (`host=… dbname=…`), Npgsql's and PDO's (`Host=…;Database=…`, `pgsql:host=…`) and plain
+//! libpq's keyword strings (`host=… dbname=…`, also quoted within a line), Npgsql's and PDO's (`Host=…;Database=…`, `pgsql:host=…`) and plain
 //! host variables (`PGHOST`, `DB_HOST` …). A URI may stand anywhere in a line.
 
 use std::{
@@ -31,6 +31,7 @@ pub(super) fn parse(name: &str, value: &str) -> Option<ParsedBinding> {
     let found = uris(value)
         .or_else(|| keywords(value))
         .or_else(|| pairs(value))
+        .or_else(|| embedded(value))
         .or_else(|| if names_a_host(name) { plain(value) } else { None })?;
     let mut seen = BTreeSet::new();
     let hosts: Vec<String> = found
@@ -51,9 +52,12 @@ pub(super) fn rewrite(value: &str, hosts: &BTreeMap<String, String>) -> String {
     if value.len() > LONGEST {
         return value.to_owned();
     }
-    let Some(found) = uris(value).or_else(|| keywords(value)).or_else(|| pairs(value)).or_else(|| plain(value)) else {
-        return value.to_owned();
-    };
+    let found = uris(value)
+        .or_else(|| keywords(value))
+        .or_else(|| pairs(value))
+        .or_else(|| embedded(value))
+        .or_else(|| plain(value));
+    let Some(found) = found else { return value.to_owned() };
     let mut spans = found.hosts;
     spans.sort_by_key(|span| span.start);
     let mut out = String::with_capacity(value.len());
@@ -221,6 +225,27 @@ fn keywords(value: &str) -> Option<Found> {
     (found.fields.contains_key("host") && ours.iter().any(|key| found.fields.contains_key(*key))).then_some(found)
 }
 
+/// libpq's keywords within a line: `dsn: "host=db user=shop"`, `DSN=host=db user=shop`.
+fn embedded(value: &str) -> Option<Found> {
+    let starts = ["host=", "user=", "dbname=", "password=", "port=", "sslmode="];
+    let start = starts
+        .iter()
+        .flat_map(|word| value.match_indices(word))
+        .map(|(at, _)| at)
+        .filter(|at| !value[..*at].ends_with(|c: char| c.is_ascii_alphanumeric() || "_-.?&;".contains(c)))
+        .min()?;
+    let rest = &value[start..];
+    let length = match value[..start].chars().next_back() {
+        Some(quote @ ('"' | '\'' | '`')) => rest.find(quote).unwrap_or(rest.len()),
+        _ => rest.find(['"', '\n']).unwrap_or(rest.len()),
+    };
+    let mut found = keywords(&rest[..length])?;
+    for host in &mut found.hosts {
+        *host = host.start + start..host.end + start;
+    }
+    Some(found)
+}
+
 /// Npgsql's `Host=db;Port=5432;Database=shop` and PDO's `pgsql:host=db;dbname=shop`.
 fn pairs(value: &str) -> Option<Found> {
     let mut found = Found::default();
@@ -332,6 +357,14 @@ mod tests {
                 "host=shop-db.copy.svc  port = 5432 user=shop password='p@ss' dbname=shop",
             ),
             (
+                "dsn: \"host=db user=shop password='p@ss' dbname=shop\" # db",
+                "dsn: \"host=shop-db.copy.svc user=shop password='p@ss' dbname=shop\" # db",
+            ),
+            (
+                "DSN=user=shop password=p@ss host=db dbname=shop",
+                "DSN=user=shop password=p@ss host=shop-db.copy.svc dbname=shop",
+            ),
+            (
                 "Host=db;Port=5432;Database=shop;Username=shop;Password=p@ss",
                 "Host=shop-db.copy.svc;Port=5432;Database=shop;Username=shop;Password=p@ss",
             ),
@@ -370,6 +403,7 @@ mod tests {
             "mysql://a:b@db/x",
             "mongodb://db",
             "host=db",
+            "log: host=db is slow",
             "a=b;c",
             "://",
             "postgres://",

@@ -7,7 +7,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     connect::Session,
-    facts::{Database, Extension, Grant, MaterialisedView, Membership, Owned, Role, Setting},
+    facts::{Database, Extension, Grant, MaterialisedView, Membership, Owned, ParameterGrant, Role, Setting},
     sql,
 };
 
@@ -33,8 +33,8 @@ impl Table {
         format!("{}.{}.{}", sql::shown(database), sql::shown(&self.schema), sql::shown(&self.name))
     }
 
-    /// `COPY` of its rows, or of those in some of its blocks.
-    pub(super) fn copy_out(&self, blocks: Option<(i64, Option<i64>)>) -> String {
+    /// `COPY` of its rows, or of those in some of its blocks; `with` as [`encoded`] answers it.
+    pub(super) fn copy_out(&self, blocks: Option<(i64, Option<i64>)>, with: &str) -> String {
         let table = sql::qualified(&self.schema, &self.name);
         let columns: Vec<String> = self.columns.iter().map(|column| sql::ident(column)).collect();
         let columns = columns.join(", ");
@@ -43,25 +43,31 @@ impl Table {
             Some((from, to)) => {
                 let end = to.map(|to| format!(" AND ctid < '({to},0)'::pg_catalog.tid")).unwrap_or_default();
                 format!(
-                    "COPY (SELECT {columns} FROM ONLY {table} WHERE ctid >= '({from},0)'::pg_catalog.tid{end}) TO STDOUT"
+                    "COPY (SELECT {columns} FROM ONLY {table} WHERE ctid >= '({from},0)'::pg_catalog.tid{end}) TO STDOUT{with}"
                 )
             }
-            None if !filter.is_empty() => format!("COPY (SELECT {columns} FROM ONLY {table} {filter}) TO STDOUT"),
-            None if columns.is_empty() => format!("COPY {table} TO STDOUT"),
-            None => format!("COPY {table} ({columns}) TO STDOUT"),
+            None if !filter.is_empty() => format!("COPY (SELECT {columns} FROM ONLY {table} {filter}) TO STDOUT{with}"),
+            None if columns.is_empty() => format!("COPY {table} TO STDOUT{with}"),
+            None => format!("COPY {table} ({columns}) TO STDOUT{with}"),
         }
     }
 
     /// `COPY` of rows into it.
-    pub(super) fn copy_in(&self) -> String {
+    pub(super) fn copy_in(&self, with: &str) -> String {
         let table = sql::qualified(&self.schema, &self.name);
         let columns: Vec<String> = self.columns.iter().map(|column| sql::ident(column)).collect();
         if columns.is_empty() {
-            format!("COPY {table} FROM STDIN")
+            format!("COPY {table} FROM STDIN{with}")
         } else {
-            format!("COPY {table} ({}) FROM STDIN", columns.join(", "))
+            format!("COPY {table} ({}) FROM STDIN{with}", columns.join(", "))
         }
     }
+}
+
+/// The end of a `COPY` whose rows are to be bytes as the database holds them. Converted to UTF-8 they would not all
+/// survive: some encodings take bytes that have no meaning in any other.
+pub(super) fn encoded(encoding: &str) -> String {
+    if encoding == "UTF8" { String::new() } else { format!(" (ENCODING {})", sql::literal(encoding)) }
 }
 
 /// A sequence.
@@ -83,8 +89,13 @@ pub(super) struct Lockable {
 /// Relations of users: not the system's, not temporary.
 const USERS: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
 
+/// Relations that are no extension's own, configuration tables apart.
+pub(super) const OURS: &str = "NOT EXISTS (SELECT 1 FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid \
+     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0 \
+     AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND NOT coalesce(c.oid = ANY (e.extconfig), false))";
+
 impl Session {
-    /// All databases but templates, by name, without their inside.
+    /// All databases by name, without their inside; of those that every server has only what may be changed.
     pub(super) async fn databases(&mut self) -> Result<Vec<Database>, TaskFailure> {
         #[derive(Deserialize)]
         struct Row {
@@ -104,8 +115,8 @@ impl Session {
                  pg_encoding_to_char(d.encoding) AS encoding, d.datcollate AS collate, d.datctype AS ctype, \
                  {provider} AS provider, {locale} AS locale, d.datconnlimit::int8 AS limit, \
                  shobj_description(d.oid, 'pg_database') AS comment, '[]'::json AS settings, NULL AS grants, \
-                 d.datacl IS NOT NULL AS has_acl \
-                 FROM pg_database d WHERE NOT d.datistemplate AND d.datallowconn \
+                 d.datacl IS NOT NULL AS has_acl, d.datistemplate AS template \
+                 FROM pg_database d WHERE d.datname <> 'template0' AND d.datallowconn \
                  ORDER BY d.datname COLLATE \"C\""
             ))
             .await?;
@@ -116,8 +127,10 @@ impl Session {
                 let grants = self
                     .list(&format!(
                         "SELECT CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END AS grantee, \
-                         a.privilege_type AS privilege, a.is_grantable AS grantable \
-                         FROM pg_database d, aclexplode(d.datacl) a WHERE d.oid = {}",
+                         a.privilege_type AS privilege, a.is_grantable AS grantable, \
+                         CASE WHEN a.grantor <> d.datdba THEN pg_get_userbyid(a.grantor) END AS grantor \
+                         FROM pg_database d, aclexplode(d.datacl) WITH ORDINALITY a(grantor, grantee, privilege_type, is_grantable, at) \
+                         WHERE d.oid = {} ORDER BY a.at",
                         row.oid
                     ))
                     .await?;
@@ -135,9 +148,42 @@ impl Session {
         struct Row {
             name: String,
         }
-        let rows: Vec<Row> =
-            self.list("SELECT datname AS name FROM pg_database WHERE NOT datistemplate AND NOT datallowconn").await?;
+        let rows: Vec<Row> = self
+            .list("SELECT datname AS name FROM pg_database WHERE datname <> 'template0' AND NOT datallowconn")
+            .await?;
         Ok(rows.into_iter().map(|row| row.name).collect())
+    }
+
+    /// The role that the server was made with.
+    pub(super) async fn first_superuser(&mut self) -> Result<String, TaskFailure> {
+        #[derive(Deserialize)]
+        struct Row {
+            name: String,
+        }
+        let row: Row = self.one("SELECT pg_get_userbyid(10) AS name").await?;
+        Ok(row.name)
+    }
+
+    /// Whether nobody ever made anything in this database, or set anything for it: a server's `template1`, mostly.
+    pub(super) async fn untouched(&mut self) -> Result<bool, TaskFailure> {
+        #[derive(Deserialize)]
+        struct Row {
+            touched: bool,
+        }
+        let any: Vec<String> = ["pg_class", "pg_proc", "pg_type", "pg_namespace", "pg_extension", "pg_operator"]
+            .iter()
+            .map(|catalog| format!("EXISTS (SELECT 1 FROM {catalog} WHERE oid >= 16384)"))
+            .collect();
+        let row: Row = self
+            .one(&format!(
+                "SELECT {} OR d.datdba <> 10 OR EXISTS (SELECT 1 FROM pg_largeobject_metadata) \
+                 OR EXISTS (SELECT 1 FROM pg_db_role_setting s WHERE s.setdatabase = d.oid) \
+                 OR EXISTS (SELECT 1 FROM pg_shdepend s WHERE s.dbid = d.oid AND s.deptype IN ('o', 'a')) AS touched \
+                 FROM pg_database d WHERE d.datname = current_database()",
+                any.join(" OR ")
+            ))
+            .await?;
+        Ok(!row.touched)
     }
 
     /// `ALTER DATABASE/ROLE … SET` of one database; 0 for those that hold everywhere.
@@ -171,30 +217,53 @@ impl Session {
             "NULL AS inherit, NULL AS set"
         };
         self.list(&format!(
-            "SELECT DISTINCT r.rolname AS role, u.rolname AS member, m.admin_option AS admin, {options} \
+            "SELECT DISTINCT r.rolname AS role, u.rolname AS member, m.admin_option AS admin, g.rolname AS grantor, {options} \
              FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid JOIN pg_roles u ON u.oid = m.member \
+             LEFT JOIN pg_roles g ON g.oid = m.grantor \
              WHERE u.rolname !~ '^pg_' ORDER BY 1, 2"
         ))
         .await
     }
 
-    /// The server's own settings that differ from the default and would matter elsewhere.
-    pub(super) async fn parameters(&mut self) -> Result<Vec<(String, String)>, TaskFailure> {
+    /// The server's own settings that differ from the default and would matter elsewhere. `files` asks the server's
+    /// files, too, which only a superuser may: what this very session, its role or its database sets hides the rest.
+    pub(super) async fn parameters(&mut self, files: bool) -> Result<Vec<(String, String)>, TaskFailure> {
         #[derive(Deserialize)]
         struct Row {
             name: String,
             value: String,
         }
+        let hidden = if files {
+            " UNION SELECT f.name, f.setting FROM pg_file_settings f JOIN pg_settings s ON s.name = f.name \
+             WHERE f.applied AND s.source IN ('session', 'database', 'user', 'database user', 'global')"
+        } else {
+            ""
+        };
         let rows: Vec<Row> = self
-            .list(
-                "SELECT name, setting AS value FROM pg_settings WHERE source IN ('configuration file', 'command line', \
-                 'environment variable') AND context <> 'internal' AND category NOT LIKE 'File Locations%' \
-                 AND name NOT IN ('config_file', 'data_directory', 'hba_file', 'ident_file', 'port', \
-                 'listen_addresses', 'unix_socket_directories', 'application_name', 'client_encoding') \
-                 AND setting IS DISTINCT FROM boot_val ORDER BY name",
-            )
+            .list(&format!(
+                "SELECT name, value FROM (SELECT name, setting AS value FROM pg_settings \
+                 WHERE source IN ('configuration file', 'command line', 'environment variable') \
+                 AND context <> 'internal' AND category NOT LIKE 'File Locations%' AND setting IS DISTINCT FROM boot_val{hidden}) q \
+                 WHERE name NOT IN ('config_file', 'data_directory', 'hba_file', 'ident_file', 'port', \
+                 'listen_addresses', 'unix_socket_directories', 'application_name', 'client_encoding') ORDER BY name",
+            ))
             .await?;
         Ok(rows.into_iter().map(|row| (row.name, row.value)).collect())
+    }
+
+    /// Rights to set the server's own parameters, from version 15 on.
+    pub(super) async fn parameter_grants(&mut self) -> Result<Vec<ParameterGrant>, TaskFailure> {
+        if self.version < 150_000 {
+            return Ok(vec![]);
+        }
+        self.list(
+            "SELECT p.parname AS parameter, CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END AS grantee, \
+             a.privilege_type AS privilege, a.is_grantable AS grantable, \
+             CASE WHEN a.grantor <> 10 THEN pg_get_userbyid(a.grantor) END AS grantor FROM pg_parameter_acl p, aclexplode(p.paracl) \
+             WITH ORDINALITY a(grantor, grantee, privilege_type, is_grantable, at) \
+             WHERE a.grantee <> 10 ORDER BY p.parname COLLATE \"C\", a.at",
+        )
+        .await
     }
 
     /// What a copy doesn't bring along, in words.
@@ -238,12 +307,13 @@ impl Session {
         .await
     }
 
-    /// What is locked while a snapshot is held: all tables and partitioned parents.
+    /// What is locked while a snapshot is held: all tables and partitioned parents; of extensions only configuration
+    /// tables, since the others aren't read.
     pub(super) async fn lockables(&mut self) -> Result<Vec<Lockable>, TaskFailure> {
         self.list(&format!(
             "SELECT c.oid::int8 AS oid, n.nspname AS schema, c.relname AS name \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind IN ('r', 'p') AND {USERS} ORDER BY c.oid"
+             WHERE c.relkind IN ('r', 'p') AND {USERS} AND {OURS} ORDER BY c.oid"
         ))
         .await
     }
@@ -273,8 +343,12 @@ impl Session {
         let mut extensions: Vec<Extension> = self
             .list(
                 "SELECT e.extname AS name, e.extversion AS version, n.nspname AS schema, false AS trusted, \
-                 e.oid < 16384 AS built_in FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
-                 ORDER BY e.extname COLLATE \"C\"",
+                 e.oid < 16384 AS built_in, ARRAY(SELECT r.extname FROM pg_depend d JOIN pg_extension r ON r.oid = d.refobjid \
+                   WHERE d.classid = 'pg_extension'::regclass AND d.objid = e.oid \
+                   AND d.refclassid = 'pg_extension'::regclass)::text[] AS needs, \
+                 EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_namespace'::regclass AND d.objid = n.oid \
+                   AND d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e') AS own_schema \
+                 FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace ORDER BY e.extname COLLATE \"C\"",
             )
             .await?;
         // What the server has files of is read from its disk each time: only when it matters.
@@ -403,13 +477,20 @@ impl Session {
         Ok((u64::try_from(row.bytes).unwrap_or_default(), u64::try_from(row.tables).unwrap_or_default()))
     }
 
-    /// Grants of one kind of ACL, exploded.
-    pub(super) async fn large_object_grants(&mut self) -> Result<Vec<LargeObjectGrant>, TaskFailure> {
-        self.list(
+    /// Grants on large objects of these numbers, first and last included.
+    pub(super) async fn large_object_grants(
+        &mut self,
+        first: i64,
+        last: i64,
+    ) -> Result<Vec<LargeObjectGrant>, TaskFailure> {
+        self.list(&format!(
             "SELECT m.oid::int8 AS oid, CASE a.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(a.grantee) END AS grantee, \
-             a.privilege_type AS privilege, a.is_grantable AS grantable \
-             FROM pg_largeobject_metadata m, aclexplode(m.lomacl) a ORDER BY m.oid",
-        )
+             a.privilege_type AS privilege, a.is_grantable AS grantable, \
+             CASE WHEN a.grantor <> m.lomowner THEN pg_get_userbyid(a.grantor) END AS grantor \
+             FROM pg_largeobject_metadata m, aclexplode(m.lomacl) \
+             WITH ORDINALITY a(grantor, grantee, privilege_type, is_grantable, at) \
+             WHERE m.oid BETWEEN {first}::oid AND {last}::oid ORDER BY m.oid, a.at"
+        ))
         .await
     }
 }

@@ -259,7 +259,8 @@ impl Session {
     /// Settings under which the text of every value is the same everywhere, nothing is filtered silently, and a
     /// dead client is noticed by the server.
     async fn settle(&mut self) -> Result<(), TaskFailure> {
-        let mut settings = "SET search_path = ''; SET row_security = off; SET statement_timeout = 0; \
+        // A role that a database or role sets for its sessions would act instead of the login.
+        let mut settings = "SET ROLE NONE; SET search_path = ''; SET quote_all_identifiers = off; SET row_security = off; SET statement_timeout = 0; \
              SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = 0; SET datestyle = 'ISO, YMD'; \
              SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 3; \
              SET bytea_output = 'hex'; SET xmloption = content; SET lc_monetary = 'C'; \
@@ -361,6 +362,22 @@ impl Session {
                 rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
             })
             .await
+    }
+
+    /// Makes whole large objects.
+    pub(super) async fn put_whole(&mut self, objects: &[(i64, Bytes)]) -> Result<(), TaskFailure> {
+        let server = self.server.clone();
+        let connection = &mut self.connection;
+        let numbers: Vec<i64> = objects.iter().map(|(oid, _)| *oid).collect();
+        let contents: Vec<&[u8]> = objects.iter().map(|(_, bytes)| bytes.as_ref()).collect();
+        let work = sqlx::query(
+            "SELECT pg_catalog.count(pg_catalog.lo_from_bytea(n::oid, c)) FROM ROWS FROM \
+             (pg_catalog.unnest($1::int8[]), pg_catalog.unnest($2::bytea[])) objects(n, c)",
+        )
+        .bind(numbers)
+        .bind(contents)
+        .execute(connection);
+        server.guard(SHORT, "writing large objects", work).await.map(|_| ())
     }
 
     /// Writes one piece of a large object.

@@ -19,7 +19,7 @@ use ocopea_repository::{DataWriter, StreamFacts, StreamSummary};
 use serde::Deserialize;
 
 use super::{
-    catalog::Sequence,
+    catalog::{Sequence, encoded},
     connect::{Server, Session},
     facts::{self, Database, Facts, Inside},
     hold::{Opened, Snapshot, Watch},
@@ -142,7 +142,8 @@ async fn everything(
         roles: lead.roles(verifiers).await?,
         memberships: lead.memberships().await?,
         settings: lead.settings(0).await?,
-        parameters: lead.parameters().await?,
+        parameters: lead.parameters(verifiers).await?,
+        parameter_grants: lead.parameter_grants().await?,
         databases: vec![],
     };
     let mut notices = lead.outside().await?;
@@ -216,7 +217,7 @@ async fn one(
     session.import(&opened.snapshot).await?;
     let extensions = session.extensions().await?;
     let left_out = session.unloadable(&extensions).await?;
-    let refused: Vec<_> = left_out.iter().filter(|left| rights::refused(left)).cloned().collect();
+    let refused: Vec<_> = left_out.iter().filter(|left| left.refused).cloned().collect();
     if !refused.is_empty() {
         let gaps = rights::unloadable(&server.name, name, &refused);
         let why: Vec<String> = gaps.iter().map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
@@ -249,7 +250,8 @@ async fn one(
     }
     let encoding = sessions.first().map(|session| session.encoding.clone()).unwrap_or_default();
     let schema = schema(server, opened, &encoding, dump, restore, writer);
-    let rows = rows::copy(&mut sessions, &tables, name, writer, count);
+    let with = encoded(&encoding);
+    let rows = rows::copy(&mut sessions, &tables, name, &with, writer, count);
     let (schema, mut streams) = futures::try_join!(schema, rows)?;
     streams.push(schema);
     sessions.truncate(1);

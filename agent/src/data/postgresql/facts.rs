@@ -5,8 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this document; a newer one is refused.
-pub(super) const VERSION: u32 = 1;
+/// Version of this document; a newer one is refused. In images of version 1 rows are UTF-8, whatever their database's
+/// encoding is; since then they are in the encoding of their database.
+pub(super) const VERSION: u32 = 2;
 /// The longest facts that are read.
 pub(super) const LONGEST: usize = 256 * 1024 * 1024;
 
@@ -24,8 +25,11 @@ pub(super) struct Facts {
     pub memberships: Vec<Membership>,
     /// `ALTER ROLE … SET` for all databases.
     pub settings: Vec<Setting>,
-    /// The server's own non-default settings, listed for people.
+    /// The server's own non-default settings.
     pub parameters: Vec<(String, String)>,
+    /// `GRANT … ON PARAMETER`.
+    #[serde(default)]
+    pub parameter_grants: Vec<ParameterGrant>,
     pub databases: Vec<Database>,
 }
 
@@ -53,6 +57,8 @@ pub(super) struct Membership {
     pub role: String,
     pub member: String,
     pub admin: bool,
+    #[serde(default)]
+    pub grantor: Option<String>,
     /// From version 16 on.
     pub inherit: Option<bool>,
     pub set: Option<bool>,
@@ -73,6 +79,17 @@ pub(super) struct Grant {
     pub grantee: Option<String>,
     pub privilege: String,
     pub grantable: bool,
+    /// Absent: the owner.
+    #[serde(default)]
+    pub grantor: Option<String>,
+}
+
+/// One right to set one of the server's own parameters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct ParameterGrant {
+    pub parameter: String,
+    #[serde(flatten)]
+    pub grant: Grant,
 }
 
 /// A database.
@@ -91,6 +108,9 @@ pub(super) struct Database {
     pub settings: Vec<Setting>,
     /// Absent: the default grants.
     pub grants: Option<Vec<Grant>>,
+    /// Whether others are made after its pattern.
+    #[serde(default)]
+    pub template: bool,
     #[serde(default)]
     pub inside: Inside,
 }
@@ -118,6 +138,12 @@ pub(super) struct Extension {
     pub trusted: bool,
     /// Comes with every server (`plpgsql`).
     pub built_in: bool,
+    /// Extensions that it builds on.
+    #[serde(default)]
+    pub needs: Vec<String>,
+    /// Whether its schema is its own, made with it.
+    #[serde(default)]
+    pub own_schema: bool,
 }
 
 /// Who owns an object, as `pg_identify_object` names it.
@@ -146,4 +172,7 @@ pub(super) struct LeftOut {
     pub kind: String,
     pub name: String,
     pub why: String,
+    /// Whether nothing can be saved without it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
 }

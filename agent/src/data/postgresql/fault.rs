@@ -35,6 +35,10 @@ fn of_server(server: &Server, doing: &str, error: &PgDatabaseError) -> TaskFailu
         "28000" | "28P01" => server.failure("data.authentication", said),
         "3D000" => server.failure("data.missing", cause),
         "42501" => server.failure("data.rights", cause),
+        // "cannot execute … during recovery"
+        "25006" => server
+            .failure("data.standby", cause)
+            .next("the server takes no writes: it is a standby, or default_transaction_read_only holds it"),
         "53100" | "53200" => {
             server.failure("data.full", cause).next("give the server more disk or memory, then run the operation again")
         }

@@ -6,7 +6,7 @@
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
-use ocopea_protocol::failure::TaskFailure;
+use ocopea_protocol::{failure::TaskFailure, inventory::Gap};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -64,24 +64,37 @@ pub(super) struct Ready {
 /// Connects and checks rights.
 pub(super) async fn prepare(subject: &Subject) -> Result<Ready, TaskFailure> {
     let (mut watcher, who) = Server::sign_in(subject, "save").await?;
+    let server = watcher.server.clone();
+    let closed = watcher.closed_databases().await?;
+    let mut gaps: Vec<Gap> = closed.iter().map(|name| rights::closed(&server.name, name)).collect();
     let names: Vec<String> = watcher.databases().await?.into_iter().map(|database| database.name).collect();
     if names.len() > MOST_DATABASES {
         let cause = format!("it has {} databases; at most {MOST_DATABASES} are copied together", names.len());
-        return Err(watcher.server.failure("data.too-many", cause));
+        return Err(server.failure("data.too-many", cause));
     }
-    let server = watcher.server.clone();
     let mut sessions = Vec::with_capacity(names.len());
-    for names in names.chunks(8) {
-        sessions.extend(try_join_all(names.iter().map(|name| server.connect(name))).await?);
-    }
-    try_join_all(sessions.iter_mut().map(async |session| {
-        let gaps = rights::gaps(session, &who, &subject.name).await?;
-        match rights::failure(session, &gaps) {
-            Some(failure) => Err(failure),
-            None => Ok(()),
+    for some in names.chunks(8) {
+        let connected = futures::future::join_all(some.iter().map(|name| server.connect(name))).await;
+        for (name, session) in some.iter().zip(connected) {
+            match session {
+                Ok(mut session) => {
+                    if name == "template1" && session.untouched().await? {
+                        session.close().await;
+                    } else {
+                        sessions.push(session);
+                    }
+                }
+                Err(failure) if failure.code == "data.rights" => gaps.push(rights::shut(&server, name, failure.cause)),
+                Err(failure) => return Err(failure),
+            }
         }
-    }))
-    .await?;
+    }
+    let found =
+        try_join_all(sessions.iter_mut().map(async |session| rights::gaps(session, &who, &subject.name).await)).await?;
+    gaps.extend(found.into_iter().flatten());
+    if let Some(failure) = rights::failure(&server, &gaps) {
+        return Err(failure);
+    }
     Ok(Ready { sessions, watcher })
 }
 

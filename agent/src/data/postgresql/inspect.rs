@@ -37,14 +37,7 @@ pub(super) async fn inspect(subject: &Subject) -> Result<Inspected, TaskFailure>
         }
         gaps.push(gap("the schema of its databases".to_owned(), failure.cause, true, failure.next));
     }
-    for name in session.closed_databases().await? {
-        gaps.push(gap(
-            format!("database {}", sql::shown(&name)),
-            "it lets nobody connect".to_owned(),
-            true,
-            format!("run ALTER DATABASE {} ALLOW_CONNECTIONS true;", sql::ident(&name)),
-        ));
-    }
+    gaps.extend(session.closed_databases().await?.iter().map(|name| rights::closed(&server.name, name)));
     let mut databases = session.databases().await?;
     let mut facts = Facts {
         version: super::facts::VERSION,
@@ -55,6 +48,7 @@ pub(super) async fn inspect(subject: &Subject) -> Result<Inspected, TaskFailure>
         memberships: vec![],
         settings: vec![],
         parameters: vec![],
+        parameter_grants: vec![],
         databases: vec![],
     };
     if !who.superuser && facts.roles.iter().filter(|role| role.login).count() > 1 {
@@ -101,19 +95,15 @@ async fn look(server: &Server, who: &Identity, database: &mut Database) -> Resul
     let mut session = match server.connect(&database.name).await {
         Ok(session) => session,
         Err(failure) if failure.code == "data.rights" => {
-            let grant =
-                format!("run GRANT CONNECT ON DATABASE {} TO {};", sql::ident(&database.name), sql::ident(&who.user));
-            let gap = Gap {
-                name: server.name.to_string(),
-                what: format!("database {}", sql::shown(&database.name)),
-                why: failure.cause,
-                blocking: true,
-                next: grant,
-            };
-            return Ok(Look { bytes: 0, streams: 0, gaps: vec![gap] });
+            let gaps = vec![rights::shut(server, &database.name, failure.cause)];
+            return Ok(Look { bytes: 0, streams: 0, gaps });
         }
         Err(failure) => return Err(failure),
     };
+    if database.name == "template1" && session.untouched().await? {
+        session.close().await;
+        return Ok(Look { bytes: 0, streams: 0, gaps: vec![] });
+    }
     let mut gaps = rights::gaps(&mut session, who, &server.name).await?;
     let extensions = session.extensions().await?;
     let left_out = session.unloadable(&extensions).await?;

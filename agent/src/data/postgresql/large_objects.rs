@@ -19,8 +19,10 @@ use super::{
 const HEAD: usize = 32 * 1024;
 /// What is read of a bigger object at once.
 const RANGE: usize = 1024 * 1024;
-/// Objects read at once.
+/// Objects read or written at once.
 const AT_ONCE: usize = 64;
+/// Objects listed at once.
+const LISTED: usize = 10_000;
 /// The longest line of an object.
 const LONGEST_LINE: usize = 4 * 1024 * 1024;
 
@@ -41,61 +43,63 @@ pub(super) async fn copy(
     count: rows::Count<'_>,
 ) -> Result<Option<StreamSummary>, TaskFailure> {
     let server = session.server.clone();
-    let mut objects = listed(session).await?;
+    let mut objects = listed(session, -1).await?;
     if objects.is_empty() {
         return Ok(None);
-    }
-    let grants = session.large_object_grants().await?;
-    for grant in grants {
-        if let Ok(at) = objects.binary_search_by_key(&grant.oid, |object| object.oid) {
-            objects[at].grants.get_or_insert_default().push(grant.grant);
-        }
     }
     let name = format!("{} (large objects)", sql::shown(&session.database));
     let mut stream = writer.stream(name.as_bytes()).await.map_err(|error| rows::store(&server, &error))?;
     let mut hasher = writer.item_hasher();
-    for some in objects.chunks(AT_ONCE) {
-        let mut heads = heads(session, some).await?.into_iter().peekable();
-        for object in some {
-            let line =
-                serde_json::to_string(object).map_err(|error| server.failure("data.facts", error.to_string()))?;
-            let mut out = BytesMut::from(line.as_bytes());
-            out.extend_from_slice(b"\n");
-            let mut one = hasher.part_hasher();
-            one.update(&object.oid.to_le_bytes());
-            let mut piece = match heads.peek() {
-                Some((oid, _)) if *oid == object.oid => heads.next().map(|(_, bytes)| bytes).unwrap_or_default(),
-                _ => return Err(server.retry("data.moving", format!("large object {} is gone", object.oid))),
-            };
-            let mut at = 0usize;
-            loop {
-                let (full, length) = (piece.len() == if at == 0 { HEAD } else { RANGE }, piece.len());
-                if length > 0 {
-                    out.extend_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
-                    out.extend_from_slice(&piece);
-                    count(length as u64, 0);
-                    let hashed = piece;
-                    one = server
-                        .seams
-                        .compute("hash large object", move || {
-                            one.update(&hashed);
-                            one
-                        })
-                        .await
-                        .ok_or_else(|| TaskFailure::cancelled(server.what()))?;
-                }
-                at += length;
-                if !full {
-                    break;
-                }
-                stream.write(out.split().freeze()).await.map_err(|error| rows::store(&server, &error))?;
-                piece = range(session, object.oid, at).await?;
+    while let Some(last) = objects.last().map(|object| object.oid) {
+        for grant in session.large_object_grants(objects[0].oid, last).await? {
+            if let Ok(at) = objects.binary_search_by_key(&grant.oid, |object| object.oid) {
+                objects[at].grants.get_or_insert_default().push(grant.grant);
             }
-            out.extend_from_slice(&0u32.to_be_bytes());
-            stream.write(out.freeze()).await.map_err(|error| rows::store(&server, &error))?;
-            hasher.add_hash(one.finalize().into());
-            count(0, 1);
         }
+        for some in objects.chunks(AT_ONCE) {
+            let mut heads = heads(session, some).await?.into_iter().peekable();
+            for object in some {
+                let line =
+                    serde_json::to_string(object).map_err(|error| server.failure("data.facts", error.to_string()))?;
+                let mut out = BytesMut::from(line.as_bytes());
+                out.extend_from_slice(b"\n");
+                let mut one = hasher.part_hasher();
+                one.update(&object.oid.to_le_bytes());
+                let mut piece = match heads.peek() {
+                    Some((oid, _)) if *oid == object.oid => heads.next().map(|(_, bytes)| bytes).unwrap_or_default(),
+                    _ => return Err(server.retry("data.moving", format!("large object {} is gone", object.oid))),
+                };
+                let mut at = 0usize;
+                loop {
+                    let (full, length) = (piece.len() == if at == 0 { HEAD } else { RANGE }, piece.len());
+                    if length > 0 {
+                        out.extend_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
+                        out.extend_from_slice(&piece);
+                        count(length as u64, 0);
+                        let hashed = piece;
+                        one = server
+                            .seams
+                            .compute("hash large object", move || {
+                                one.update(&hashed);
+                                one
+                            })
+                            .await
+                            .ok_or_else(|| TaskFailure::cancelled(server.what()))?;
+                    }
+                    at += length;
+                    if !full {
+                        break;
+                    }
+                    stream.write(out.split().freeze()).await.map_err(|error| rows::store(&server, &error))?;
+                    piece = range(session, object.oid, at).await?;
+                }
+                out.extend_from_slice(&0u32.to_be_bytes());
+                stream.write(out.freeze()).await.map_err(|error| rows::store(&server, &error))?;
+                hasher.add_hash(one.finalize().into());
+                count(0, 1);
+            }
+        }
+        objects = listed(session, last).await?;
     }
     let facts = StreamFacts {
         unit: "large objects".to_owned(),
@@ -106,14 +110,17 @@ pub(super) async fn copy(
     Ok(Some(stream.finish(facts).await.map_err(|error| rows::store(&server, &error))?))
 }
 
-async fn listed(session: &mut Session) -> Result<Vec<Object>, TaskFailure> {
+/// The next objects behind this number, in order.
+async fn listed(session: &mut Session, behind: i64) -> Result<Vec<Object>, TaskFailure> {
     session
-        .list(
+        .list(&format!(
             "SELECT oid::int8 AS oid, pg_get_userbyid(lomowner) AS owner, \
              obj_description(oid, 'pg_largeobject') AS comment, \
              CASE WHEN lomacl IS NULL THEN NULL ELSE '[]'::json END AS grants \
-             FROM pg_largeobject_metadata ORDER BY pg_largeobject_metadata.oid",
-        )
+             FROM pg_largeobject_metadata WHERE oid > {}::oid \
+             ORDER BY pg_largeobject_metadata.oid LIMIT {LISTED}",
+            behind.max(0)
+        ))
         .await
 }
 
@@ -133,67 +140,80 @@ async fn range(session: &mut Session, oid: i64, at: usize) -> Result<Vec<u8>, Ta
     Ok(pieces.pop().map(|(_, bytes)| bytes).unwrap_or_default())
 }
 
-/// Loads the objects of a stream; answers what has to be done about owners and grants later.
+/// Loads the objects of a stream; answers those whose owner isn't the database's, or that have a comment or grants.
 pub(super) async fn load(
     session: &mut Session,
+    owner: &str,
     stream: BoxStream<'static, ocopea_repository::Result<Bytes>>,
 ) -> Result<Vec<Object>, TaskFailure> {
     let server = session.server.clone();
     let mut source = Source { stream, buffer: BytesMut::new(), server: server.clone() };
-    let mut objects = Vec::new();
+    let mut special = Vec::new();
+    // Small ones go together: most databases that have any have many.
+    let mut small: Vec<(i64, Bytes)> = Vec::new();
     while let Some(line) = source.line().await? {
         let object: Object = serde_json::from_slice(&line)
             .map_err(|error| server.failure("repository.damaged", format!("a large object can't be read: {error}")))?;
+        let mut piece = source.piece().await?;
         let mut at = 0i64;
-        // In one transaction, so that an object is there whole or not at all.
-        session.run("BEGIN").await?;
-        loop {
-            let piece = source.piece().await?;
-            if piece.is_empty() && at > 0 {
+        while !piece.is_empty() {
+            let next = source.piece().await?;
+            if at == 0 && next.is_empty() && piece.len() <= HEAD {
                 break;
             }
             session.put_piece(object.oid, at, &piece).await?;
-            if piece.is_empty() {
-                break;
-            }
             at += i64::try_from(piece.len()).unwrap_or(0);
+            piece = next;
         }
-        session.run("COMMIT").await?;
-        objects.push(object);
+        if at == 0 {
+            small.push((object.oid, piece));
+            if small.len() == AT_ONCE {
+                session.put_whole(&std::mem::take(&mut small)).await?;
+            }
+        }
+        if object.owner != owner || object.comment.is_some() || object.grants.is_some() {
+            special.push(object);
+        }
     }
-    Ok(objects)
+    if !small.is_empty() {
+        session.put_whole(&small).await?;
+    }
+    Ok(special)
 }
 
 /// Counts and hashes what a target has.
 pub(super) async fn read_back(session: &mut Session, mut hasher: ItemHasher) -> Result<(ItemHasher, u64), TaskFailure> {
-    let objects = listed(session).await?;
     let mut bytes = 0u64;
-    for some in objects.chunks(AT_ONCE) {
-        for (object, (oid, mut piece)) in some.iter().zip(heads(session, some).await?) {
-            let mut one = hasher.part_hasher();
-            one.update(&oid.to_le_bytes());
-            let mut at = 0usize;
-            loop {
-                let full = piece.len() == if at == 0 { HEAD } else { RANGE };
-                at += piece.len();
-                let hashed = std::mem::take(&mut piece);
-                one = session
-                    .server
-                    .seams
-                    .compute("hash large object", move || {
-                        one.update(&hashed);
-                        one
-                    })
-                    .await
-                    .ok_or_else(|| TaskFailure::cancelled(session.server.what()))?;
-                if !full {
-                    break;
+    let mut objects = listed(session, -1).await?;
+    while let Some(last) = objects.last().map(|object| object.oid) {
+        for some in objects.chunks(AT_ONCE) {
+            for (object, (oid, mut piece)) in some.iter().zip(heads(session, some).await?) {
+                let mut one = hasher.part_hasher();
+                one.update(&oid.to_le_bytes());
+                let mut at = 0usize;
+                loop {
+                    let full = piece.len() == if at == 0 { HEAD } else { RANGE };
+                    at += piece.len();
+                    let hashed = std::mem::take(&mut piece);
+                    one = session
+                        .server
+                        .seams
+                        .compute("hash large object", move || {
+                            one.update(&hashed);
+                            one
+                        })
+                        .await
+                        .ok_or_else(|| TaskFailure::cancelled(session.server.what()))?;
+                    if !full {
+                        break;
+                    }
+                    piece = range(session, object.oid, at).await?;
                 }
-                piece = range(session, object.oid, at).await?;
+                bytes += at as u64;
+                hasher.add_hash(one.finalize().into());
             }
-            bytes += at as u64;
-            hasher.add_hash(one.finalize().into());
         }
+        objects = listed(session, last).await?;
     }
     Ok((hasher, bytes))
 }

@@ -14,14 +14,20 @@ use serde::Deserialize;
 
 use super::{
     connect::{Server, Session},
-    facts::{self, Facts},
-    inside, roles, rows, sql,
+    facts::{self, Database, Facts},
+    inside, parameters, roles, rows, sql,
     tools::Client,
 };
 use crate::data::{Loaded, Login, LoginOf, Subject};
 
 /// Databases that are loaded at once.
 const DATABASES: usize = 2;
+/// The database that others are made after, and from within which they are made.
+pub(super) const TEMPLATE: &str = "template1";
+/// Where to stand while that one is made anew.
+pub(super) const OTHER: &str = "postgres";
+/// What is done when one of the two is made.
+const MAKING: &str = "making the server's own databases anew";
 
 /// What the load of every database needs.
 pub(super) struct Context<'a> {
@@ -30,6 +36,8 @@ pub(super) struct Context<'a> {
     pub dump: &'a Client,
     pub reader: &'a DataReader,
     pub count: rows::Count<'a>,
+    /// Whether rows are in the encoding of their database, not in UTF-8.
+    pub raw: bool,
 }
 
 impl Context<'_> {
@@ -49,7 +57,6 @@ impl Context<'_> {
 pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[StreamInfo]) -> Result<Loaded, TaskFailure> {
     let (session, who) = Server::sign_in(subject, "load").await?;
     let server = session.server.clone();
-    session.close().await;
     let facts = parse(&server, reader.facts())?;
     let streams = reader.streams().await.map_err(|error| rows::store(&server, &error))?;
     if !who.superuser {
@@ -57,23 +64,19 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
             .failure("data.rights", format!("user \"{}\" is no superuser: databases and roles can't be made", who.user))
             .next("the administrator's login of the server is needed (POSTGRES_USER and POSTGRES_PASSWORD of its container)"));
     }
-    // Connected to a database that is never dropped, and quiet: statements with passwords are in no log.
-    let mut admin = server.connect("template1").await?;
-    admin
-        .run("SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = panic")
-        .await?;
-    if admin.version / 10_000 < facts.server / 10_000 {
-        let cause = format!(
-            "it was saved from PostgreSQL {}, this server is {}",
-            facts.server / 10_000,
-            admin.version / 10_000
-        );
+    let here = session.version / 10_000;
+    session.close().await;
+    if here < facts.server / 10_000 {
+        let cause = format!("it was saved from PostgreSQL {}, this server is {here}", facts.server / 10_000);
         return Err(server.failure("data.version", cause).next("choose a server of that version or a newer one"));
     }
     let restore = Client::choose(&server, "pg_restore", facts.tool).await?;
-    let dump = Client::choose(&server, "pg_dump", admin.version / 10_000).await?;
-    clear(&mut admin, &facts).await?;
-    roles::make(&mut admin, &facts).await?;
+    let dump = Client::choose(&server, "pg_dump", here).await?;
+    let mut loaded = Loaded { streams: vec![], notices: vec![] };
+    let mut admin = clear(&server, &facts).await?;
+    loaded.notices.extend(roles::make(&mut admin, &facts).await?);
+    // Nobody may be in it when it is made anew.
+    admin.close().await;
     let (bytes, items) = (AtomicU64::new(0), AtomicU64::new(0));
     let of_bytes: u64 = streams.iter().map(|stream| stream.bytes).sum();
     let count = |more_bytes: u64, more_items: u64| {
@@ -85,23 +88,22 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
             items: items.fetch_add(more_items, Ordering::Relaxed) + more_items,
         });
     };
-    let context = Context { admin: &server, restore: &restore, dump: &dump, reader, count: &count };
-    let mut loaded = Loaded { streams: vec![], notices: vec![] };
-    let loads: Vec<_> = facts
-        .databases
-        .iter()
-        .map(|database| {
-            let streams: Vec<StreamEntry> = streams
-                .iter()
-                .filter(|stream| stream.attributes.get("database") == Some(&database.name))
-                .cloned()
-                .collect();
-            inside::load(&context, database, streams).boxed()
-        })
-        .collect();
-    for one in futures::stream::iter(loads).buffered(DATABASES).try_collect::<Vec<_>>().await? {
-        loaded.streams.extend(one.streams);
-        loaded.notices.extend(one.notices);
+    let raw = facts.version >= 2;
+    let context = Context { admin: &server, restore: &restore, dump: &dump, reader, count: &count, raw };
+    let of = |database: &Database| -> Vec<StreamEntry> {
+        let here = |stream: &&StreamEntry| stream.attributes.get("database") == Some(&database.name);
+        streams.iter().filter(here).cloned().collect()
+    };
+    let (pattern, others): (Vec<&Database>, Vec<&Database>) =
+        facts.databases.iter().partition(|database| database.name == TEMPLATE);
+    // The pattern of new databases last: all others are made beside it.
+    for some in [others, pattern] {
+        let loads: Vec<_> =
+            some.iter().map(|database| inside::load(&context, database, of(database)).boxed()).collect();
+        for one in futures::stream::iter(loads).buffered(DATABASES).try_collect::<Vec<_>>().await? {
+            loaded.streams.extend(one.streams);
+            loaded.notices.extend(one.notices);
+        }
     }
     let unclaimed = streams.iter().find(|stream| {
         !facts.databases.iter().any(|database| stream.attributes.get("database") == Some(&database.name))
@@ -110,8 +112,17 @@ pub(super) async fn load(subject: &Subject, reader: &DataReader, saved: &[Stream
         let name = String::from_utf8_lossy(&stream.name).into_owned();
         return Err(server.failure("repository.damaged", format!("stream {name} belongs to no database of the image")));
     }
-    loaded.notices.extend(parameters(&mut admin, &facts).await?);
-    loaded.notices.extend(roles::finish(&mut admin, &facts, &subject_logins(subject)).await?);
+    let mut admin = administer(&server, TEMPLATE).await?;
+    let logins = subject_logins(subject);
+    loaded.notices.extend(roles::finish(&mut admin, &facts, &logins).await?);
+    let ends: Vec<_> =
+        facts.databases.iter().map(|database| inside::finish(&context, database, of(database)).boxed()).collect();
+    for one in futures::stream::iter(ends).buffered(DATABASES).try_collect::<Vec<_>>().await? {
+        loaded.streams.extend(one.streams);
+        loaded.notices.extend(one.notices);
+    }
+    loaded.notices.extend(parameters::apply(&mut admin, &facts).await?);
+    loaded.notices.extend(roles::finish_own(&mut admin, &facts, &logins).await?);
     admin.close().await;
     loaded.streams.sort_by(|a, b| a.name.cmp(&b.name));
     // The record's own order, so that a comparison reads side by side.
@@ -148,23 +159,71 @@ fn parse(server: &Server, text: &str) -> Result<Facts, TaskFailure> {
     serde_json::from_str(text).map_err(|error| bad(error.to_string()))
 }
 
-/// Drops what init scripts or an earlier attempt made: every database, and owners of loads that died.
-async fn clear(admin: &mut Session, facts: &Facts) -> Result<(), TaskFailure> {
-    let mut names: Vec<String> = admin.databases().await?.into_iter().map(|database| database.name).collect();
-    // A server without a database called `postgres` is a surprise to its own tools.
-    names.retain(|name| name != "postgres" || facts.databases.iter().any(|database| database.name == *name));
-    for name in names {
-        drop_database(admin, &name).await?;
-    }
-    for role in roles::existing(admin).await? {
-        if role.starts_with(roles::TEMPORARY) {
-            admin.run(&format!("DROP ROLE {}", sql::ident(&role))).await?;
-        }
-    }
-    Ok(())
+/// The administrator's connection to one database, for long statements, and quiet: what holds a password is in no log.
+pub(super) async fn administer(server: &Server, database: &str) -> Result<Session, TaskFailure> {
+    let mut session = server.connect(database).await?;
+    session
+        .run(
+            "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = panic; \
+             SET client_min_messages = error; SET lock_timeout = 0",
+        )
+        .await?;
+    Ok(session)
 }
 
-async fn drop_database(admin: &mut Session, name: &str) -> Result<(), TaskFailure> {
+/// Drops what init scripts or an earlier attempt made: every database, and every role but ours. Answers a connection
+/// to the pattern of new databases, which is made anew if anybody changed it.
+async fn clear(server: &Server, facts: &Facts) -> Result<Session, TaskFailure> {
+    let mut admin = match administer(server, TEMPLATE).await {
+        // An attempt that was killed between dropping and making it.
+        Err(failure) if failure.code == "data.missing" => renew(server).await?,
+        admin => admin?,
+    };
+    if !admin.untouched().await? {
+        if !admin.databases().await?.iter().any(|database| database.name == OTHER) {
+            admin.run_long(&format!("CREATE DATABASE {OTHER} TEMPLATE template0"), MAKING).await?;
+        }
+        admin.close().await;
+        admin = renew(server).await?;
+    }
+    let databases = admin.databases().await?;
+    for database in databases.iter().filter(|database| database.name != TEMPLATE) {
+        drop_database(&mut admin, &database.name, database.template).await?;
+    }
+    if !facts.databases.iter().any(|database| database.name == OTHER) {
+        // A server without it is a surprise to its own tools.
+        admin.run_long(&format!("CREATE DATABASE {OTHER} TEMPLATE template0"), MAKING).await?;
+        admin.run(&format!("COMMENT ON DATABASE {OTHER} IS 'default administrative connection database'")).await?;
+    }
+    roles::clear(&mut admin).await?;
+    Ok(admin)
+}
+
+/// Makes the pattern of new databases as a new server has it.
+async fn renew(server: &Server) -> Result<Session, TaskFailure> {
+    let mut beside = administer(server, OTHER).await?;
+    if beside.databases().await?.iter().any(|database| database.name == TEMPLATE) {
+        drop_database(&mut beside, TEMPLATE, true).await?;
+    }
+    beside.run_long(&format!("CREATE DATABASE {TEMPLATE} TEMPLATE template0"), MAKING).await?;
+    let first = beside.first_superuser().await?;
+    beside
+        .run(&format!(
+            "ALTER DATABASE {TEMPLATE} OWNER TO {}; ALTER DATABASE {TEMPLATE} IS_TEMPLATE true; \
+             REVOKE TEMPORARY ON DATABASE {TEMPLATE} FROM PUBLIC; \
+             COMMENT ON DATABASE {TEMPLATE} IS 'default template for new databases'",
+            sql::ident(&first)
+        ))
+        .await?;
+    beside.close().await;
+    administer(server, TEMPLATE).await
+}
+
+/// Drops a database with whoever is connected to it.
+pub(super) async fn drop_database(admin: &mut Session, name: &str, template: bool) -> Result<(), TaskFailure> {
+    if template {
+        admin.run(&format!("ALTER DATABASE {} IS_TEMPLATE false", sql::ident(name))).await?;
+    }
     let force = if admin.version >= 130_000 {
         " WITH (FORCE)"
     } else {
@@ -206,12 +265,4 @@ pub(super) async fn temporary(admin: &mut Session) -> Result<Server, TaskFailure
         options: admin.server.login.options.clone(),
     };
     Ok(admin.server.with_login(login))
-}
-
-/// Settings of the server that differ from those it was saved with.
-async fn parameters(admin: &mut Session, facts: &Facts) -> Result<Option<String>, TaskFailure> {
-    let here = admin.parameters().await?;
-    let differing: Vec<&str> =
-        facts.parameters.iter().filter(|saved| !here.contains(saved)).map(|(name, _)| name.as_str()).take(40).collect();
-    Ok((!differing.is_empty()).then(|| format!("server settings that are not as saved: {}", differing.join(", "))))
 }

@@ -1,6 +1,6 @@
 //! PostgreSQL: whole servers, every database, row by row under one snapshot each.
 //!
-//! A data service is a *server*: all databases but templates, the roles with their passwords, settings and grants.
+//! A data service is a *server*: all databases, templates that somebody changed included, the roles with their passwords, settings and grants.
 //! Streams are `DATABASE.SCHEMA.TABLE` (rows in `COPY`'s text format, columns by name), and per database
 //! `DATABASE (schema)`, `DATABASE (sequences)` and `DATABASE (large objects)`.
 //!
@@ -12,7 +12,7 @@
 //! | `rights`, `unloadable` | what can't be read, or not be made again |
 //! | `hold` | the open snapshots, and giving way |
 //! | `copy`, `rows`, `large_objects`, `tools` | the save |
-//! | `load`, `inside`, `apply`, `roles`, `owners` | the load |
+//! | `load`, `inside`, `apply`, `roles`, `owners`, `parameters` | the load |
 //!
 //! Rows are text and not `COPY`'s binary format: arrays and composites carry object numbers there, which differ
 //! between servers.
@@ -30,6 +30,7 @@ mod inspect;
 mod large_objects;
 mod load;
 mod owners;
+mod parameters;
 mod recognise;
 mod rights;
 mod roles;

@@ -32,11 +32,18 @@ pub(super) async fn give(
         let Some(owner) = saved.get(&(owned.kind.as_str(), owned.identity.as_str())) else { continue };
         let kind = match owned.kind.as_str() {
             "statistics object" => "STATISTICS".to_owned(),
+            // `ALTER AGGREGATE` has a grammar of its own for arguments.
+            "aggregate" | "function" | "procedure" => "ROUTINE".to_owned(),
             kind => kind.to_ascii_uppercase(),
         };
         if there.contains(*owner) {
             admin.run(&format!("ALTER {kind} {} OWNER TO {}", owned.identity, sql::ident(owner))).await?;
         }
+    }
+    // Nobody made `public` here: it comes with the database, and its owner is the database's unless it was saved.
+    let public = saved.get(&("schema", "public")).copied().unwrap_or(&database.owner);
+    if database.inside.public && (there.contains(public) || public == "pg_database_owner") {
+        admin.run(&format!("ALTER SCHEMA public OWNER TO {}", sql::ident(public))).await?;
     }
     for object in objects.iter().filter(|object| object.owner != database.owner && there.contains(&object.owner)) {
         admin.run(&format!("ALTER LARGE OBJECT {} OWNER TO {}", object.oid, sql::ident(&object.owner))).await?;
@@ -87,6 +94,9 @@ pub(super) async fn of_database(
     if database.limit != -1 {
         admin.run(&format!("ALTER DATABASE {name} CONNECTION LIMIT {}", database.limit)).await?;
     }
+    if database.template {
+        admin.run(&format!("ALTER DATABASE {name} IS_TEMPLATE true")).await?;
+    }
     let there = roles::existing(admin).await?;
     for setting in &database.settings {
         match &setting.role {
@@ -105,9 +115,18 @@ pub(super) async fn of_database(
 fn privileges(on: &str, owner: &str, grants: &[Grant], known: &[&str]) -> String {
     let mut out = format!("REVOKE ALL ON {on} FROM {}", sql::ident(owner));
     for grant in grants.iter().filter(|grant| known.contains(&grant.privilege.as_str())) {
-        let grantee = grant.grantee.as_deref().map_or_else(|| "PUBLIC".to_owned(), sql::ident);
-        let with = if grant.grantable { " WITH GRANT OPTION" } else { "" };
-        out.push_str(&format!("; GRANT {} ON {on} TO {grantee}{with}", grant.privilege));
+        out.push_str(&format!("; {}", statement(on, grant)));
     }
     out
+}
+
+/// One grant as statements, given by who gave it.
+pub(super) fn statement(on: &str, grant: &Grant) -> String {
+    let grantee = grant.grantee.as_deref().map_or_else(|| "PUBLIC".to_owned(), sql::ident);
+    let with = if grant.grantable { " WITH GRANT OPTION" } else { "" };
+    let plain = format!("GRANT {} ON {on} TO {grantee}{with}", grant.privilege);
+    match &grant.grantor {
+        Some(by) => format!("SET SESSION AUTHORIZATION {}; {plain}; RESET SESSION AUTHORIZATION", sql::ident(by)),
+        None => plain,
+    }
 }

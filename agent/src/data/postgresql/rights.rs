@@ -4,7 +4,8 @@ use ocopea_protocol::{failure::TaskFailure, inventory::Gap, names::ComponentName
 use serde::Deserialize;
 
 use super::{
-    connect::{Identity, Session},
+    catalog::OURS,
+    connect::{Identity, Server, Session},
     facts::LeftOut,
     sql,
 };
@@ -28,25 +29,25 @@ pub(super) async fn gaps(
     who: &Identity,
     service: &ComponentName,
 ) -> Result<Vec<Gap>, TaskFailure> {
+    let unlogged = unlogged(session, service).await?;
     if who.superuser {
-        return Ok(vec![]);
+        return Ok(unlogged);
     }
     let database = session.database.clone();
     let rows: Vec<Unreadable> = session
-        .list(
+        .list(&format!(
             "SELECT CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END AS kind, n.nspname AS schema, \
              c.relname AS name, has_schema_privilege(n.oid, 'USAGE') AS usage, \
              CASE c.relkind WHEN 'S' THEN has_sequence_privilege(c.oid, 'SELECT') \
                ELSE has_table_privilege(c.oid, 'SELECT') END AS readable, \
              c.relkind IN ('r', 'p') AND row_security_active(c.oid) AS filtered \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind IN ('r', 'p', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
-             AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid \
-               AND d.objsubid = 0 AND d.deptype = 'e') ORDER BY 2, 3",
-        )
+             WHERE (c.relkind IN ('r', 'p', 'S') OR c.relkind = 'm' AND c.relispopulated) \
+             AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND {OURS} ORDER BY 2, 3"
+        ))
         .await?;
     let role = sql::ident(&who.user);
-    let mut gaps = Vec::new();
+    let mut gaps = unlogged;
     let gap = |what: String, why: String, statements: Vec<String>| Gap {
         name: service.to_string(),
         what,
@@ -89,6 +90,60 @@ pub(super) async fn gaps(
     }
     gaps.extend(large_objects(session, &role, &gap).await?);
     Ok(gaps)
+}
+
+/// Unlogged tables have rows on the primary alone: nobody can read them on a standby.
+async fn unlogged(session: &mut Session, service: &ComponentName) -> Result<Vec<Gap>, TaskFailure> {
+    #[derive(Deserialize)]
+    struct Row {
+        schema: String,
+        name: String,
+    }
+    let rows: Vec<Row> = session
+        .list(&format!(
+            "SELECT n.nspname AS schema, c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE pg_is_in_recovery() AND c.relkind IN ('r', 'S', 'm') AND c.relpersistence = 'u' \
+             AND n.nspname !~ '^pg_' AND {OURS} ORDER BY 1, 2"
+        ))
+        .await?;
+    if rows.is_empty() {
+        return Ok(vec![]);
+    }
+    let mut names: Vec<String> =
+        rows.iter().take(NAMED).map(|row| format!("{}.{}", sql::shown(&row.schema), sql::shown(&row.name))).collect();
+    if rows.len() > NAMED {
+        names.push("…".to_owned());
+    }
+    let database = sql::shown(&session.database);
+    Ok(vec![Gap {
+        name: service.to_string(),
+        what: format!("{} unlogged table(s) of database {database}: {}", rows.len(), names.join(", ")),
+        why: "the server is a standby: their rows are on its primary alone".to_owned(),
+        blocking: true,
+        next: "save the primary, or run ALTER TABLE … SET LOGGED for them there".to_owned(),
+    }])
+}
+
+/// A database that nobody may connect to.
+pub(super) fn closed(service: &ComponentName, name: &str) -> Gap {
+    Gap {
+        name: service.to_string(),
+        what: format!("database {}", sql::shown(name)),
+        why: "it lets nobody connect".to_owned(),
+        blocking: true,
+        next: format!("run ALTER DATABASE {} ALLOW_CONNECTIONS true;", sql::ident(name)),
+    }
+}
+
+/// A database that doesn't let this login in. Nobody keeps data in `template1`, so there it is only said.
+pub(super) fn shut(server: &Server, name: &str, why: String) -> Gap {
+    Gap {
+        name: server.name.to_string(),
+        what: format!("database {}", sql::shown(name)),
+        why,
+        blocking: name != "template1",
+        next: format!("run GRANT CONNECT ON DATABASE {} TO {};", sql::ident(name), sql::ident(&server.login.user)),
+    }
 }
 
 /// Large objects have no predefined role that reads them all.
@@ -135,31 +190,34 @@ async fn large_objects(
 pub(super) fn unloadable(service: &ComponentName, database: &str, left_out: &[LeftOut]) -> Vec<Gap> {
     left_out
         .iter()
-        .map(|left| Gap {
-            name: format!("{service}:{}:{}.{}", left.kind.replace(' ', "-"), sql::shown(database), left.name),
-            what: format!("{} {} of database {}", left.kind, left.name, sql::shown(database)),
-            why: format!("it can't be restored: {}", left.why),
-            blocking: true,
-            next: "leave it out by name with --without, or remove it".to_owned(),
+        .map(|left| {
+            let own = format!("{service}:{}:{}.{}", left.kind.replace(' ', "-"), sql::shown(database), left.name);
+            // What can't be left out by itself leaves only the whole service to be left out.
+            let (name, next) = if left.refused {
+                (service.to_string(), format!("remove the {}, or leave out the whole service", left.kind))
+            } else {
+                let quoted = format!("'{}'", own.replace('\'', "'\\''"));
+                (own, format!("leave it out by name: --without {quoted}, or remove it"))
+            };
+            Gap {
+                name,
+                what: format!("{} {} of database {}", left.kind, left.name, sql::shown(database)),
+                why: format!("it can't be restored: {}", left.why),
+                blocking: true,
+                next,
+            }
         })
         .collect()
 }
 
-/// Whether a left-out thing is a hard no: loading the rest without it would not work.
-pub(super) fn refused(left: &LeftOut) -> bool {
-    left.kind == "extension"
-}
-
 /// Gaps that stop a copy whatever was left out by name.
-pub(super) fn failure(session: &Session, gaps: &[Gap]) -> Option<TaskFailure> {
-    let first = gaps.iter().find(|gap| gap.blocking)?;
-    let all: Vec<String> =
-        gaps.iter().filter(|gap| gap.blocking).map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
-    let next: Vec<&str> = gaps.iter().filter(|gap| gap.blocking).map(|gap| gap.next.as_str()).collect();
-    let _ = first;
+pub(super) fn failure(server: &Server, gaps: &[Gap]) -> Option<TaskFailure> {
+    let blocking = || gaps.iter().filter(|gap| gap.blocking);
+    blocking().next()?;
+    let all: Vec<String> = blocking().map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
+    let next: Vec<&str> = blocking().map(|gap| gap.next.as_str()).collect();
     Some(
-        session
-            .server
+        server
             .failure("data.rights", all.join("; "))
             .next(format!("{}; or pass --credentials with a role that may read everything", next.join("; "))),
     )

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{
     connect::Session,
     facts::{Facts, Role, Setting},
-    sql,
+    owners, sql,
 };
 use crate::data::Login;
 
@@ -30,24 +30,36 @@ pub(super) async fn existing(admin: &mut Session) -> Result<BTreeSet<String>, Ta
     Ok(rows.into_iter().map(|row| row.name).collect())
 }
 
-/// Makes missing roles, without any right yet.
-pub(super) async fn make(admin: &mut Session, facts: &Facts) -> Result<(), TaskFailure> {
-    let there = existing(admin).await?;
-    for role in facts.roles.iter().filter(|role| ours(&role.name) && !there.contains(&role.name)) {
-        admin.run(&format!("CREATE ROLE {} NOLOGIN", sql::ident(&role.name))).await?;
+/// Drops the roles that the server's start made, and what they may and set. Its databases are gone by then.
+///
+/// Ours stays, and so does what the server needs itself or owns a tablespace.
+pub(super) async fn clear(admin: &mut Session) -> Result<(), TaskFailure> {
+    for one in admin.parameter_grants().await? {
+        let grantee = one.grant.grantee.as_deref().map_or_else(|| "PUBLIC".to_owned(), sql::ident);
+        admin.run(&format!("REVOKE ALL ON PARAMETER {} FROM {grantee} CASCADE", parameter(&one.parameter))).await?;
+    }
+    admin.run("ALTER ROLE ALL RESET ALL").await?;
+    let own = admin.server.login.user.clone();
+    for role in existing(admin).await?.iter().filter(|role| !role.starts_with("pg_") && **role != own) {
+        match admin.run(&format!("DROP ROLE {}", sql::ident(role))).await {
+            Err(failure) if failure.cause.contains("SQLSTATE 2BP01") => {}
+            other => other?,
+        }
+    }
+    for m in admin.memberships().await?.iter().filter(|m| m.member != own) {
+        admin.run(&format!("REVOKE {} FROM {}", sql::ident(&m.role), sql::ident(&m.member))).await?;
     }
     Ok(())
 }
 
-/// A role that may be made: neither predefined nor a load's own.
-fn ours(name: &str) -> bool {
-    !name.starts_with("pg_") && !name.starts_with(TEMPORARY)
-}
-
-/// Memberships, attributes, settings, comments and passwords. Repeating it changes nothing.
-pub(super) async fn finish(admin: &mut Session, facts: &Facts, logins: &[Login]) -> Result<Vec<String>, TaskFailure> {
-    let mut notices = Vec::new();
+/// Makes missing roles, members of each other, without any other right yet.
+pub(super) async fn make(admin: &mut Session, facts: &Facts) -> Result<Vec<String>, TaskFailure> {
     let there = existing(admin).await?;
+    for role in facts.roles.iter().filter(|role| ours(&role.name) && !there.contains(&role.name)) {
+        admin.run(&format!("CREATE ROLE {} NOLOGIN", sql::ident(&role.name))).await?;
+    }
+    let there = existing(admin).await?;
+    let mut notices = Vec::new();
     for membership in facts.memberships.iter().filter(|m| ours(&m.member)) {
         if !there.contains(&membership.role) || !there.contains(&membership.member) {
             notices
@@ -63,10 +75,37 @@ pub(super) async fn finish(admin: &mut Session, facts: &Facts, logins: &[Login])
             options.push("ADMIN OPTION".to_owned());
         }
         let with = if options.is_empty() { String::new() } else { format!(" WITH {}", options.join(", ")) };
-        admin
-            .run(&format!("GRANT {} TO {}{with}", sql::ident(&membership.role), sql::ident(&membership.member)))
-            .await?;
+        let grant = format!("GRANT {} TO {}{with}", sql::ident(&membership.role), sql::ident(&membership.member));
+        let by = membership.grantor.as_ref().filter(|grantor| there.contains(*grantor));
+        match by {
+            Some(by) => match admin.run(&format!("{grant} GRANTED BY {}", sql::ident(by))).await {
+                // Who gave it may not give it here: the membership itself is what matters.
+                Err(failure) if failure.code == "data.rights" || failure.code == "data.server" => {
+                    admin.run(&grant).await?;
+                }
+                done => done?,
+            },
+            None => admin.run(&grant).await?,
+        }
     }
+    Ok(notices)
+}
+
+/// A role that may be made: neither predefined nor a load's own.
+fn ours(name: &str) -> bool {
+    !name.starts_with("pg_") && !name.starts_with(TEMPORARY)
+}
+
+/// A parameter's name as a statement wants it.
+fn parameter(name: &str) -> String {
+    name.split('.').map(sql::ident).collect::<Vec<_>>().join(".")
+}
+
+/// What every role is and may, but the one that we are: attributes, settings, comments, passwords. Repeating it
+/// changes nothing.
+pub(super) async fn finish(admin: &mut Session, facts: &Facts, logins: &[Login]) -> Result<Vec<String>, TaskFailure> {
+    let mut notices = Vec::new();
+    let there = existing(admin).await?;
     for role in facts.roles.iter().filter(|role| ours(&role.name)) {
         admin.run(&format!("ALTER ROLE {} RESET ALL", sql::ident(&role.name))).await?;
         if let Some(comment) = &role.comment {
@@ -82,12 +121,33 @@ pub(super) async fn finish(admin: &mut Session, facts: &Facts, logins: &[Login])
             None => apply(admin, "ALTER ROLE ALL", setting, &mut notices).await?,
         }
     }
-    // Our own login comes last: from then on its saved password holds.
+    for one in &facts.parameter_grants {
+        let known = ["SET", "ALTER SYSTEM"].contains(&one.grant.privilege.as_str()) && admin.version >= 150_000;
+        if !known || one.grant.grantee.as_ref().is_some_and(|role| !there.contains(role)) {
+            notices.push(format!("{} on parameter {} was not granted here", one.grant.privilege, one.parameter));
+            continue;
+        }
+        let on = format!("PARAMETER {}", parameter(&one.parameter));
+        admin.run(&owners::statement(&on, &one.grant)).await?;
+    }
     let own = admin.server.login.user.clone();
-    let mut roles: Vec<&Role> = facts.roles.iter().filter(|role| ours(&role.name)).collect();
-    roles.sort_by_key(|role| role.name == own);
-    for role in roles {
-        let statement = attributes(role, facts.verifiers, logins, role.name == own, &mut notices);
+    for role in facts.roles.iter().filter(|role| ours(&role.name) && role.name != own) {
+        let statement = attributes(role, facts.verifiers, logins, false, &mut notices);
+        admin.run(&statement).await?;
+    }
+    Ok(notices)
+}
+
+/// Gives our own login what it had. The very last step of a load: from then on its saved password holds.
+pub(super) async fn finish_own(
+    admin: &mut Session,
+    facts: &Facts,
+    logins: &[Login],
+) -> Result<Vec<String>, TaskFailure> {
+    let mut notices = Vec::new();
+    let own = admin.server.login.user.clone();
+    for role in facts.roles.iter().filter(|role| ours(&role.name) && role.name == own) {
+        let statement = attributes(role, facts.verifiers, logins, true, &mut notices);
         admin.run(&statement).await?;
     }
     Ok(notices)
@@ -163,14 +223,13 @@ pub(super) fn assignment(text: &str) -> Option<String> {
     if !fine || LIBRARIES.contains(&name) {
         return None;
     }
-    let name: Vec<String> = name.split('.').map(sql::ident).collect();
     let value = if LISTS.contains(&text.split('=').next().unwrap_or_default()) {
         names(value).iter().map(|name| sql::literal(name)).collect::<Vec<_>>().join(", ")
     } else {
         sql::literal(value)
     };
     let value = if value.is_empty() { "''".to_owned() } else { value };
-    Some(format!("{} = {value}", name.join(".")))
+    Some(format!("{} = {value}", parameter(name)))
 }
 
 /// A list of names, quoted where it must be: `"$user", public`.

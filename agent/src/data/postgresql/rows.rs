@@ -8,14 +8,14 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream::FuturesUnordered};
 use ocopea_protocol::failure::TaskFailure;
 use ocopea_repository::{DataWriter, ItemHasher, StreamFacts, StreamSummary};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     catalog::Table,
@@ -34,6 +34,8 @@ const PART: i64 = 4096;
 const MOST_PARTS: i64 = 1024;
 /// Batches that wait for their turn, for each part that is being read.
 const WAITING: usize = 3;
+/// Bytes of one connection that are under way at most; a single row that is longer is under way alone.
+const ROOM: usize = 8 * BATCH;
 
 /// How a stream is told apart from others at the load.
 pub(super) fn attributes(kind: &str, database: &str, schema: &str, name: &str) -> BTreeMap<String, String> {
@@ -51,7 +53,18 @@ pub(super) type Count<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 struct Part {
     table: usize,
     blocks: Option<(i64, Option<i64>)>,
-    sink: mpsc::Sender<Option<Bytes>>,
+    sink: mpsc::Sender<Option<Batch>>,
+}
+
+/// Whole rows, and the room that they take until they are dropped.
+pub(super) struct Batch {
+    pub rows: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Room for what one connection has under way.
+pub(super) fn room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(ROOM))
 }
 
 /// How many connections a database's tables are worth, up to `most`.
@@ -82,6 +95,7 @@ pub(super) async fn copy(
     sessions: &mut [Session],
     tables: &[Table],
     database: &str,
+    with: &str,
     writer: &DataWriter,
     count: Count<'_>,
 ) -> Result<Vec<StreamSummary>, TaskFailure> {
@@ -107,13 +121,14 @@ pub(super) async fn copy(
     let readers: FuturesUnordered<_> = sessions
         .iter_mut()
         .map(async |session| {
+            let room = room();
             loop {
                 let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
                 let Some(part) = next else { return Ok::<(), TaskFailure>(()) };
                 let table = &tables[part.table];
                 let name = table.stream(database);
-                let statement = table.copy_out(part.blocks);
-                let hasher = read(session, &statement, &name, writer.item_hasher(), &part.sink, count).await?;
+                let statement = table.copy_out(part.blocks, with);
+                let hasher = read(session, &statement, &name, &room, writer.item_hasher(), &part.sink, count).await?;
                 if let Ok(mut sum) = sums[part.table].lock() {
                     sum.merge(&hasher);
                 }
@@ -140,9 +155,10 @@ pub(super) async fn copy(
                     if stream.is_none() {
                         stream = Some(writer.stream(name.as_bytes()).await.map_err(|error| store(&server, &error))?);
                     }
-                    let (Some(stream), Some(mut batch)) = (&mut stream, received) else { break };
-                    while !batch.is_empty() {
-                        let piece = batch.split_to(batch.len().min(PIECE));
+                    let (Some(stream), Some(batch)) = (&mut stream, received) else { break };
+                    let mut rows = batch.rows.clone();
+                    while !rows.is_empty() {
+                        let piece = rows.split_to(rows.len().min(PIECE));
                         stream.write(piece).await.map_err(|error| store(&server, &error))?;
                     }
                 }
@@ -177,16 +193,23 @@ pub(super) async fn read(
     session: &mut Session,
     statement: &str,
     name: &str,
+    room: &Arc<Semaphore>,
     hasher: ItemHasher,
-    sink: &mpsc::Sender<Option<Bytes>>,
+    sink: &mpsc::Sender<Option<Batch>>,
     count: Count<'_>,
 ) -> Result<ItemHasher, TaskFailure> {
     let server = session.server.clone();
     let database = session.database.clone();
-    let (batches, mut batched) = mpsc::channel::<Bytes>(1);
+    let (batches, mut batched) = mpsc::channel::<Batch>(1);
     let reading = async {
         let batches = batches;
         let doing = format!("reading {name}");
+        let send = async |rows: Bytes| {
+            let gone = || TaskFailure::cancelled(server.what());
+            let length = u32::try_from(rows.len().min(ROOM)).unwrap_or(u32::MAX);
+            let taken = room.clone().acquire_many_owned(length).await.map_err(|_| gone())?;
+            batches.send(Batch { rows, _room: taken }).await.map_err(|_| gone())
+        };
         let mut rows = session.copy_out(statement, &doing).await?;
         let mut batch = BytesMut::with_capacity(BATCH + BATCH / 8);
         loop {
@@ -196,30 +219,39 @@ pub(super) async fn read(
                 None => patient(&server, &database, &doing, STALL, async { rows.next().await.transpose() }).await?,
             };
             let Some(row) = next else { break };
-            batch.extend_from_slice(&row);
-            if batch.len() >= BATCH {
+            let long = row.len() >= BATCH;
+            if !long {
+                batch.extend_from_slice(&row);
+            }
+            if batch.len() >= BATCH || (long && !batch.is_empty()) {
                 let full = std::mem::replace(&mut batch, BytesMut::with_capacity(BATCH + BATCH / 8));
-                if batches.send(full.freeze()).await.is_err() {
-                    return Err(TaskFailure::cancelled(server.what()));
+                send(full.freeze()).await?;
+            }
+            if long {
+                // Not copied, and gone before the next one comes: there may be hundreds of megabytes in a row.
+                let alone = row.len() >= ROOM;
+                send(row).await?;
+                if alone {
+                    drop(room.acquire_many(ROOM as u32).await);
                 }
             }
         }
-        if !batch.is_empty() && batches.send(batch.freeze()).await.is_err() {
-            return Err(TaskFailure::cancelled(server.what()));
+        if !batch.is_empty() {
+            send(batch.freeze()).await?;
         }
         Ok(())
     };
     let hashing = async {
         let mut hasher = hasher;
         while let Some(batch) = batched.recv().await {
-            let (of, rows) = (batch.clone(), batch);
+            let of = batch.rows.clone();
             let length = of.len() as u64;
             let before = hasher.items();
             let hashed = server.seams.compute("hash rows", move || {
                 hash_rows(&mut hasher, &of);
                 hasher
             });
-            let (hashed, sent) = futures::join!(hashed, sink.send(Some(rows)));
+            let (hashed, sent) = futures::join!(hashed, sink.send(Some(batch)));
             hasher = hashed.ok_or_else(|| TaskFailure::cancelled(server.what()))?;
             count(length, hasher.items() - before);
             if sent.is_err() {
@@ -244,7 +276,7 @@ pub(super) fn hash_rows(hasher: &mut ItemHasher, batch: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::catalog::encoded, *};
 
     fn table(blocks: i64, ranges: bool) -> Table {
         Table {
@@ -278,11 +310,11 @@ mod tests {
     #[test]
     fn statements_name_every_column_and_quote_it() {
         let table = table(9, true);
-        assert_eq!(table.copy_out(None), "COPY \"s\".\"t\" (\"a\"\"b\", \"c\") TO STDOUT");
+        assert_eq!(table.copy_out(None, ""), "COPY \"s\".\"t\" (\"a\"\"b\", \"c\") TO STDOUT");
         assert_eq!(
-            table.copy_out(Some((5, Some(9)))),
+            table.copy_out(Some((5, Some(9))), &encoded("LATIN1")),
             "COPY (SELECT \"a\"\"b\", \"c\" FROM ONLY \"s\".\"t\" WHERE ctid >= '(5,0)'::pg_catalog.tid AND \
-             ctid < '(9,0)'::pg_catalog.tid) TO STDOUT"
+             ctid < '(9,0)'::pg_catalog.tid) TO STDOUT (ENCODING 'LATIN1')"
         );
         assert_eq!(table.stream("My db"), "\"My db\".s.t");
     }

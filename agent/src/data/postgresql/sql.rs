@@ -165,6 +165,8 @@ fn dollar(rest: &str) -> Option<&str> {
 struct Words {
     seen: Vec<String>,
     blocks: usize,
+    /// Whether the last word was `BEGIN`.
+    begin: bool,
 }
 
 impl Words {
@@ -176,12 +178,14 @@ impl Words {
         }
         if routine {
             match word.as_str() {
-                "BEGIN" => self.blocks += 1,
+                // `begin` is no reserved word: anything may be called that, within a body too.
+                "ATOMIC" if self.begin && self.blocks == 0 => self.blocks = 1,
                 "CASE" if self.blocks > 0 => self.blocks += 1,
                 "END" => self.blocks = self.blocks.saturating_sub(1),
                 _ => {}
             }
         }
+        self.begin = word == "BEGIN";
     }
 
     fn routine(&self) -> bool {
@@ -224,7 +228,7 @@ mod tests {
     #[test]
     fn a_script_is_cut_only_where_statements_end() {
         let script = "\\restrict abc\n-- a; comment\nSET x = 'a;b';\nCREATE FUNCTION f() RETURNS int LANGUAGE sql\n\
-             BEGIN ATOMIC\n SELECT CASE WHEN true THEN 1 ELSE 2 END;\n SELECT 2;\nEND;\n\
+             BEGIN ATOMIC\n SELECT CASE WHEN true THEN 1 ELSE 2 END AS begin;\n SELECT atomic.begin FROM atomic;\n SELECT 2;\nEND;\n\
              CREATE FUNCTION \"g;\"() RETURNS text AS $_$ select ';$$' $_$ LANGUAGE sql;\n\
              CREATE RULE r AS ON INSERT TO t DO ALSO ( INSERT INTO a VALUES (1); INSERT INTO b VALUES (2); );\n\
              COMMENT ON TABLE t IS E'a\\';b';/* x /* ; */ ; */SELECT 1;\n\\unrestrict abc\n";

@@ -83,6 +83,9 @@ impl Client {
             "--no-security-labels",
             "--lock-wait-timeout=5000",
         ];
+        // What the database or the login sets as a role for its sessions doesn't hold here.
+        let role = format!("--role={}", login.user);
+        arguments.push(&role);
         if encoding != "SQL_ASCII" {
             arguments.push("--encoding=UTF8");
         }
