@@ -1,17 +1,20 @@
 //! Registry → repository.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
 
 use futures::{StreamExt, TryStreamExt, stream};
-use oci_client::RegistryOperation;
+use oci_client::{RegistryOperation, errors::DigestError};
 use ocopea_protocol::{
     failure::TaskFailure, image::ComponentCopied, inventory::ContainerFound, names::Digest, task::Progress,
 };
-use ocopea_repository::ImageSession;
+use ocopea_repository::{Error, ImageSession};
 
 use super::{
     manifest::{self, Blob, Manifest},
-    registry::{RegistryContext, Remote},
+    registry::{DAMAGED, RegistryContext, Remote},
 };
 use crate::failures::repository;
 
@@ -152,20 +155,34 @@ async fn copy_blobs(
     total: u64,
     progress: &Arc<dyn Fn(Progress) + Send + Sync>,
 ) -> Result<u64, TaskFailure> {
-    let done = std::sync::atomic::AtomicU64::new(0);
-    let failed = |error: &ocopea_repository::Error| repository(&format!("can't save {what}"), error);
+    let done = AtomicU64::new(0);
+    let failed = |error: &Error| repository(&format!("can't save {what}"), error);
     let copies = blobs.into_iter().map(|blob| {
         let done = &done;
         async move {
             let present = session.has_blob(&blob.digest, blob.size).await.map_err(|e| failed(&e))?;
             if !present {
                 let stream = remote.blob(&blob.digest).await?;
-                session.put_blob(&blob.digest, blob.size, stream).await.map_err(|e| failed(&e))?;
+                let wrong = AtomicBool::new(false);
+                let stream = stream.inspect_err(|error| {
+                    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<DigestError>());
+                    wrong.fetch_or(inner.is_some(), Ordering::Relaxed);
+                });
+                session.put_blob(&blob.digest, blob.size, stream).await.map_err(|error| match error {
+                    // Not the repository's fault, and not a matter of trying again.
+                    Error::WrongDigest { .. } => served_wrong(what, &error),
+                    Error::Source { .. } if wrong.load(Ordering::Relaxed) => served_wrong(what, &error),
+                    error => failed(&error),
+                })?;
             }
-            let bytes = done.fetch_add(blob.size, std::sync::atomic::Ordering::Relaxed) + blob.size;
+            let bytes = done.fetch_add(blob.size, Ordering::Relaxed) + blob.size;
             progress(Progress { phase: "copying".to_owned(), bytes, of_bytes: total, ..Progress::default() });
             Ok::<u64, TaskFailure>(if present { 0 } else { blob.size })
         }
     });
     stream::iter(copies).buffer_unordered(AT_ONCE).try_fold(0, |sum, new| async move { Ok(sum + new) }).await
+}
+
+fn served_wrong(what: &str, error: &Error) -> TaskFailure {
+    TaskFailure::permanent("container.digest", format!("can't copy container image {what}"), error).next(DAMAGED)
 }

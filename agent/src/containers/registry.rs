@@ -27,6 +27,10 @@ const MOST_TAGS: usize = 10_000;
 /// The code of what a registry refuses for want of credentials.
 pub(super) const DENIED: &str = "registry.denied";
 
+/// What to do about a registry that serves what wasn't asked for.
+pub(super) const DAMAGED: &str =
+    "the registry's storage is damaged or it is not the one that it claims to be; push the image again";
+
 /// A site's registry: `[http://]HOST[:PORT][/PATH]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistryHost {
@@ -388,7 +392,7 @@ impl Remote {
             format!("can't copy container image {}@{asked}", self.name()),
             format!("the registry served something else: {found}"),
         )
-        .next("the registry's storage is damaged or it is not the one that it claims to be; push the image again")
+        .next(DAMAGED)
     }
 
     /// Runs `call` up to [`TRIES`] times while its errors pass by themselves.
@@ -429,6 +433,9 @@ impl Remote {
             return self.denied(verb);
         }
         let cause = sanitised(error);
+        if matches!(error, OciDistributionError::DigestError(_)) {
+            return TaskFailure::permanent("container.digest", what, cause).next(DAMAGED);
+        }
         if is_passing(error) {
             TaskFailure::retryable("registry.unreachable", what, cause)
                 .next("check that the registry runs and can be reached from here")

@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::{ENVIRONMENT, OPERATION, Platform, RECORD};
 use crate::failures::kubernetes;
 
+/// How long the first answer of a cluster may take.
+const FIRST_ANSWER: Duration = Duration::from_secs(15);
+
 impl Platform {
     /// Whether a namespace of that name exists.
     pub async fn namespace_exists(&self, name: &str) -> Result<bool, TaskFailure> {
@@ -27,7 +30,19 @@ impl Platform {
     /// The labels and annotations of a namespace.
     pub async fn namespace_marks(&self, name: &str) -> Result<Option<(String, String)>, TaskFailure> {
         let api: Api<Namespace> = Api::all(self.client.clone());
-        let found = api.get_opt(name).await.map_err(|e| kubernetes(&format!("can't read namespace {name}"), &e))?;
+        let what = format!("can't read namespace {name}");
+        // The first question of an operation: a cluster that takes connections and never answers is found out here.
+        let asked = self.seams.timeout(FIRST_ANSWER, api.get_opt(name)).await.ok_or_else(|| {
+            let cause = format!("its API server didn't answer within {} s", FIRST_ANSWER.as_secs());
+            TaskFailure::retryable("site.unreachable", what.clone(), cause)
+                .next("check that the cluster runs and can be reached from here")
+        })?;
+        let found = match asked {
+            Ok(found) => found,
+            // Who may not see the namespace itself may still see what is in it.
+            Err(kube::Error::Api(status)) if status.code == 403 => return Ok(None),
+            Err(error) => return Err(kubernetes(&what, &error)),
+        };
         let Some(found) = found else {
             return Err(TaskFailure::permanent(
                 "application.not-found",
