@@ -34,7 +34,7 @@ KUBECONFIG = os.environ.get("KUBECONFIG", os.path.join(os.environ.get("TESTBED",
 CONTEXTS = ("a", "b")
 TERMINAL = ("succeeded", "failed", "cancelled")
 # What may lie in a data directory and in a repository, beside blobs.
-DATA = {"catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm", "installation.key", "repository.key", "lock", "ocopea.log", "repository"}
+DATA = {"catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm", "installation.key", "repository.key", "lock", "ocopea.log", "ocopea.log.1", "repository"}
 
 SMALL = """
 apiVersion: v1

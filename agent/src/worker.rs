@@ -40,9 +40,12 @@ use crate::{
 /// How much at once, and how patient.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Tasks that move bytes or objects, at the same time.
+    /// Tasks that move bytes (see [`TaskKind::moves_bytes`]), at the same time.
     pub copies: usize,
-    /// Tasks that mostly wait (see [`TaskKind::is_light`]), at the same time.
+    /// Tasks that are steps of seconds, at the same time.
+    pub steps: usize,
+    /// Tasks that mostly wait (see [`TaskKind::is_light`]), at the same time. The holders of a save wait for each
+    /// other: were there fewer permits than holders of all saves together, some would wait in vain.
     pub light: usize,
     /// Between two polls; hints come faster, polls find what hints lost.
     pub poll: Duration,
@@ -56,7 +59,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             copies: 4,
-            light: 256,
+            steps: 16,
+            light: 4096,
             poll: Duration::from_secs(3),
             grace: Duration::from_secs(8),
             patience: Duration::from_secs(10),
@@ -65,7 +69,7 @@ impl Default for Limits {
 }
 
 /// Tasks that wait for a permit or run; what comes beyond is found again by a later poll.
-const MOST_TAKEN: usize = 1024;
+const MOST_TAKEN: usize = 8192;
 /// Tasks asked for in one poll.
 const POLL: u32 = 64;
 /// Progress goes out at most this often, and orders to holders that keep a snapshot open come this late.
@@ -112,6 +116,7 @@ pub struct Worker {
     seams: Seams,
     limits: Limits,
     copies: Arc<Semaphore>,
+    steps: Arc<Semaphore>,
     light: Arc<Semaphore>,
     taken: Mutex<HashSet<TaskId>>,
     running: TaskTracker,
@@ -158,6 +163,7 @@ impl Worker {
             work,
             instance,
             copies: Arc::new(Semaphore::new(limits.copies)),
+            steps: Arc::new(Semaphore::new(limits.steps)),
             light: Arc::new(Semaphore::new(limits.light)),
             seams,
             limits,
@@ -263,7 +269,11 @@ impl Worker {
     }
 
     async fn permit(&self, kind: TaskKind) -> Option<OwnedSemaphorePermit> {
-        let pool = if kind.is_light() { &self.light } else { &self.copies };
+        let pool = match kind {
+            kind if kind.is_light() => &self.light,
+            kind if kind.moves_bytes() => &self.copies,
+            _ => &self.steps,
+        };
         tokio::select! {
             biased;
             () = self.stop.cancelled() => None,

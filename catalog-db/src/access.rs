@@ -105,24 +105,30 @@ impl Catalog {
         Ok(())
     }
 
-    /// Takes a sign-in code: works once, and only in time.
-    pub async fn use_sign_in_code(&self, hash: &str) -> Result<UserId, CatalogError> {
-        if !is_storable(hash) {
-            return Err(CatalogError::not_found("sign-in code", "…"));
+    /// Exchanges a sign-in code for a token, of which `token` is the hash: works once, and only in time. All of it or
+    /// nothing: a code isn't lost when the token can't be stored.
+    pub async fn sign_in(&self, code: &str, token: &str, expires: Option<Timestamp>) -> Result<UserId, CatalogError> {
+        let absent = || CatalogError::not_found("sign-in code", "…");
+        if !is_storable(code) {
+            return Err(absent());
         }
+        let transaction = self.begin().await?;
         let now = self.seams.clock.now();
         let taken = sign_in_codes::Entity::update_many()
             .set(sign_in_codes::ActiveModel { used: Set(Some(now.0)), ..Default::default() })
-            .filter(sign_in_codes::Column::Hash.eq(hash))
+            .filter(sign_in_codes::Column::Hash.eq(code))
             .filter(sign_in_codes::Column::Used.is_null())
             .filter(sign_in_codes::Column::Expires.gt(now.0))
-            .exec(&self.database)
+            .exec(&transaction.inner)
             .await?;
         if taken.rows_affected != 1 {
-            return Err(CatalogError::not_found("sign-in code", "…"));
+            return Err(absent());
         }
-        let row = sign_in_codes::Entity::find_by_id(hash).one(&self.database).await?;
-        row.map(|row| UserId(row.user_id)).ok_or_else(|| CatalogError::not_found("sign-in code", "…"))
+        let row = sign_in_codes::Entity::find_by_id(code).one(&transaction.inner).await?;
+        let user = UserId(row.ok_or_else(absent)?.user_id);
+        transaction.add_token(user, "sign-in", token, Role::Administrator, expires).await?;
+        transaction.commit().await?;
+        Ok(user)
     }
 
     /// Stores a token's hash.
@@ -134,23 +140,10 @@ impl Catalog {
         scope: Role,
         expires: Option<Timestamp>,
     ) -> Result<TokenId, CatalogError> {
-        storable("the token's name", &[name, hash])?;
-        let id = self.seams.uuid();
-        let row = tokens::ActiveModel {
-            id: Set(id),
-            user_id: Set(user.0),
-            name: Set(name.to_owned()),
-            hash: Set(hash.to_owned()),
-            scope: Set(scope.as_str().to_owned()),
-            created: Set(self.seams.clock.now().0),
-            expires: Set(expires.map(|e| e.0)),
-            revoked: Set(None),
-        };
         let transaction = self.begin().await?;
-        tokens::Entity::insert(row).exec_without_returning(&transaction.inner).await?;
-        transaction.audit(None, Some(user), "token.create", name, scope.as_str()).await?;
+        let id = transaction.add_token(user, name, hash, scope, expires).await?;
         transaction.commit().await?;
-        Ok(TokenId(id))
+        Ok(id)
     }
 
     /// Who a token stands for; `None` when it is unknown, expired or revoked.
@@ -219,6 +212,31 @@ impl Catalog {
 }
 
 impl Transaction {
+    async fn add_token(
+        &self,
+        user: UserId,
+        name: &str,
+        hash: &str,
+        scope: Role,
+        expires: Option<Timestamp>,
+    ) -> Result<TokenId, CatalogError> {
+        storable("the token's name", &[name, hash])?;
+        let id = self.seams.uuid();
+        let row = tokens::ActiveModel {
+            id: Set(id),
+            user_id: Set(user.0),
+            name: Set(name.to_owned()),
+            hash: Set(hash.to_owned()),
+            scope: Set(scope.as_str().to_owned()),
+            created: Set(self.seams.clock.now().0),
+            expires: Set(expires.map(|e| e.0)),
+            revoked: Set(None),
+        };
+        tokens::Entity::insert(row).exec_without_returning(&self.inner).await?;
+        self.audit(None, Some(user), "token.create", name, scope.as_str()).await?;
+        Ok(TokenId(id))
+    }
+
     /// Writes down who did what; part of the act's own transaction.
     pub async fn audit(
         &self,

@@ -45,6 +45,13 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
+    /// Whether the database has no room left.
+    pub fn is_full(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        let words = error.to_string();
+        ["disk is full", "No space left", "disk I/O error"].iter().any(|word| words.contains(word))
+    }
+
     pub(crate) fn not_found(what: &'static str, name: impl ToString) -> Self {
         // As much of it as people need to recognise it: it comes from outside.
         Self::NotFound { what, name: name.to_string().chars().take(80).collect() }

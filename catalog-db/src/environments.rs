@@ -11,7 +11,7 @@ use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter
 use crate::{
     Catalog, CatalogError, Transaction,
     database::{is_storable, storable, unless_there},
-    entities::environments,
+    entities::{environments, operations},
     model::EnvironmentState,
 };
 
@@ -63,15 +63,21 @@ fn environment(row: environments::Model) -> Result<Environment, CatalogError> {
 
 impl Catalog {
     /// A team's environments that are there or on their way, newest first.
-    pub async fn environments(&self, team: TeamId) -> Result<Vec<Environment>, CatalogError> {
-        let rows = environments::Entity::find()
+    pub async fn environments(
+        &self,
+        team: TeamId,
+        before: Option<EnvironmentId>,
+        limit: u64,
+    ) -> Result<Vec<Environment>, CatalogError> {
+        let mut find = environments::Entity::find()
             .filter(environments::Column::Team.eq(team.0))
             .filter(environments::Column::State.is_not_in(GONE.map(EnvironmentState::as_str)))
             .order_by_desc(environments::Column::Id)
-            .limit(1000)
-            .all(&self.database)
-            .await?;
-        rows.into_iter().map(environment).collect()
+            .limit(limit.clamp(1, 1000));
+        if let Some(before) = before {
+            find = find.filter(environments::Column::Id.lt(before.0));
+        }
+        find.all(&self.database).await?.into_iter().map(environment).collect()
     }
 
     /// One, by name or id.
@@ -129,6 +135,42 @@ impl Transaction {
             "an environment {:?} is at that site already: choose another name, or remove it first",
             new.name
         )))
+    }
+
+    /// Begins to remove one that runs; of two at once, the second is refused. One that is being made or removed is
+    /// left to the operation that does so.
+    pub async fn begin_removing(&self, id: EnvironmentId) -> Result<(), CatalogError> {
+        let row = environments::ActiveModel {
+            state: Set(EnvironmentState::Removing.as_str().to_owned()),
+            ..Default::default()
+        };
+        let begun = environments::Entity::update_many()
+            .set(row)
+            .filter(environments::Column::Id.eq(id.0))
+            .filter(environments::Column::State.eq(EnvironmentState::Running.as_str()))
+            .exec(&self.inner)
+            .await?;
+        if begun.rows_affected == 1 {
+            return Ok(());
+        }
+        let now = self.environment(id).await?;
+        let open = operations::Entity::find()
+            .filter(operations::Column::Environment.eq(id.0))
+            .filter(operations::Column::Ended.is_null())
+            .order_by_desc(operations::Column::Id)
+            .one(&self.inner)
+            .await?;
+        let by = open.map(|open| format!(" by operation {}", open.id)).unwrap_or_default();
+        Err(match now.state {
+            EnvironmentState::Creating => CatalogError::Conflict(format!(
+                "the environment {:?} is still being made{by}: wait for it, or cancel that operation",
+                now.name
+            )),
+            EnvironmentState::Removing => {
+                CatalogError::Conflict(format!("the environment {:?} is being removed already{by}", now.name))
+            }
+            _ => CatalogError::not_found("environment", now.name),
+        })
     }
 
     /// Moves it to another state. Repeating is fine.

@@ -9,8 +9,8 @@ use ocopea_protocol::{
 };
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-    sea_query::{ExprTrait, Query},
+    ColumnTrait, Condition, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::{Expr, ExprTrait, LikeExpr, Query},
 };
 
 use crate::{
@@ -46,7 +46,7 @@ pub struct Image {
     pub created: Timestamp,
     /// Labels as they are now.
     pub labels: BTreeMap<String, String>,
-    /// The record as JSON.
+    /// The record as JSON; empty in lists, where nobody reads it.
     pub body: String,
 }
 
@@ -115,13 +115,13 @@ impl Catalog {
             .filter(images::Column::Team.eq(team.0))
             .filter(images::Column::Deleting.is_null())
             .order_by_desc(images::Column::Id)
-            .limit(search.limit.clamp(1, 1000));
+            .limit(search.limit.clamp(1, 1000))
+            .select_only()
+            .columns(images::Column::iter().filter(|column| !matches!(column, images::Column::Body)))
+            .column_as(Expr::val(""), images::Column::Body);
         for word in &search.text {
             let pattern = format!("%{}%", escape_like(&word.to_lowercase()));
-            find = find.filter(
-                sea_orm::sea_query::Expr::col(images::Column::Search)
-                    .like(sea_orm::sea_query::LikeExpr::new(pattern).escape('\\')),
-            );
+            find = find.filter(Expr::col(images::Column::Search).like(LikeExpr::new(pattern).escape('\\')));
         }
         for (label, value) in &search.labels {
             let mut condition = Condition::all().add(image_labels::Column::Label.eq(label));
@@ -158,10 +158,14 @@ impl Catalog {
         let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
         let labels =
             image_labels::Entity::find().filter(image_labels::Column::Image.is_in(ids)).all(&self.database).await?;
+        let mut by_image: BTreeMap<uuid::Uuid, BTreeMap<String, String>> = BTreeMap::new();
+        for label in labels {
+            by_image.entry(label.image).or_default().insert(label.label, label.value);
+        }
         rows.into_iter()
             .map(|row| {
-                let own = labels.iter().filter(|label| label.image == row.id);
-                image(row.clone(), own.map(|label| (label.label.clone(), label.value.clone())).collect())
+                let own = by_image.remove(&row.id).unwrap_or_default();
+                image(row, own)
             })
             .collect()
     }
@@ -294,12 +298,17 @@ impl Transaction {
         Ok(())
     }
 
-    /// Hides an image that is being deleted.
+    /// Hides an image that is being deleted; of two at once, the second finds it no more.
     pub async fn hide_image(&self, image: ImageId) -> Result<(), CatalogError> {
         let now = self.seams.clock.now().0;
         let row = images::ActiveModel { deleting: Set(Some(now)), ..Default::default() };
-        images::Entity::update_many().set(row).filter(images::Column::Id.eq(image.0)).exec(&self.inner).await?;
-        Ok(())
+        let hidden = images::Entity::update_many()
+            .set(row)
+            .filter(images::Column::Id.eq(image.0))
+            .filter(images::Column::Deleting.is_null())
+            .exec(&self.inner)
+            .await?;
+        if hidden.rows_affected == 1 { Ok(()) } else { Err(CatalogError::not_found("image", image)) }
     }
 
     /// Shows an image again that could not be deleted.

@@ -130,6 +130,19 @@ impl Catalog {
         operation(row.ok_or_else(|| CatalogError::not_found("operation", id))?)
     }
 
+    /// How often one of a team's has changed.
+    pub async fn operation_version(&self, team: TeamId, id: OperationId) -> Result<u64, CatalogError> {
+        let version: Option<i64> = operations::Entity::find_by_id(id.0)
+            .filter(operations::Column::Team.eq(team.0))
+            .select_only()
+            .column(operations::Column::Version)
+            .into_tuple()
+            .one(&self.database)
+            .await?;
+        let version = version.ok_or_else(|| CatalogError::not_found("operation", id))?;
+        Ok(u64::try_from(version).unwrap_or(0))
+    }
+
     /// Those that aren't over, of all teams.
     pub async fn open_operations(&self) -> Result<Vec<Operation>, CatalogError> {
         let open = [OperationState::Running.as_str(), OperationState::Undoing.as_str()];

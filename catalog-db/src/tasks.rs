@@ -87,6 +87,15 @@ pub struct Task {
     pub ended: Option<Timestamp>,
 }
 
+/// A heartbeat that counted.
+#[derive(Clone, Debug)]
+pub struct Beat {
+    /// The task as it is now.
+    pub task: Task,
+    /// Whether anything was written.
+    pub written: bool,
+}
+
 /// A hint that waits to be published.
 #[derive(Clone, Debug)]
 pub struct OutboxRow {
@@ -150,7 +159,7 @@ impl Catalog {
         let rows = tasks::Entity::find()
             .filter(tasks::Column::State.eq(TaskState::Ready.as_str()))
             .filter(of)
-            .filter(tasks::Column::NotBefore.lte(self.seams.clock.now().0))
+            .filter(due(self.seams.clock.now()))
             .order_by_asc(tasks::Column::Id)
             .limit(most.clamp(1, 1000))
             .all(&self.database)
@@ -158,9 +167,13 @@ impl Catalog {
         rows.into_iter().map(task).collect()
     }
 
-    /// Hints to publish, oldest first.
-    pub async fn outbox(&self, most: u64) -> Result<Vec<OutboxRow>, CatalogError> {
-        let rows = outbox::Entity::find().order_by_asc(outbox::Column::Id).limit(most).all(&self.database).await?;
+    /// Hints to publish, oldest first; those behind `after`, where it is given.
+    pub async fn outbox(&self, after: Option<uuid::Uuid>, most: u64) -> Result<Vec<OutboxRow>, CatalogError> {
+        let mut find = outbox::Entity::find().order_by_asc(outbox::Column::Id).limit(most);
+        if let Some(after) = after {
+            find = find.filter(outbox::Column::Id.gt(after));
+        }
+        let rows = find.all(&self.database).await?;
         Ok(rows
             .into_iter()
             .map(|row| OutboxRow { id: row.id, site: SiteId(row.site), task: TaskId(row.task), kind: row.kind })
@@ -173,14 +186,26 @@ impl Catalog {
         Ok(())
     }
 
-    /// Tasks whose lease has run out.
-    pub async fn expired_tasks(&self) -> Result<Vec<Task>, CatalogError> {
+    /// Tasks whose lease had run out at `now`.
+    pub async fn expired_tasks(&self, now: Timestamp) -> Result<Vec<Task>, CatalogError> {
         let rows = tasks::Entity::find()
             .filter(tasks::Column::State.eq(TaskState::Claimed.as_str()))
-            .filter(tasks::Column::LeaseUntil.lt(self.seams.clock.now().0))
+            .filter(tasks::Column::LeaseUntil.lt(now.0))
             .all(&self.database)
             .await?;
         rows.into_iter().map(task).collect()
+    }
+
+    /// Gives every lease that wasn't ended on purpose until `until`: the clock was set, so
+    /// that what was written before means nothing.
+    pub async fn renew_leases(&self, until: Timestamp) -> Result<(), CatalogError> {
+        tasks::Entity::update_many()
+            .set(tasks::ActiveModel { lease_until: Set(Some(until.0)), ..Default::default() })
+            .filter(tasks::Column::State.eq(TaskState::Claimed.as_str()))
+            .filter(tasks::Column::LeaseUntil.gt(0))
+            .exec(&self.database)
+            .await?;
+        Ok(())
     }
 
     /// Ends the leases of everybody but `alive`: of processes that are known to be dead.
@@ -335,7 +360,7 @@ impl Transaction {
             .filter(tasks::Column::Id.eq(id.0))
             .filter(tasks::Column::State.eq(TaskState::Ready.as_str()))
             .filter(tasks::Column::Attempt.eq(i64::from(before.attempt)))
-            .filter(tasks::Column::NotBefore.lte(now.0))
+            .filter(due(now))
             .exec(&self.inner)
             .await?;
         if taken.rows_affected != 1 {
@@ -353,19 +378,26 @@ impl Transaction {
         self.task(id).await
     }
 
-    /// Renews a lease; `None` when the attempt no longer holds the task.
+    /// Renews a lease; `None` when the attempt no longer holds the task. Nothing is written where there is nothing new
+    /// and the lease is young: holders ask often.
     pub async fn heartbeat(
         &self,
         claimed: &Claimed,
         progress: &Progress,
         holder: Option<&HolderState>,
         lease: Duration,
-    ) -> Result<Option<Task>, CatalogError> {
-        if self.held(claimed).await?.is_none() {
-            return Ok(None);
+    ) -> Result<Option<Beat>, CatalogError> {
+        let Some(before) = self.held(claimed).await? else { return Ok(None) };
+        let now = self.seams.clock.now();
+        let young =
+            before.lease_until.is_some_and(|until| until > now.plus(lease.mul_f64(0.75)) && until <= now.plus(lease));
+        let news = before.progress.as_ref().unwrap_or(&Progress::default()) != progress
+            || holder.is_some_and(|holder| before.holder.as_ref() != Some(holder));
+        if young && !news {
+            return Ok(Some(Beat { task: before, written: false }));
         }
         let mut row = tasks::ActiveModel {
-            lease_until: Set(Some(self.seams.clock.now().plus(lease).0)),
+            lease_until: Set(Some(now.plus(lease).0)),
             progress: Set(Some(serde_json::to_string(progress)?)),
             ..Default::default()
         };
@@ -373,7 +405,18 @@ impl Transaction {
             row.holder = Set(Some(serde_json::to_string(holder)?));
         }
         tasks::Entity::update_many().set(row).filter(held_by(claimed)).exec(&self.inner).await?;
-        self.task(claimed.task).await
+        Ok(self.task(claimed.task).await?.map(|task| Beat { task, written: true }))
+    }
+
+    /// Renews a lease, whatever its age. `false` when the attempt no longer holds the task.
+    pub async fn renew_lease(&self, claimed: &Claimed, lease: Duration) -> Result<bool, CatalogError> {
+        let until = self.seams.clock.now().plus(lease);
+        let renewed = tasks::Entity::update_many()
+            .set(tasks::ActiveModel { lease_until: Set(Some(until.0)), ..Default::default() })
+            .filter(held_by(claimed))
+            .exec(&self.inner)
+            .await?;
+        Ok(renewed.rows_affected == 1)
     }
 
     /// Ends an attempt well. `false` when it no longer holds the task.
@@ -402,8 +445,9 @@ impl Transaction {
     pub async fn fail(&self, claimed: &Claimed, failure: &TaskFailure) -> Result<Option<TaskState>, CatalogError> {
         let Some(now) = self.held(claimed).await? else { return Ok(None) };
         self.end_attempt(claimed.task, claimed.attempt, Some(failure)).await?;
+        let tries = self.tries(claimed.task).await?;
         let state = match failure.class {
-            FailureClass::Retryable if now.attempt < now.most_attempts => TaskState::Ready,
+            FailureClass::Retryable if tries < now.most_attempts => TaskState::Ready,
             FailureClass::Cancelled => TaskState::Cancelled,
             _ => TaskState::Failed,
         };
@@ -416,7 +460,7 @@ impl Transaction {
         };
         tasks::Entity::update_many().set(row).filter(tasks::Column::Id.eq(now.id.0)).exec(&self.inner).await?;
         if state == TaskState::Ready {
-            let pause = Duration::from_secs(1 << now.attempt.min(6));
+            let pause = Duration::from_secs(1 << tries.min(LONGEST_PAUSE.ilog2()));
             self.make_ready(&now, self.seams.clock.now().plus(self.seams.jittered(pause))).await?;
         }
         Ok(Some(state))
@@ -481,6 +525,17 @@ impl Transaction {
         Ok(())
     }
 
+    /// How many attempts failed by themselves: those that were lost with their agent say nothing about the work.
+    async fn tries(&self, id: TaskId) -> Result<u32, CatalogError> {
+        let ended = attempts::Entity::find().filter(attempts::Column::Task.eq(id.0)).all(&self.inner).await?;
+        let mut tries = 0;
+        for failure in ended.into_iter().filter_map(|attempt| attempt.failure) {
+            let failure: TaskFailure = serde_json::from_str(&failure)?;
+            tries += u32::from(failure.code != LOST);
+        }
+        Ok(tries)
+    }
+
     async fn end_attempt(&self, id: TaskId, attempt: u32, failure: Option<&TaskFailure>) -> Result<(), CatalogError> {
         let row = attempts::ActiveModel {
             ended: Set(Some(self.seams.clock.now().0)),
@@ -495,6 +550,17 @@ impl Transaction {
             .await?;
         Ok(())
     }
+}
+
+/// The code of a failure that is a loss: the agent stopped, died or was cut off.
+pub const LOST: &str = "task.lost";
+/// Longest pause before another try, in seconds; a power of two.
+const LONGEST_PAUSE: u32 = 64;
+
+/// What may be claimed at `now`. What would wait longer than any pause was written before the clock was put back.
+fn due(now: Timestamp) -> Condition {
+    let longest = Duration::from_secs(2 * u64::from(LONGEST_PAUSE));
+    Condition::any().add(tasks::Column::NotBefore.lte(now.0)).add(tasks::Column::NotBefore.gt(now.plus(longest).0))
 }
 
 /// How many lost leases a task survives beyond its tries: a process that is killed again and again must end.

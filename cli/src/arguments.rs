@@ -341,6 +341,9 @@ pub enum Tokens {
         /// viewer, operator or administrator
         #[arg(long, default_value = "operator")]
         scope: String,
+        /// For how long it works: 90d, 12h, 30m; without end unless given
+        #[arg(long)]
+        expires: Option<String>,
     },
     /// Ends a token at once
     Revoke {

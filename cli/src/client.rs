@@ -3,7 +3,7 @@
 use std::{io::Write, os::unix::fs::OpenOptionsExt, path::PathBuf};
 
 use futures::{Stream, StreamExt};
-use ocopea_coordinator::api::Problem;
+use ocopea_coordinator::api::{Page, Problem};
 use reqwest::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -73,7 +73,8 @@ impl Account {
         std::fs::rename(&new, &path)
     }
 
-    fn load() -> Option<Self> {
+    /// What was kept.
+    pub fn load() -> Option<Self> {
         serde_json::from_slice(&std::fs::read(account_path()?).ok()?).ok()
     }
 }
@@ -120,6 +121,17 @@ impl Client {
     /// Reads.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         decode(self.send(Method::GET, path, None, None).await?).await
+    }
+
+    /// Reads a list, page by page; `path` has a query.
+    pub async fn all<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Failure> {
+        let mut all = Vec::new();
+        let mut page: Page<T> = self.get(path).await?;
+        loop {
+            all.append(&mut page.items);
+            let Some(cursor) = page.next else { return Ok(all) };
+            page = self.get(&format!("{path}&cursor={cursor}")).await?;
+        }
     }
 
     /// Asks for something, harmlessly repeated.

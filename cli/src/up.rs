@@ -22,7 +22,7 @@ use ocopea_agent::{
     },
     worker::Worker,
 };
-use ocopea_catalog_db::{Catalog, model::Role};
+use ocopea_catalog_db::{Catalog, access::Actor, model::Role};
 use ocopea_coordinator::{
     Coordinator,
     api::{self, OpenConnection, SiteAccess},
@@ -32,7 +32,7 @@ use ocopea_coordinator::{
 use ocopea_protocol::{
     bus::in_process::InProcessBus,
     failure::TaskFailure,
-    ids::InstanceId,
+    ids::{InstanceId, SiteId},
     image::Location,
     message::{Request, SiteReport, SiteState},
     names::SiteName,
@@ -206,6 +206,8 @@ fn open_vault(data: &Path) -> Result<Vault, Failure> {
 /// Runs until SIGTERM or Ctrl-C.
 pub async fn run(options: Up) -> Result<(), Failure> {
     let sites = options.sites.iter().map(|text| parse_site(text)).collect::<Result<Vec<_>, _>>()?;
+    // What is made from here on is nobody else's to read, the catalog included.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let data = data_directory(options.data)?;
     let _lock = lock(&data)?;
     log_to(&data)?;
@@ -263,11 +265,14 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let agents_stop = CancellationToken::new();
     coordinator.start(&stop);
-    for (site, worker, id) in &workers {
-        let report = site.report(worker.instance()).await;
+    // One that doesn't answer holds up no other.
+    let reports = workers.iter().map(|(site, worker, _)| site.report(worker.instance()));
+    for ((site, _, id), report) in workers.iter().zip(futures::future::join_all(reports).await) {
         catalog.report_site(*id, &report).await.map_err(catalog_fault)?;
         print_site(&site.name, &report);
     }
+    let mut signals = Signals::listen()?;
+    say_what_waits(&catalog, &workers.iter().map(|(_, _, id)| *id).collect::<Vec<_>>()).await.map_err(catalog_fault)?;
     let agents = TaskTracker::new();
     for (site, worker, _) in workers {
         let token = agents_stop.clone();
@@ -290,8 +295,8 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     let expires = seams.clock.now().plus(CODE);
     catalog.add_sign_in_code(actor.user, &tokens::hash(code.reveal()), expires).await.map_err(catalog_fault)?;
     let url = format!("http://{address}");
-    let token = tokens::issue(&catalog, &actor, "this shell", Role::Administrator).await.map_err(catalog_fault)?;
-    let signed_in = Account { url: url.clone(), token: token.reveal().to_owned() }.store();
+    let signed_in =
+        Account { url: url.clone(), token: shell_token(&catalog, &actor).await.map_err(catalog_fault)? }.store();
     let shell = match signed_in {
         Ok(()) => "this shell's user is signed in".to_owned(),
         Err(error) => format!("this shell could not be signed in: {error}"),
@@ -309,18 +314,22 @@ pub async fn run(options: Up) -> Result<(), Failure> {
         access: Arc::new(Access { platforms, seams: seams.clone() }),
         keys: Arc::new(KeyFile(data.join("repository.key"))),
     });
-    let served = stop.clone();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move { served.cancelled().await });
-    let serving = async move { server.await };
-    tokio::select! {
-        ended = serving => return ended.map_err(|error| Failure::local(format!("the server ended: {error}"))),
-        () = asked_to_stop() => {}
-    }
+    let closed = CancellationToken::new();
+    let serving = api::serve(listener, router, seams.clone(), closed.clone());
+    seams.spawner.spawn("api", Box::pin(serving));
+    signals.next().await;
+    closed.cancel();
     output::line("stopping: nothing new is taken, what runs is finished or handed back");
     // The coordinator goes on answering until the agents have handed back what they had.
     agents_stop.cancel();
-    if seams.timeout(Duration::from_secs(30), agents.wait()).await.is_none() {
-        output::remark("some tasks did not end in time: they go on at the next start");
+    tokio::select! {
+        ended = seams.timeout(Duration::from_secs(30), agents.wait()) => if ended.is_none() {
+            output::remark("some tasks did not end in time: they go on at the next start");
+        },
+        () = signals.next() => {
+            output::remark("asked twice: left at once; what ran goes on at the next start");
+            return Ok(());
+        }
     }
     stop.cancel();
     tracker.close();
@@ -331,30 +340,122 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn asked_to_stop() {
-    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(signal) => signal,
-        Err(_) => return std::future::pending().await,
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+/// The wishes to stop.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let fault = |error: std::io::Error| Failure::local(format!("signals can't be heard: {error}"));
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(fault)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(fault)?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
+/// This shell's token: the one that it has, as long as it works here, else a new one.
+async fn shell_token(catalog: &Catalog, actor: &Actor) -> Result<String, ocopea_catalog_db::CatalogError> {
+    if let Some(kept) = Account::load() {
+        let known = catalog.authenticate(&tokens::hash(&kept.token)).await?;
+        if known.is_some_and(|known| known.user == actor.user && !known.narrowed) {
+            return Ok(kept.token);
+        }
+    }
+    let token = tokens::issue(catalog, actor, "this shell", Role::Administrator, None).await?;
+    Ok(token.reveal().to_owned())
+}
+
+/// Operations at sites that were not given wait until they are.
+async fn say_what_waits(catalog: &Catalog, given: &[SiteId]) -> Result<(), ocopea_catalog_db::CatalogError> {
+    let waiting: Vec<_> = catalog
+        .open_operations()
+        .await?
+        .into_iter()
+        .filter(|operation| operation.site.is_some_and(|site| !given.contains(&site)))
+        .collect();
+    for operation in &waiting {
+        let site = match operation.site {
+            Some(site) => catalog.site(&site.to_string()).await?.name,
+            None => continue,
+        };
+        output::line(format!(
+            "  operation {} ({}) waits for site {site}, which was not given: start with --site {site}=CONTEXT",
+            operation.id, operation.title
+        ));
+    }
+    Ok(())
+}
+
 fn log_to(data: &Path) -> Result<(), Failure> {
-    let path = data.join("ocopea.log");
-    let file = std::fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|error| Failure::local(format!("{} can't be written: {error}", path.display())))?;
+    let log = Log::open(data.join("ocopea.log"))
+        .map_err(|(path, error)| Failure::local(format!("{} can't be written: {error}", path.display())))?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("OCOPEA_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,sqlx=warn,kube=warn"));
     let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::sync::Mutex::new(file));
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::sync::Mutex::new(log));
     log.try_init().map_err(|error| Failure::local(format!("no log: {error}")))
+}
+
+/// Where a log begins anew; the one before is kept beside it.
+const LONGEST_LOG: u64 = 32 * 1024 * 1024;
+
+/// The log file, bounded. A disk without room costs lines, and is said once.
+struct Log {
+    path: PathBuf,
+    file: std::fs::File,
+    length: u64,
+    broken: bool,
+}
+
+impl Log {
+    fn open(path: PathBuf) -> Result<Self, (PathBuf, std::io::Error)> {
+        let opened = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        match opened.and_then(|file| Ok((file.metadata()?.len(), file))) {
+            Ok((length, file)) => Ok(Self { path, file, length, broken: false }),
+            Err(error) => Err((path, error)),
+        }
+    }
+
+    fn begin_anew(&mut self) -> std::io::Result<()> {
+        let mut old = self.path.clone().into_os_string();
+        old.push(".1");
+        std::fs::rename(&self.path, old)?;
+        *self = Self::open(self.path.clone()).map_err(|(_, error)| error)?;
+        Ok(())
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let room = if self.length >= LONGEST_LOG { self.begin_anew() } else { Ok(()) };
+        match room.and_then(|()| self.file.write_all(line)) {
+            Ok(()) => {
+                self.length += line.len() as u64;
+                self.broken = false;
+            }
+            Err(error) if !self.broken => {
+                self.broken = true;
+                output::remark(format!("the log {} can't be written: {error}", self.path.display()));
+            }
+            Err(_) => {}
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 async fn docker_credentials() -> Result<Credentials, Failure> {

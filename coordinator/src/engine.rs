@@ -70,12 +70,12 @@ pub async fn accept(
         created: catalog.seams.clock.now(),
         ended: None,
     };
+    if let Some(environment) = order.removing {
+        transaction.begin_removing(environment).await?;
+    }
     transaction.add_operation(&operation).await?;
     if let Some(environment) = &order.environment {
         transaction.add_environment(environment).await?;
-    }
-    if let Some(environment) = order.removing {
-        transaction.set_environment_state(environment, EnvironmentState::Removing).await?;
     }
     if let Request::DeleteImage(request) = &order.request {
         transaction.hide_image(request.image).await?;
@@ -200,10 +200,11 @@ async fn undo(
         && operation.failure.as_ref().is_some_and(|f| f.class == ocopea_protocol::failure::FailureClass::Cancelled);
     operation.state = if cancelled { OperationState::Cancelled } else { OperationState::Failed };
     transaction.save_operation(operation).await?;
-    if operation.kind == "delete-image"
-        && let Some(image) = operation.image
-    {
-        transaction.show_image(image).await?;
+    match (operation.kind.as_str(), operation.image) {
+        ("delete-image", Some(image)) => transaction.show_image(image).await?,
+        // A reindex may have seen the ref between the commit and its undo.
+        ("save", Some(image)) => transaction.remove_image(image).await?,
+        _ => {}
     }
     if let Some(environment) = operation.environment {
         let now = transaction.environment(environment).await?;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use ocopea_catalog_db::Catalog;
 use ocopea_protocol::{bus::CoordinatorBus, ids::InstanceId, seams::Seams};
 use ocopea_repository::Repository;
-use tokio::sync::{Notify, RwLock};
+use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use vault::Vault;
@@ -36,9 +36,8 @@ pub struct Coordinator {
     pub seams: Seams,
     /// This process, as a doer of the coordinator's own tasks.
     pub instance: InstanceId,
-    /// Rung when something was committed: relay, runner and watchers look at once instead of at their next poll.
-    pub changed: Notify,
-    /// For watchers of operations.
+    /// Counts commits: relay, runner and watchers look at once instead of at their next poll. Who looks while another
+    /// change comes sees that one, too.
     pub version: tokio::sync::watch::Sender<u64>,
 }
 
@@ -58,7 +57,6 @@ impl Coordinator {
             vault,
             bus,
             seams,
-            changed: Notify::new(),
             version: tokio::sync::watch::Sender::new(0),
         })
     }
@@ -71,7 +69,6 @@ impl Coordinator {
 
     /// Something was committed.
     pub fn ring(&self) {
-        self.changed.notify_waiters();
         self.version.send_modify(|version| *version += 1);
     }
 }

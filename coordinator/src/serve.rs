@@ -6,7 +6,7 @@ use ocopea_catalog_db::{
     CatalogError,
     model::{OperationState, TaskState},
     operations::Operation,
-    tasks::Task,
+    tasks::{LOST, Task},
 };
 use ocopea_protocol::{
     bus::{BusError, Incoming},
@@ -117,25 +117,30 @@ impl Coordinator {
         };
         let operation = transaction.operation(task.operation).await?;
         let claimed = Claimed { task: task.id, operation: operation.id, attempt: task.attempt, instance };
-        match self.complete(&operation, &task).await {
+        transaction.touch_operation(operation.id).await?;
+        transaction.commit().await?;
+        self.ring();
+        // Outside of the transaction: the repository may be slow, and others wait for the catalog.
+        let failure = match self.complete(&operation, &task).await {
             Ok(spec) => {
-                transaction.touch_operation(operation.id).await?;
-                transaction.commit().await?;
-                self.ring();
-                Ok(Answer::Granted {
-                    claimed,
-                    lease_ms: u64::try_from(LEASE.as_millis()).unwrap_or(0),
-                    spec: Box::new(spec),
-                })
+                let lease_ms = u64::try_from(LEASE.as_millis()).unwrap_or(0);
+                let granted = Answer::Granted { claimed, lease_ms, spec: Box::new(spec) };
+                match envelope::seal(&granted, "") {
+                    Ok(_) => return Ok(granted),
+                    Err(error) => {
+                        TaskFailure::permanent("task.too-large", format!("can't hand out {}", task.label), error)
+                    }
+                }
             }
-            Err(failure) => {
-                transaction.fail(&claimed, &failure).await?;
-                engine::settle(&transaction, operation.id).await?;
-                transaction.commit().await?;
-                self.ring();
-                Ok(Answer::Refused { why: failure.to_string() })
-            }
+            Err(failure) => failure,
+        };
+        let transaction = self.catalog.begin().await?;
+        if self.record_failure(&transaction, &claimed, &failure).await? {
+            engine::settle(&transaction, operation.id).await?;
+            transaction.commit().await?;
+            self.ring();
         }
+        Ok(Answer::Refused { why: failure.to_string() })
     }
 
     /// The task as it is sent: with keys and credentials, which the catalog never holds in the clear.
@@ -215,16 +220,22 @@ impl Coordinator {
         holder: Option<&HolderState>,
     ) -> Result<Answer, CatalogError> {
         let transaction = self.catalog.begin().await?;
-        let Some(task) = transaction.heartbeat(claimed, progress, holder, LEASE).await? else {
+        let Some(beat) = transaction.heartbeat(claimed, progress, holder, LEASE).await? else {
             return Ok(Answer::Refused { why: "the lease is over".to_owned() });
         };
+        let task = beat.task;
+        let until = task.lease_until.unwrap_or_default().0.saturating_sub(self.seams.clock.now().0);
+        let lease_ms = u64::try_from(until).unwrap_or(0);
         let mut operation = transaction.operation(claimed.operation).await?;
         let mut context: Context = serde_json::from_str(&operation.context)?;
         let unwanted = !task.undo && (operation.state != OperationState::Running || save::is_stale(&task, &context));
         if unwanted {
+            // A whole lease, within which the agent lets go of what it holds.
+            transaction.renew_lease(claimed, LEASE).await?;
             transaction.commit().await?;
             return Ok(Answer::Cancel);
         }
+        let mut written = beat.written;
         let mut order = HolderOrder::Wait;
         if save::is_holder(&task) {
             let tasks = transaction.tasks(operation.id).await?;
@@ -249,12 +260,16 @@ impl Coordinator {
                 operation.context = serde_json::to_string(&context)?;
                 transaction.save_operation(&operation).await?;
                 engine::settle(&transaction, operation.id).await?;
+                written = true;
             }
         }
-        transaction.touch_operation(claimed.operation).await?;
-        transaction.commit().await?;
-        self.ring();
-        Ok(Answer::Continue { lease_ms: u64::try_from(LEASE.as_millis()).unwrap_or(0), holder: order })
+        // Holders ask many times a second: what changed nothing costs no write, and wakes nobody.
+        if written {
+            transaction.touch_operation(claimed.operation).await?;
+            transaction.commit().await?;
+            self.ring();
+        }
+        Ok(Answer::Continue { lease_ms, holder: order })
     }
 
     pub(crate) async fn finish(&self, claimed: &Claimed, outcome: &Outcome) -> Result<Answer, CatalogError> {
@@ -274,7 +289,7 @@ impl Coordinator {
         Ok(Answer::Recorded)
     }
 
-    async fn record_failure(
+    pub(crate) async fn record_failure(
         &self,
         transaction: &ocopea_catalog_db::Transaction,
         claimed: &Claimed,
@@ -317,7 +332,7 @@ impl Coordinator {
         if operation.state != OperationState::Running && !task.undo {
             transaction.cancel_task(task.id).await?;
         } else {
-            let failure = TaskFailure::retryable("task.lost", format!("{} was not finished", task.label), why);
+            let failure = TaskFailure::retryable(LOST, format!("{} was not finished", task.label), why);
             transaction.hand_back(task, &failure).await?;
         }
         engine::settle(transaction, task.operation).await

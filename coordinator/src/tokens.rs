@@ -5,7 +5,7 @@ use aws_lc_rs::{
     rand::{SecureRandom, SystemRandom},
 };
 use ocopea_catalog_db::{Catalog, CatalogError, access::Actor, model::Role};
-use ocopea_protocol::secret::Secret;
+use ocopea_protocol::{secret::Secret, time::Timestamp};
 
 /// A new secret with a prefix that secret scanners can find.
 pub fn generate(prefix: &str) -> Option<Secret> {
@@ -20,9 +20,15 @@ pub fn hash(secret: &str) -> String {
 }
 
 /// A new token for `actor`, as text to be shown once.
-pub async fn issue(catalog: &Catalog, actor: &Actor, name: &str, scope: Role) -> Result<Secret, CatalogError> {
+pub async fn issue(
+    catalog: &Catalog,
+    actor: &Actor,
+    name: &str,
+    scope: Role,
+    expires: Option<Timestamp>,
+) -> Result<Secret, CatalogError> {
     let token =
         generate("ocopea").ok_or_else(|| CatalogError::Malformed("the system gives no randomness".to_owned()))?;
-    catalog.add_token(actor.user, name, &hash(token.reveal()), scope, None).await?;
+    catalog.add_token(actor.user, name, &hash(token.reveal()), scope, expires).await?;
     Ok(token)
 }

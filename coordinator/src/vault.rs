@@ -1,7 +1,9 @@
-//! What must be kept for a while, and must not stand in the catalog's rows in the clear: given credentials.
+//! What must be kept for a while, and must not stand in the catalog's rows in the clear: given credentials, and
+//! requests that hold them.
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
+    hmac,
     rand::{SecureRandom, SystemRandom},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -10,6 +12,7 @@ use ocopea_protocol::secret::Secret32;
 /// Seals with the installation's key.
 pub struct Vault {
     key: LessSafeKey,
+    fingerprints: hmac::Key,
 }
 
 /// It could not be sealed or opened.
@@ -21,7 +24,14 @@ impl Vault {
     /// With this key.
     pub fn new(key: &Secret32) -> Result<Self, VaultError> {
         let unbound = UnboundKey::new(&AES_256_GCM, &key.0).map_err(|_| VaultError("wrong length"))?;
-        Ok(Self { key: LessSafeKey::new(unbound) })
+        let own = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key.0), b"ocopea fingerprints");
+        let fingerprints = hmac::Key::new(hmac::HMAC_SHA256, own.as_ref());
+        Ok(Self { key: LessSafeKey::new(unbound), fingerprints })
+    }
+
+    /// Tells equal texts from others, and tells nothing else of them: a password can't be guessed from it.
+    pub fn fingerprint(&self, text: &[u8]) -> String {
+        hex::encode(hmac::sign(&self.fingerprints, text))
     }
 
     /// A new random key.

@@ -6,7 +6,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
-use ocopea_catalog_db::{Catalog, access::Actor, model::Role};
+use ocopea_catalog_db::{
+    Catalog,
+    access::Actor,
+    environments::Environment,
+    images::Image,
+    model::{EnvironmentState, Role},
+};
 use ocopea_coordinator::{
     Coordinator,
     api::{self, KeyFile, OpenConnection, SiteAccess, exec},
@@ -14,7 +20,14 @@ use ocopea_coordinator::{
     vault::Vault,
 };
 use ocopea_protocol::{
-    bus::in_process::InProcessBus, failure::TaskFailure, image::Location, seams::Seams, secret::Secret32,
+    bus::in_process::InProcessBus,
+    failure::TaskFailure,
+    ids::{EnvironmentId, ImageId, InstanceId},
+    image::Location,
+    message::{SiteReport, SiteState},
+    names::Digest,
+    seams::Seams,
+    secret::Secret32,
 };
 use ocopea_repository::{Keyring, Repository};
 use reqwest::{Method, StatusCode};
@@ -55,7 +68,26 @@ impl KeyFile for NoSites {
     }
 }
 
+fn report(seams: &Seams) -> SiteReport {
+    SiteReport {
+        instance: InstanceId::generate(seams),
+        at: seams.clock.now(),
+        agent_version: String::new(),
+        state: SiteState::Ready,
+        platform: "Kubernetes".to_owned(),
+        nodes: 1,
+        architectures: vec![],
+        data_kinds: vec![],
+        may_create_namespaces: true,
+        registry: None,
+        storage_classes: vec![],
+        missing: vec![],
+        applications: vec![],
+    }
+}
+
 struct Server {
+    directory: std::path::PathBuf,
     url: String,
     catalog: Catalog,
     actor: Actor,
@@ -84,12 +116,15 @@ impl Server {
         let seams = Seams::real(TaskTracker::new());
         let catalog = Catalog::sqlite(&directory.path().join("catalog.sqlite"), seams.clone()).await.unwrap();
         let actor = catalog.ensure_first_user("team", "dana").await.unwrap();
-        catalog.ensure_site("desk").await.unwrap();
+        let site = catalog.ensure_site("desk").await.unwrap();
+        catalog.report_site(site, &report(&seams)).await.unwrap();
+        catalog.ensure_site("silent").await.unwrap();
         let place = directory.path().join("repository");
         let location = Location::Directory { path: place.to_str().unwrap().to_owned() };
         let repository = Repository::create(&location, &Keyring::generate(&seams), &seams).await.unwrap();
         let vault = Vault::new(&Secret32([5; 32])).unwrap();
         let bus = Arc::new(InProcessBus::new(seams.clone()));
+        let served = seams.clone();
         let coordinator = Coordinator::new(catalog.clone(), repository, vault, bus, seams);
         let stop = CancellationToken::new();
         coordinator.start(&stop);
@@ -97,15 +132,13 @@ impl Server {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = api::router(api::State { coordinator, access: Arc::new(NoSites), keys: Arc::new(NoSites) });
         let stopped = stop.clone();
-        tokio::spawn(async move {
-            axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await.unwrap();
-        });
+        tokio::spawn(api::serve(listener, router, served, stopped));
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
-        Self { url, catalog, actor, http, stop, _directory: directory }
+        Self { directory: directory.path().to_owned(), url, catalog, actor, http, stop, _directory: directory }
     }
 
     async fn token(&self, actor: &Actor, scope: Role) -> String {
-        tokens::issue(&self.catalog, actor, "test", scope).await.unwrap().reveal().to_owned()
+        tokens::issue(&self.catalog, actor, "test", scope, None).await.unwrap().reveal().to_owned()
     }
 
     fn request(&self, method: &str, path: &str, token: Option<&str>) -> reqwest::RequestBuilder {
@@ -217,7 +250,8 @@ async fn every_operation_wants_a_token_and_the_role_that_is_written_down_for_it(
     assert_eq!(documented, table, "an operation without a line in the table, or a line without an operation");
     let mut of_role = BTreeMap::new();
     for role in [Role::Viewer, Role::Operator, Role::Administrator] {
-        of_role.insert(role, server.token(&server.actor, role).await);
+        let member = server.catalog.ensure_member("team", role.as_str(), role).await.unwrap();
+        of_role.insert(role, server.token(&member, role).await);
     }
     for (operation, (wanted, body)) in operations() {
         let (method, path) = operation.split_once(' ').unwrap();
@@ -261,12 +295,19 @@ async fn a_sign_in_code_is_exchanged_once_and_a_revoked_token_ends_at_once() {
     let me = server.ask(server.request("get", "/api/v1/me", Some(&token))).await;
     assert_eq!((me.body["user"].as_str(), me.body["role"].as_str()), (Some("dana"), Some("administrator")));
     let viewer = server.token(&server.actor, Role::Viewer).await;
-    let more = server.post("/api/v1/tokens", &viewer, &json!({"name": "t", "scope": "administrator"})).await;
+    // What was given away for one purpose makes nothing that outlives it, and ends nobody else's.
+    let more = server.post("/api/v1/tokens", &viewer, &json!({"name": "t", "scope": "viewer"})).await;
+    assert_eq!(more.status, StatusCode::FORBIDDEN, "{}", more.body);
+    let member = server.catalog.ensure_member("team", "vic", Role::Viewer).await.unwrap();
+    let own = server.token(&member, Role::Viewer).await;
+    let more = server.post("/api/v1/tokens", &own, &json!({"name": "t", "scope": "administrator"})).await;
     assert_eq!(more.status, StatusCode::UNPROCESSABLE_ENTITY, "a token never allows more than its maker");
     let own = server.ask(server.request("get", "/api/v1/tokens", Some(&token))).await;
     assert!(!own.body.to_string().contains(&token), "no secret is shown twice");
     for one in own.body.as_array().unwrap().iter().filter(|one| one["name"] == "test") {
         let path = format!("/api/v1/tokens/{}", one["id"].as_str().unwrap());
+        let ended = server.ask(server.request("delete", &path, Some(&viewer))).await;
+        assert!(ended.status == StatusCode::FORBIDDEN, "{}", ended.body);
         let ended = server.ask(server.request("delete", &path, Some(&token))).await;
         assert_eq!(ended.status, StatusCode::NO_CONTENT);
     }
@@ -311,7 +352,7 @@ async fn what_nobody_should_send_is_refused_in_words_and_harms_nothing() {
             assert!(escaped.is_empty() || answer.status.is_client_error(), "{path}/{escaped:.60}: {}", answer.status);
         }
         let answer = server
-            .ask(server.request("get", &format!("/api/v1/images?text={escaped}&cursor={escaped}"), Some(&token)))
+            .ask(server.request("get", &format!("/api/v1/images?q={escaped}&cursor={escaped}"), Some(&token)))
             .await;
         assert!(answer.status.is_success() || answer.status.is_client_error(), "{escaped:.60}: {}", answer.body);
     }
@@ -348,6 +389,9 @@ async fn what_nobody_should_send_is_refused_in_words_and_harms_nothing() {
         ("get", "/api/v1/nothing", 404),
         ("get", "/api/v1/images?limit=many", 400),
         ("get", "/api/v1/images?limit=-1", 400),
+        ("get", "/api/v1/images?lable=bug", 400),
+        ("get", "/api/v1/environments?x=1", 400),
+        ("get", "/api/v1/environments/nothing/logs?tail=1", 400),
         ("get", "/api/v1/operations?cursor=no", 422),
         ("get", "/api/v1/operations/no", 422),
         ("get", "/%ff", 404),
@@ -355,6 +399,12 @@ async fn what_nobody_should_send_is_refused_in_words_and_harms_nothing() {
         let answer = server.ask(server.request(method, path, Some(&token))).await;
         assert_eq!(answer.status.as_u16(), status, "{method} {path}: {}", answer.body);
     }
+    let long = format!("/api/v1/images?q={}", "x".repeat(70_000));
+    assert_eq!(server.ask(server.request("get", &long, Some(&token))).await.status, StatusCode::URI_TOO_LONG);
+    let many = server.request("get", "/api/v1/images", Some(&token)).header("X-Long", "x".repeat(600_000));
+    assert_eq!(server.ask(many).await.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    let words = format!("/api/v1/images?q={}", "x+".repeat(1000));
+    assert_eq!(server.ask(server.request("get", &words, Some(&token))).await.status, StatusCode::UNPROCESSABLE_ENTITY);
     assert!(server.catalog.open_operations().await.unwrap().is_empty(), "nothing of that was begun");
 }
 
@@ -366,7 +416,7 @@ async fn the_same_request_twice_at_once_is_one_operation_and_its_events_go_on_wh
         let body = json!({"site": "desk", "namespace": namespace});
         server.request("post", "/api/v1/saves", Some(&token)).header("Idempotency-Key", "one").json(&body)
     };
-    let all = futures::future::join_all((0..5).map(|_| server.ask(save("shop")))).await;
+    let all = futures::future::join_all((0..100).map(|_| server.ask(save("shop")))).await;
     let ids: Vec<String> = all.iter().map(|answer| answer.body["operation"].to_string()).collect();
     assert!(all.iter().all(|answer| answer.status == StatusCode::ACCEPTED), "{ids:?}");
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
@@ -417,4 +467,249 @@ async fn what_belongs_to_another_team_is_not_found() {
     assert_eq!(list.body["items"].as_array().unwrap().len(), 0);
     let own = server.ask(server.request("get", "/api/v1/operations", Some(&token))).await;
     assert_eq!(own.body["items"].as_array().unwrap().len(), 1);
+}
+
+/// An image, and an environment of it, as if they had been made.
+async fn furnish(server: &Server, owner: &Actor, name: &str) -> (ImageId, EnvironmentId) {
+    let seams = &server.catalog.seams;
+    let mut record = [0u8; 32];
+    seams.entropy.fill(&mut record);
+    let image = Image {
+        id: ImageId::generate(seams),
+        team: owner.team,
+        record: Digest(record),
+        name: name.to_owned(),
+        application: "shop".to_owned(),
+        site: "desk".to_owned(),
+        creator: owner.user_name.clone(),
+        comment: String::new(),
+        bytes: 1,
+        new_bytes: 1,
+        created: seams.clock.now(),
+        labels: BTreeMap::from([("of".to_owned(), name.to_owned())]),
+        body: json!({"components": []}).to_string(),
+    };
+    let environment = Environment {
+        id: EnvironmentId::generate(seams),
+        team: owner.team,
+        name: name.to_owned(),
+        site: server.catalog.site("desk").await.unwrap().id,
+        image: image.id,
+        record: image.record,
+        state: EnvironmentState::Running,
+        url: None,
+        owner: owner.user_name.clone(),
+        placements: vec![],
+        created: seams.clock.now(),
+    };
+    let transaction = server.catalog.begin().await.unwrap();
+    transaction.add_image(&image).await.unwrap();
+    transaction.add_comment(image.id, &owner.user_name, &format!("comment of {name}")).await.unwrap();
+    transaction.add_environment(&environment).await.unwrap();
+    transaction.commit().await.unwrap();
+    (image.id, environment.id)
+}
+
+/// What an operation of the API has to do with teams.
+enum Of {
+    /// It names one thing of a team: another's isn't found.
+    One,
+    /// It lists a team's things.
+    Many,
+    /// It belongs to the person who asks.
+    Person,
+    /// It belongs to the installation.
+    Installation,
+}
+
+fn ownership(operation: &str) -> Option<Of> {
+    Some(match operation.split_once(' ')?.1 {
+        "/api/v1/images/{image}"
+        | "/api/v1/images/{image}/comments"
+        | "/api/v1/images/{image}/labels"
+        | "/api/v1/environments/{environment}"
+        | "/api/v1/environments/{environment}/connections/{service}"
+        | "/api/v1/environments/{environment}/exec"
+        | "/api/v1/environments/{environment}/logs"
+        | "/api/v1/operations/{id}"
+        | "/api/v1/operations/{id}/cancel"
+        | "/api/v1/operations/{id}/events"
+        | "/api/v1/restores"
+        | "/api/v1/repository/verifications"
+        | "/api/v1/tokens/{id}" => Of::One,
+        "/api/v1/images" | "/api/v1/environments" | "/api/v1/operations" | "/api/v1/applications" => Of::Many,
+        "/api/v1/me" | "/api/v1/tokens" => Of::Person,
+        "/api/v1/sites"
+        | "/api/v1/inspections"
+        | "/api/v1/saves"
+        | "/api/v1/repository/collections"
+        | "/api/v1/repository/reindexes"
+        | "/api/v1/repository/keys"
+        | "/api/v1/repository/keys/{key}" => Of::Installation,
+        _ => return None,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_operation_of_the_api_shows_or_changes_what_is_another_teams() {
+    let server = Server::start().await;
+    let stranger = server.catalog.ensure_member("other", "eve", Role::Administrator).await.unwrap();
+    let (image, environment) = furnish(&server, &server.actor, "dana-s").await;
+    furnish(&server, &stranger, "eve-s").await;
+    let ours = server.token(&server.actor, Role::Administrator).await;
+    let theirs = server.token(&stranger, Role::Administrator).await;
+    let save = server.post("/api/v1/saves", &ours, &json!({"site": "desk", "namespace": "shop"})).await;
+    let operation = save.body["operation"].as_str().unwrap().to_owned();
+    let tokens = server.ask(server.request("get", "/api/v1/tokens", Some(&ours))).await;
+    let token = tokens.body[0]["id"].as_str().unwrap().to_owned();
+    let secrets = [image.to_string(), environment.to_string(), operation.clone(), token.clone(), "dana".to_owned()];
+    let document: Value = serde_json::from_str(&api::openapi()).unwrap();
+    let bodies = operations();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            let name = format!("{method} {path}");
+            if name == "post /api/v1/sign-in" {
+                continue;
+            }
+            let of = ownership(&name).unwrap_or_else(|| panic!("{name} is in no class: whose is it?"));
+            let of_token = path.starts_with("/api/v1/tokens");
+            // By id, and where there is one by name.
+            for by_name in [false, true] {
+                let pick = |id: String| if by_name { "dana-s".to_owned() } else { id };
+                let mut target = path
+                    .replace("{image}", &pick(image.to_string()))
+                    .replace("{environment}", &pick(environment.to_string()))
+                    .replace("{id}", if of_token { &token } else { &operation })
+                    .replace("{service}", "db")
+                    .replace("{key}", "none");
+                if target.ends_with("/exec") {
+                    target.push_str("?command=[%22ls%22]");
+                }
+                let body = match name.as_str() {
+                    "post /api/v1/restores" => {
+                        json!({"image": pick(image.to_string()), "site": "desk", "name": "copy"})
+                    }
+                    "post /api/v1/repository/verifications" => json!({"image": pick(image.to_string())}),
+                    _ => bodies[name.as_str()].1.clone(),
+                };
+                let mut request = server.request(method, &target, Some(&theirs)).json(&body);
+                if target.contains("/exec") {
+                    request = request.header("Upgrade", "ocopea-exec").header("Connection", "Upgrade");
+                }
+                let answer = server.ask(request).await;
+                let text = answer.body.to_string();
+                match of {
+                    Of::One => assert_eq!(answer.status, StatusCode::NOT_FOUND, "{name} {target}: {text}"),
+                    Of::Many | Of::Person | Of::Installation => {
+                        let seen: Vec<_> = secrets.iter().filter(|secret| text.contains(*secret)).collect();
+                        assert!(seen.is_empty(), "{name}: {seen:?} in {text}");
+                    }
+                }
+            }
+        }
+    }
+    // And nothing of it has changed.
+    let image = server.ask(server.request("get", &format!("/api/v1/images/{image}"), Some(&ours))).await;
+    assert_eq!(image.body["labels"], json!({"of": "dana-s"}));
+    assert_eq!(image.body["comments"].as_array().unwrap().len(), 1);
+    let one = server.ask(server.request("get", &format!("/api/v1/operations/{operation}"), Some(&ours))).await;
+    assert_eq!(one.body["state"], "running");
+    assert_eq!(server.ask(server.request("get", "/api/v1/me", Some(&ours))).await.status, StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_request_is_answered_though_what_it_asked_for_is_gone() {
+    let server = Server::start().await;
+    let token = server.token(&server.actor, Role::Administrator).await;
+    furnish(&server, &server.actor, "shop").await;
+    let ask = |method: &'static str, path: &'static str, key: &'static str, body: Value| {
+        server.ask(server.request(method, path, Some(&token)).header("Idempotency-Key", key).json(&body))
+    };
+    let first = ask("delete", "/api/v1/images/shop", "one", Value::Null).await;
+    assert_eq!(first.status, StatusCode::ACCEPTED, "{}", first.body);
+    let gone = server.ask(server.request("get", "/api/v1/images/shop", Some(&token))).await;
+    assert_eq!(gone.status, StatusCode::NOT_FOUND);
+    let again = ask("delete", "/api/v1/images/shop", "one", Value::Null).await;
+    assert_eq!((again.status, &again.body), (StatusCode::ACCEPTED, &first.body));
+    let anew = ask("delete", "/api/v1/images/shop", "two", Value::Null).await;
+    assert_eq!(anew.status, StatusCode::NOT_FOUND);
+    // The same key for something that only looks alike.
+    let other = ask("delete", "/api/v1/environments/shop", "one", Value::Null).await;
+    assert_eq!(other.status, StatusCode::CONFLICT, "{}", other.body);
+    let first = ask("delete", "/api/v1/environments/shop", "three", Value::Null).await;
+    assert_eq!(first.status, StatusCode::ACCEPTED, "{}", first.body);
+    let again = ask("delete", "/api/v1/environments/shop", "three", Value::Null).await;
+    assert_eq!(again.body, first.body);
+    // Without a key it is another wish: what is being removed is not removed by two.
+    let second = server.ask(server.request("delete", "/api/v1/environments/shop", Some(&token))).await;
+    let operation = first.body["operation"].as_str().unwrap();
+    assert_eq!(second.status, StatusCode::CONFLICT);
+    assert!(second.body["detail"].as_str().unwrap().contains(operation), "{}", second.body);
+    // What isn't an operation is repeated harmlessly, too.
+    furnish(&server, &server.actor, "other").await;
+    let document: Value = serde_json::from_str(&api::openapi()).unwrap();
+    for path in ["/api/v1/saves", "/api/v1/restores", "/api/v1/inspections", "/api/v1/repository/verifications"] {
+        let parameters = document["paths"][path]["post"]["parameters"].to_string();
+        assert!(parameters.contains("Idempotency-Key"), "{path}: {parameters}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_ends_at_its_time_and_an_unattended_site_takes_nothing() {
+    let server = Server::start().await;
+    let token = server.token(&server.actor, Role::Administrator).await;
+    for wrong in [json!(0), json!(-1), json!("1h"), json!(u64::MAX)] {
+        let body = json!({"name": "t", "scope": "viewer", "expires_s": wrong});
+        assert_eq!(server.post("/api/v1/tokens", &token, &body).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+    }
+    let issued = server.post("/api/v1/tokens", &token, &json!({"name": "t", "scope": "viewer", "expires_s": 1})).await;
+    let short = issued.body["token"].as_str().unwrap();
+    assert_eq!(server.ask(server.request("get", "/api/v1/me", Some(short))).await.status, StatusCode::OK);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(server.ask(server.request("get", "/api/v1/me", Some(short))).await.status, StatusCode::UNAUTHORIZED);
+    let listed = server.ask(server.request("get", "/api/v1/tokens", Some(&token))).await;
+    assert!(listed.body.as_array().unwrap().iter().any(|one| one["expired"] == true), "{}", listed.body);
+    let save = server.post("/api/v1/saves", &token, &json!({"site": "silent", "namespace": "shop"})).await;
+    assert_eq!(save.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(save.body["detail"].as_str().unwrap().contains("silent"), "{}", save.body);
+    assert!(server.catalog.open_operations().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_waits_for_its_grace_holds_up_nothing_and_can_be_stopped() {
+    let server = Server::start().await;
+    let token = server.token(&server.actor, Role::Administrator).await;
+    // Something that no image needs.
+    let garbage = b"garbage";
+    let name = tokens::hash(std::str::from_utf8(garbage).unwrap());
+    let place = server.directory.join("repository/blobs/sha256");
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::write(place.join(&name), garbage).unwrap();
+    let state = async |id: &Value| {
+        let path = format!("/api/v1/operations/{}", id.as_str().unwrap());
+        server.ask(server.request("get", &path, Some(&token))).await.body
+    };
+    let ends = async |id: &Value| {
+        for _ in 0..100 {
+            let now = state(id).await;
+            if now["ended"].is_string() {
+                return now;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("it goes on: {}", state(id).await);
+    };
+    let collect = server.post("/api/v1/repository/collections", &token, &json!({"grace_s": 3600})).await;
+    let collect = collect.body["operation"].clone();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(state(&collect).await["state"], "running");
+    furnish(&server, &server.actor, "shop").await;
+    let delete = server.ask(server.request("delete", "/api/v1/images/shop", Some(&token))).await;
+    assert_eq!(ends(&delete.body["operation"]).await["state"], "succeeded");
+    let verify = server.post("/api/v1/repository/verifications", &token, &json!({})).await;
+    let verified = ends(&verify.body["operation"]).await;
+    assert!(verified["ended"].is_string(), "{verified}");
+    let path = format!("/api/v1/operations/{}/cancel", collect.as_str().unwrap());
+    assert_eq!(server.ask(server.request("post", &path, Some(&token))).await.status, StatusCode::ACCEPTED);
+    assert_eq!(ends(&collect).await["state"], "cancelled");
 }

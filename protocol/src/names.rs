@@ -112,12 +112,20 @@ impl ComponentName {
     }
 }
 
+/// Characters that turn the direction of all that follows: in a list, they make one text look like another. Letters of
+/// right-to-left scripts need none of them.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// A text that people read: a name, a comment. No control characters but line breaks and tabs, limited length.
 pub fn check_text(what: &'static str, text: &str, longest: usize, lines: bool) -> Result<(), InvalidName> {
     let fault = if text.len() > longest {
         Some("it is too long")
     } else if text.chars().any(|c| c.is_control() && !(lines && matches!(c, '\n' | '\t' | '\r'))) {
         Some("it holds control characters")
+    } else if text.chars().any(turns) {
+        Some("it holds characters that turn the direction of the text")
     } else {
         None
     };
@@ -194,6 +202,8 @@ mod tests {
         assert!("debug-4711".parse::<EnvironmentName>().is_ok());
         assert!(check_text("comment", "first\nsecond", 100, true).is_ok());
         assert!(check_text("name", "first\nsecond", 100, false).is_err());
+        assert!(check_text("name", "עברית 🙂 العربية", 100, false).is_ok());
+        assert!(check_text("name", "evil\u{202e}gpj.exe", 100, false).is_err());
     }
 
     #[test]

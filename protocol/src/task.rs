@@ -250,6 +250,12 @@ impl TaskKind {
     pub fn is_light(self) -> bool {
         matches!(self, Self::OpenSnapshot | Self::AwaitReady)
     }
+
+    /// Whether the task moves an application's bytes. The others are steps of seconds, and must not wait for hours
+    /// behind those: what takes back is among them.
+    pub fn moves_bytes(self) -> bool {
+        matches!(self, Self::CopyConfig | Self::CopyContainer | Self::CopyData | Self::PushContainer | Self::LoadData)
+    }
 }
 
 /// What a task brought.

@@ -17,6 +17,7 @@ on_both_engines! {
     a_token_ends_when_it_expires_or_is_revoked,
     only_its_owner_ends_a_token,
     a_sign_in_code_works_once_though_used_at_once,
+    a_sign_in_that_can_t_be_finished_leaves_the_code_as_it_was,
     a_sign_in_code_works_only_in_time,
     an_act_and_its_audit_row_are_there_together_or_not_at_all,
 }
@@ -104,11 +105,21 @@ async fn a_sign_in_code_works_once_though_used_at_once(world: &World) {
     let ann = world.admin("one").await;
     let until = world.catalog.seams.clock.now().plus(Duration::from_secs(600));
     world.catalog.add_sign_in_code(ann.user, "code", until).await.unwrap();
-    let uses = futures::future::join_all((0..8).map(|_| world.catalog.use_sign_in_code("code"))).await;
+    let uses = futures::future::join_all((0..8).map(|_| world.catalog.sign_in("code", "token of code", None))).await;
     let taken: Vec<UserId> = uses.into_iter().filter_map(Result::ok).collect();
     assert_eq!(taken, [ann.user]);
-    assert!(world.catalog.use_sign_in_code("code").await.is_err());
-    assert!(world.catalog.use_sign_in_code("cod_").await.is_err());
+    assert!(world.catalog.sign_in("code", "token of code", None).await.is_err());
+    assert!(world.catalog.sign_in("cod_", "token of cod_", None).await.is_err());
+}
+
+async fn a_sign_in_that_can_t_be_finished_leaves_the_code_as_it_was(world: &World) {
+    let ann = world.admin("one").await;
+    let until = world.catalog.seams.clock.now().plus(Duration::from_secs(600));
+    world.catalog.add_sign_in_code(ann.user, "code", until).await.unwrap();
+    world.catalog.add_token(ann.user, "t", "taken", Role::Viewer, None).await.unwrap();
+    assert!(world.catalog.sign_in("code", "taken", None).await.is_err());
+    assert_eq!(world.catalog.sign_in("code", "free", None).await.unwrap(), ann.user);
+    assert_eq!(world.number("SELECT count(*) FROM audit WHERE subject = 'sign-in'").await, 1);
 }
 
 async fn a_sign_in_code_works_only_in_time(world: &World) {
@@ -118,9 +129,9 @@ async fn a_sign_in_code_works_only_in_time(world: &World) {
         world.catalog.add_sign_in_code(ann.user, code, until).await.unwrap();
     }
     world.clock.advance(Duration::from_millis(599_999));
-    assert_eq!(world.catalog.use_sign_in_code("early").await.unwrap(), ann.user);
+    assert_eq!(world.catalog.sign_in("early", "token of early", None).await.unwrap(), ann.user);
     world.clock.advance(Duration::from_millis(1));
-    let error = world.catalog.use_sign_in_code("late").await.unwrap_err();
+    let error = world.catalog.sign_in("late", "token of late", None).await.unwrap_err();
     // The code is a secret: not even a wrong one is repeated.
     assert!(matches!(&error, CatalogError::NotFound { .. }) && !error.to_string().contains("late"), "{error}");
 }

@@ -126,7 +126,7 @@ async fn a_process_killed_in_a_transaction_leaves_the_state_before() {
     assert!(catalog.operation(admin.team, held).await.is_err());
     assert!(catalog.operations(admin.team, None, 10).await.unwrap().is_empty());
     assert!(catalog.tasks(admin.team, held).await.unwrap().is_empty());
-    assert!(catalog.outbox(10).await.unwrap().is_empty());
+    assert!(catalog.outbox(None, 10).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn what_was_committed_survives_a_kill_at_any_instant_and_nothing_is_there_
             let known = catalog.known_request(admin.team, &operation.id.to_string(), "r").await.unwrap();
             assert_eq!(known, Some(operation.id));
         }
-        assert_eq!(catalog.outbox(100_000).await.unwrap().len(), 5 * all.len());
+        assert_eq!(catalog.outbox(None, 100_000).await.unwrap().len(), 5 * all.len());
     }
 }
 

@@ -15,6 +15,7 @@ on_both_engines! {
     a_name_is_taken_once_per_site_though_asked_for_at_once,
     a_name_is_free_again_when_its_environment_is_gone,
     states_follow_only_where_they_may,
+    one_operation_removes_an_environment,
     facts_are_kept,
     an_environment_is_found_among_very_many,
     a_site_is_made_once_though_asked_for_at_once,
@@ -64,7 +65,7 @@ async fn a_name_is_free_again_when_its_environment_is_gone(world: &World) {
         })
         .await;
     }
-    let left = world.catalog.environments(team).await.unwrap();
+    let left = world.catalog.environments(team, None, 1000).await.unwrap();
     assert_eq!(left.iter().map(|e| e.state).collect::<Vec<_>>(), [Creating]);
     assert_eq!(world.number("SELECT count(*) FROM environments WHERE ended IS NOT NULL").await, 2);
     assert_eq!(world.number("SELECT count(*) FROM environments").await, 3);
@@ -94,6 +95,37 @@ async fn states_follow_only_where_they_may(world: &World) {
         }
         transaction.commit().await.unwrap();
     }
+}
+
+async fn one_operation_removes_an_environment(world: &World) {
+    let team = world.admin("one").await.team;
+    let site = world.catalog.ensure_site("desk").await.unwrap();
+    let new = world.environment(team, site, "shop");
+    let mut making = world.operation(team);
+    making.environment = Some(new.id);
+    commit(&world.catalog, async |t| {
+        t.add_environment(&new).await.unwrap();
+        t.add_operation(&making).await.unwrap();
+    })
+    .await;
+    let begin = || async {
+        let transaction = world.catalog.begin().await.unwrap();
+        let begun = transaction.begin_removing(new.id).await;
+        if begun.is_ok() {
+            transaction.commit().await.unwrap();
+        }
+        begun
+    };
+    let error = begin().await.unwrap_err().to_string();
+    assert!(error.contains("still being made") && error.contains(&making.id.to_string()), "{error}");
+    commit(&world.catalog, async |t| t.set_environment_state(new.id, EnvironmentState::Running).await.unwrap()).await;
+    let answers = futures::future::join_all((0..8).map(|_| begin())).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1, "{answers:?}");
+    for error in answers.into_iter().filter_map(Result::err) {
+        assert!(matches!(&error, CatalogError::Conflict(why) if why.contains("being removed already")), "{error}");
+    }
+    commit(&world.catalog, async |t| t.set_environment_state(new.id, EnvironmentState::Removed).await.unwrap()).await;
+    assert!(matches!(begin().await, Err(CatalogError::NotFound { .. })));
 }
 
 async fn facts_are_kept(world: &World) {

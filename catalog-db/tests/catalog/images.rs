@@ -295,6 +295,9 @@ async fn a_hidden_image_is_nowhere(world: &World) {
     assert!(world.catalog.image(team, &image.id.to_string()).await.is_err());
     assert!(world.catalog.images(team, &by_text(&[])).await.unwrap().is_empty());
     assert!(world.catalog.last_image_of(team, "shop").await.unwrap().is_none());
+    // Of two who delete it, one does.
+    let again = world.catalog.begin().await.unwrap().hide_image(image.id).await;
+    assert!(matches!(again, Err(CatalogError::NotFound { what: "image", .. })), "{again:?}");
 }
 
 async fn a_removed_image_takes_its_labels_and_comments_along(world: &World) {

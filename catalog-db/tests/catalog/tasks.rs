@@ -26,6 +26,9 @@ on_both_engines! {
     a_success_is_never_taken_back_by_whoever_looked_before,
     a_claim_that_looked_before_another_attempt_is_refused,
     a_retryable_failure_is_tried_again_after_a_pause_while_tries_last,
+    a_lost_attempt_is_no_try,
+    a_clock_that_is_set_costs_nobody_a_lease_and_delays_nothing,
+    a_heartbeat_without_news_writes_nothing,
     a_permanent_failure_ends_the_task,
     a_lease_that_ran_out_gives_the_task_to_another,
     a_task_that_is_lost_again_and_again_fails_at_last,
@@ -138,7 +141,7 @@ async fn every_ready_task_has_a_hint(world: &World) {
     let site = site(world).await;
     let new = [new_task("a", Some(site), &[]), new_task("b", Some(site), &["a"]), new_task("own", None, &[])];
     let operation = world.running(team, &new).await;
-    let hints = world.catalog.outbox(100).await.unwrap();
+    let hints = world.catalog.outbox(None, 100).await.unwrap();
     let tasks = world.catalog.tasks(team, operation.id).await.unwrap();
     let a = tasks.iter().find(|t| t.label == "a").unwrap();
     assert_eq!(
@@ -148,18 +151,18 @@ async fn every_ready_task_has_a_hint(world: &World) {
     for _ in 0..2 {
         world.catalog.published(hints[0].id).await.unwrap();
     }
-    assert!(world.catalog.outbox(100).await.unwrap().is_empty());
+    assert!(world.catalog.outbox(None, 100).await.unwrap().is_empty());
     // Rolled back, neither the task nor its hint was ever there.
     let transaction = world.catalog.begin().await.unwrap();
     transaction.add_tasks(operation.id, &[new_task("c", Some(site), &[])]).await.unwrap();
     drop(transaction);
-    assert!(world.catalog.outbox(100).await.unwrap().is_empty());
+    assert!(world.catalog.outbox(None, 100).await.unwrap().is_empty());
     assert_eq!(world.catalog.tasks(team, operation.id).await.unwrap().len(), 3);
     // A task that is given back is offered again.
     let claimed = claim(&world.catalog, a, world.instance()).await.unwrap();
     let held = now(world, a).await;
     commit(&world.catalog, async |t| t.hand_back(&held, &lost()).await.unwrap()).await;
-    assert_eq!(world.catalog.outbox(100).await.unwrap()[0].task, claimed.task);
+    assert_eq!(world.catalog.outbox(None, 100).await.unwrap()[0].task, claimed.task);
 }
 
 async fn only_its_own_site_claims_a_task(world: &World) {
@@ -197,12 +200,12 @@ async fn a_heartbeat_renews_the_lease_and_keeps_progress(world: &World) {
     assert_eq!(found.lease_until, Some(world.catalog.seams.clock.now().plus(LEASE)));
     assert_eq!((found.progress, found.holder), (Some(progress.clone()), Some(holder)));
     world.clock.advance(LEASE);
-    assert!(world.catalog.expired_tasks().await.unwrap().is_empty());
+    assert!(world.catalog.expired_tasks(world.catalog.seams.clock.now()).await.unwrap().is_empty());
     world.clock.advance(Duration::from_millis(1));
-    assert_eq!(world.catalog.expired_tasks().await.unwrap()[0].id, task.id);
+    assert_eq!(world.catalog.expired_tasks(world.catalog.seams.clock.now()).await.unwrap()[0].id, task.id);
     // Late, but nobody else has it: it may go on.
     commit(&world.catalog, async |t| t.heartbeat(&claimed, &progress, None, LEASE).await.unwrap().unwrap()).await;
-    assert!(world.catalog.expired_tasks().await.unwrap().is_empty());
+    assert!(world.catalog.expired_tasks(world.catalog.seams.clock.now()).await.unwrap().is_empty());
 }
 
 /// Everything that one who doesn't hold the task may try.
@@ -334,6 +337,73 @@ async fn a_retryable_failure_is_tried_again_after_a_pause_while_tries_last(world
     assert!(claim(&world.catalog, &task, world.instance()).await.is_none());
 }
 
+async fn a_lost_attempt_is_no_try(world: &World) {
+    let team = world.admin("one").await.team;
+    let operation = world.running(team, &[new_task("a", Some(site(world).await), &[])]).await;
+    let task = world.only_task(&operation).await;
+    // Killed more often than the work itself may fail.
+    for _ in 0..5 {
+        claim(&world.catalog, &task, world.instance()).await.unwrap();
+        let seen = now(world, &task).await;
+        let why = TaskFailure::retryable(ocopea_catalog_db::tasks::LOST, "a was not finished", "its agent died");
+        let state = commit(&world.catalog, async |t| t.hand_back(&seen, &why).await.unwrap()).await;
+        assert_eq!(state, Some(TaskState::Ready));
+    }
+    for attempt in 1..=3 {
+        let claimed = claim(&world.catalog, &task, world.instance()).await.unwrap();
+        let state = commit(&world.catalog, async |t| t.fail(&claimed, &lost()).await.unwrap()).await;
+        assert_eq!(state, Some(if attempt < 3 { TaskState::Ready } else { TaskState::Failed }), "try {attempt}");
+        world.clock.advance(Duration::from_secs(200));
+    }
+}
+
+async fn a_clock_that_is_set_costs_nobody_a_lease_and_delays_nothing(world: &World) {
+    let team = world.admin("one").await.team;
+    let labels = [new_task("held", None, &[]), new_task("failed", None, &[]), new_task("dead", None, &[])];
+    let operation = world.running(team, &labels).await;
+    let tasks = world.catalog.tasks(team, operation.id).await.unwrap();
+    let alive = world.instance();
+    claim(&world.catalog, &tasks[0], alive).await.unwrap();
+    let failed = claim(&world.catalog, &tasks[1], alive).await.unwrap();
+    commit(&world.catalog, async |t| t.fail(&failed, &lost()).await.unwrap()).await;
+    claim(&world.catalog, &tasks[2], world.instance()).await.unwrap();
+    world.catalog.expire_all_but(&[alive]).await.unwrap();
+    // An hour back: what was to wait two seconds doesn't wait an hour longer.
+    world.clock.back(Duration::from_secs(3600));
+    let ready = world.catalog.ready_tasks(None, 10).await.unwrap();
+    assert_eq!(ready.iter().map(|task| task.id).collect::<Vec<_>>(), [tasks[1].id]);
+    assert!(claim(&world.catalog, &tasks[1], alive).await.is_some());
+    for jump in [0, 2 * 3600] {
+        world.clock.advance(Duration::from_secs(jump));
+        let present = world.catalog.seams.clock.now();
+        world.catalog.renew_leases(present.plus(LEASE)).await.unwrap();
+        let expired = world.catalog.expired_tasks(present).await.unwrap();
+        assert_eq!(expired.iter().map(|task| task.id).collect::<Vec<_>>(), [tasks[2].id]);
+        let held = world.catalog.tasks(team, operation.id).await.unwrap().remove(0);
+        assert_eq!(held.lease_until, Some(present.plus(LEASE)));
+    }
+}
+
+async fn a_heartbeat_without_news_writes_nothing(world: &World) {
+    let team = world.admin("one").await.team;
+    let operation = world.running(team, &[new_task("a", None, &[])]).await;
+    let task = world.only_task(&operation).await;
+    let claimed = claim(&world.catalog, &task, world.instance()).await.unwrap();
+    let (quiet, news) = (Progress::default(), Progress { bytes: 1, ..Progress::default() });
+    let beat = async |progress: &Progress, holder: Option<&HolderState>| {
+        commit(&world.catalog, async |t| t.heartbeat(&claimed, progress, holder, LEASE).await.unwrap().unwrap())
+            .await
+            .written
+    };
+    assert!(!beat(&quiet, None).await);
+    assert!(beat(&news, None).await);
+    assert!(!beat(&news, None).await);
+    assert!(beat(&news, Some(&HolderState::Prepared)).await);
+    assert!(!beat(&news, Some(&HolderState::Prepared)).await);
+    world.clock.advance(LEASE / 3);
+    assert!(beat(&news, Some(&HolderState::Prepared)).await, "the lease is renewed in time");
+}
+
 async fn a_permanent_failure_ends_the_task(world: &World) {
     let team = world.admin("one").await.team;
     for (failure, end) in [
@@ -358,7 +428,7 @@ async fn a_lease_that_ran_out_gives_the_task_to_another(world: &World) {
     let slow = claim(&world.catalog, &task, world.instance()).await.unwrap();
     assert!(claim(&world.catalog, &task, world.instance()).await.is_none());
     world.clock.advance(LEASE + Duration::from_millis(1));
-    let expired = world.catalog.expired_tasks().await.unwrap();
+    let expired = world.catalog.expired_tasks(world.catalog.seams.clock.now()).await.unwrap();
     commit(&world.catalog, async |t| t.hand_back(&expired[0], &lost()).await.unwrap()).await;
     let given = now(world, &task).await;
     assert_eq!((given.instance, given.lease_until, given.holder), (None, None, None));
@@ -390,7 +460,7 @@ async fn leases_of_the_dead_end_at_once(world: &World) {
     claim(&world.catalog, &tasks[0], dead).await.unwrap();
     claim(&world.catalog, &tasks[1], alive).await.unwrap();
     assert_eq!(world.catalog.expire_all_but(&[alive]).await.unwrap(), 1);
-    let expired = world.catalog.expired_tasks().await.unwrap();
+    let expired = world.catalog.expired_tasks(world.catalog.seams.clock.now()).await.unwrap();
     assert_eq!(expired.iter().map(|t| t.id).collect::<Vec<_>>(), [tasks[0].id]);
     assert_eq!(world.catalog.expire_all_but(&[]).await.unwrap(), 2);
 }

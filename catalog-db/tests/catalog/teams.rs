@@ -70,7 +70,10 @@ async fn everything_seen(catalog: &Catalog, asker: &Actor, ids: &Own) -> BTreeMa
         ("image by name", found(catalog.image(team, "same name").await.map(|i| i.id.to_string()))),
         ("last image", catalog.last_image_of(team, "shop").await.unwrap().iter().map(|i| i.id.to_string()).collect()),
         ("comments", catalog.comments(team, ids.image).await.unwrap().into_iter().map(|c| c.body).collect()),
-        ("environments", catalog.environments(team).await.unwrap().iter().map(|e| e.id.to_string()).collect()),
+        (
+            "environments",
+            catalog.environments(team, None, 1000).await.unwrap().iter().map(|e| e.id.to_string()).collect(),
+        ),
         (
             "environment by id",
             found(catalog.environment(team, &ids.environment.to_string()).await.map(|e| e.id.to_string())),

@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub(super) async fn environments(client: &Client, format: Format) -> Result<(), Failure> {
-    let found: Vec<EnvironmentView> = client.get("/api/v1/environments").await?;
+    let found: Vec<EnvironmentView> = client.all("/api/v1/environments?limit=1000").await?;
     let row = |e: &EnvironmentView| {
         vec![
             e.name.clone(),

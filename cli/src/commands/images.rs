@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ocopea_coordinator::api::{ImageView, Page};
+use ocopea_coordinator::api::ImageView;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -29,19 +29,9 @@ pub(super) async fn images(client: &Client, format: Format, query: &Images) -> R
             parameters.push((name, (now_ms() - seconds * 1000).to_string()));
         }
     }
-    let mut all: Vec<ImageView> = Vec::new();
-    let mut cursor: Option<String> = None;
-    loop {
-        let mut text: Vec<String> =
-            parameters.iter().map(|(name, value)| format!("{name}={}", segment(value))).collect();
-        text.extend(cursor.map(|cursor| format!("cursor={cursor}")));
-        let page: Page<ImageView> = client.get(&format!("/api/v1/images?{}", text.join("&"))).await?;
-        all.extend(page.items);
-        match page.next {
-            Some(next) => cursor = Some(next),
-            None => break,
-        }
-    }
+    parameters.push(("limit", "1000".to_owned()));
+    let text: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={}", segment(value))).collect();
+    let all: Vec<ImageView> = client.all(&format!("/api/v1/images?{}", text.join("&"))).await?;
     let row = |image: &ImageView| {
         let labels: Vec<String> = image.labels.iter().map(|(l, v)| format!("{l}={v}")).collect();
         vec![

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use axum::{
     Json,
     body::Body as HttpBody,
-    extract::{Path, Query, State as Extract},
-    http::{StatusCode, header},
+    extract::{Path, State as Extract},
+    http::header,
     response::{IntoResponse, Response},
 };
 use futures::StreamExt;
@@ -14,11 +14,13 @@ use ocopea_catalog_db::{environments::Environment, model::Role};
 use ocopea_protocol::{ids::OperationId, names::EnvironmentName, task::EnvironmentMark};
 
 use super::{
-    Accepted, ConnectQuery, EnvironmentView, LogQuery, State,
-    problem::{Caller, IdempotencyKey, Problem},
+    Accepted, ConnectQuery, EnvironmentView, Idempotency, LogQuery, Page, Paging, State,
+    operations::{Repeatable, Taken},
+    problem::{Caller, IdempotencyKey, Problem, Query},
+    sites::attended,
 };
 use crate::{
-    engine::{Order, accept},
+    engine::Order,
     plan::{Context, Request, remove::RemoveRequest},
 };
 
@@ -40,16 +42,22 @@ fn view(environment: Environment, sites: &BTreeMap<String, String>) -> Environme
     }
 }
 
-/// The team's environments.
-#[utoipa::path(get, path = "/api/v1/environments", responses((status = 200, body = Vec<EnvironmentView>)))]
+/// The team's environments, newest first.
+#[utoipa::path(get, path = "/api/v1/environments", params(Paging), responses((status = 200, body = Page<EnvironmentView>)))]
 pub(super) async fn list(
     Extract(state): Extract<State>,
     caller: Caller,
-) -> Result<Json<Vec<EnvironmentView>>, Problem> {
+    Query(paging): Query<Paging>,
+) -> Result<Json<Page<EnvironmentView>>, Problem> {
     let actor = caller.at_least(Role::Viewer)?;
+    let limit = paging.limit.unwrap_or(100).clamp(1, 1000);
+    let before = paging.cursor.map(|c| c.parse()).transpose().map_err(|error| Problem::invalid("cursor", error))?;
     let sites = site_names(&state).await?;
-    let environments = state.coordinator.catalog.environments(actor.team).await?;
-    Ok(Json(environments.into_iter().map(|environment| view(environment, &sites)).collect()))
+    let environments = state.coordinator.catalog.environments(actor.team, before, limit).await?;
+    let full = environments.len() as u64 == limit;
+    let next = environments.last().filter(|_| full).map(|environment| environment.id.to_string());
+    let items = environments.into_iter().map(|environment| view(environment, &sites)).collect();
+    Ok(Json(Page { items, next }))
 }
 
 /// One environment.
@@ -66,16 +74,21 @@ pub(super) async fn get(
 }
 
 /// Removes an environment: exactly what was made for it.
-#[utoipa::path(delete, path = "/api/v1/environments/{environment}", params(("environment" = String, Path)), responses((status = 202, body = Accepted)))]
+#[utoipa::path(delete, path = "/api/v1/environments/{environment}", params(("environment" = String, Path), Idempotency), responses((status = 202, body = Accepted)))]
 pub(super) async fn remove(
     Extract(state): Extract<State>,
     caller: Caller,
-    IdempotencyKey(key): IdempotencyKey,
+    key: IdempotencyKey,
     Path(environment): Path<String>,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Operator)?;
     let coordinator = &state.coordinator;
+    let repeatable = Repeatable::new(coordinator, key, "remove environment", &environment)?;
+    if let Some(known) = repeatable.known(coordinator, &actor).await? {
+        return Ok(known);
+    }
     let found = coordinator.catalog.environment(actor.team, &environment).await?;
+    attended(coordinator, &found.site.to_string()).await?;
     let name: EnvironmentName = found.name.parse().map_err(|error| Problem::invalid("environment", error))?;
     let order = Order {
         title: format!("remove {name}"),
@@ -94,11 +107,7 @@ pub(super) async fn remove(
         environment: None,
         removing: Some(found.id),
     };
-    let fingerprint = format!("remove {}", found.id);
-    let key = key.as_deref().map(|key| (key, fingerprint.as_str()));
-    let operation = accept(&coordinator.catalog, &actor, order, key).await?;
-    coordinator.ring();
-    Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
+    repeatable.take(coordinator, &actor, order).await
 }
 
 /// Log lines as plain text, one stream.
@@ -131,6 +140,13 @@ pub(super) async fn connect(
     let actor = caller.at_least(Role::Operator)?;
     let found = state.coordinator.catalog.environment(actor.team, &environment).await?;
     let site = state.coordinator.catalog.site(&found.site.to_string()).await?;
+    // The answer holds credentials: who got them is written down before.
+    let transaction = state.coordinator.catalog.begin().await?;
+    let detail = format!("{} {service:.100}", found.name);
+    transaction
+        .audit(Some(actor.team), Some(actor.user), "environment.connect", &found.id.to_string(), &detail)
+        .await?;
+    transaction.commit().await?;
     let open = state.access.connect(&site.name, &found.name, &service, query.port).await?;
     let mut line = serde_json::to_string(&open.connection).map_err(|error| Problem::invalid("service", error))?;
     line.push('\n');

@@ -5,7 +5,7 @@
 //! big-endian). From the server: 1 standard output, 2 standard error, 3 the end: JSON, `{"code":N}` or a `Problem`.
 
 use axum::{
-    extract::{Path, Query, Request, State as Extract},
+    extract::{Path, Request, State as Extract},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -21,7 +21,7 @@ use utoipa::IntoParams;
 
 use super::{
     State,
-    problem::{Caller, Problem},
+    problem::{Caller, Problem, Query},
 };
 
 /// The name in `Upgrade:`.
@@ -44,6 +44,7 @@ const MOST_WORDS: usize = 1000;
 /// What to run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub struct ExecQuery {
     /// The command and its arguments: a JSON array of strings.
     pub command: String,

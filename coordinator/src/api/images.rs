@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, Query, State as Extract},
+    extract::{Path, State as Extract},
     http::StatusCode,
 };
 use ocopea_catalog_db::{
@@ -13,13 +13,17 @@ use ocopea_protocol::{names::check_text, time::Timestamp};
 use ocopea_repository::Note;
 
 use super::{
-    Accepted, CommentView, ImageQuery, ImageView, LabelChanges, NewComment, Page, State,
-    problem::{Body, Caller, IdempotencyKey, Problem},
+    Accepted, CommentView, Idempotency, ImageQuery, ImageView, LabelChanges, NewComment, Page, State,
+    operations::{Repeatable, Taken},
+    problem::{Body, Caller, IdempotencyKey, Problem, Query},
 };
 use crate::{
-    engine::{Order, accept},
+    engine::Order,
     plan::{Context, Request, repository::DeleteRequest},
 };
+
+/// Most labels of one image.
+const MOST_LABELS: usize = 64;
 
 fn view(image: Image) -> ImageView {
     ImageView {
@@ -104,6 +108,10 @@ pub(super) async fn label(
     check_labels(input.labels.iter().map(|(label, value)| (label.as_str(), value.as_deref().unwrap_or_default())))?;
     let coordinator = &state.coordinator;
     let mut found = coordinator.catalog.image(actor.team, &image).await?;
+    let kept = found.labels.keys().filter(|label| !input.labels.contains_key(*label)).count();
+    if kept + input.labels.values().flatten().count() > MOST_LABELS {
+        return Err(Problem::invalid("labels", format!("an image has {MOST_LABELS} labels at most")));
+    }
     let body = serde_json::to_string(&input.labels).map_err(|error| Problem::invalid("labels", error))?;
     let note = Note { kind: "labels".to_owned(), body, by: actor.user_name.clone(), at: coordinator.seams.clock.now() };
     coordinator.repository.read().await.note(&found.record, &note).await?;
@@ -117,10 +125,10 @@ pub(super) async fn label(
 /// Checks labels as people give them.
 pub(super) fn check_labels<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), Problem> {
     for (count, (label, value)) in labels.enumerate() {
-        if count >= 64 {
-            return Err(Problem::invalid("labels", "64 labels at most"));
+        if count >= MOST_LABELS {
+            return Err(Problem::invalid("labels", format!("{MOST_LABELS} labels at most")));
         }
-        if label.is_empty() {
+        if label.trim().is_empty() {
             return Err(Problem::invalid("labels", "a label needs a name"));
         }
         check_text("label", label, 100, false).map_err(|error| Problem::invalid("labels", error))?;
@@ -130,17 +138,25 @@ pub(super) fn check_labels<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>)
 }
 
 /// Adds a comment, also as a note in the repository.
-#[utoipa::path(post, path = "/api/v1/images/{image}/comments", params(("image" = String, Path)), request_body = NewComment,
+#[utoipa::path(post, path = "/api/v1/images/{image}/comments", params(("image" = String, Path), Idempotency), request_body = NewComment,
     responses((status = 204)))]
 pub(super) async fn comment(
     Extract(state): Extract<State>,
     caller: Caller,
+    key: IdempotencyKey,
     Path(image): Path<String>,
     Body(input): Body<NewComment>,
 ) -> Result<StatusCode, Problem> {
     let actor = caller.at_least(Role::Operator)?;
     check_text("comment", &input.body, 10_000, true).map_err(|error| Problem::invalid("body", error))?;
+    if input.body.trim().is_empty() {
+        return Err(Problem::invalid("body", "a comment says something"));
+    }
     let coordinator = &state.coordinator;
+    let repeatable = Repeatable::new(coordinator, key, &format!("comment {image}"), &input)?;
+    if repeatable.known(coordinator, &actor).await?.is_some() {
+        return Ok(StatusCode::NO_CONTENT);
+    }
     let found = coordinator.catalog.image(actor.team, &image).await?;
     let note = Note {
         kind: "comment".to_owned(),
@@ -150,6 +166,9 @@ pub(super) async fn comment(
     };
     coordinator.repository.read().await.note(&found.record, &note).await?;
     let transaction = coordinator.catalog.begin().await?;
+    if !repeatable.remember(&transaction, &actor).await? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
     transaction.add_comment(found.id, &actor.user_name, &input.body).await?;
     transaction.audit(Some(actor.team), Some(actor.user), "image.comment", &found.id.to_string(), "").await?;
     transaction.commit().await?;
@@ -157,15 +176,19 @@ pub(super) async fn comment(
 }
 
 /// Deletes an image: it is gone from the catalog at once; its bytes go with the next collection.
-#[utoipa::path(delete, path = "/api/v1/images/{image}", params(("image" = String, Path)), responses((status = 202, body = Accepted)))]
+#[utoipa::path(delete, path = "/api/v1/images/{image}", params(("image" = String, Path), Idempotency), responses((status = 202, body = Accepted)))]
 pub(super) async fn delete(
     Extract(state): Extract<State>,
     caller: Caller,
-    IdempotencyKey(key): IdempotencyKey,
+    key: IdempotencyKey,
     Path(image): Path<String>,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Operator)?;
     let coordinator = &state.coordinator;
+    let repeatable = Repeatable::new(coordinator, key, "delete image", &image)?;
+    if let Some(known) = repeatable.known(coordinator, &actor).await? {
+        return Ok(known);
+    }
     let found = coordinator.catalog.image(actor.team, &image).await?;
     let order = Order {
         request: Request::DeleteImage(DeleteRequest { image: found.id }),
@@ -176,9 +199,5 @@ pub(super) async fn delete(
         environment: None,
         removing: None,
     };
-    let fingerprint = format!("delete {}", found.id);
-    let key = key.as_deref().map(|key| (key, fingerprint.as_str()));
-    let operation = accept(&coordinator.catalog, &actor, order, key).await?;
-    coordinator.ring();
-    Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
+    repeatable.take(coordinator, &actor, order).await
 }

@@ -11,6 +11,7 @@ mod images;
 mod operations;
 mod problem;
 mod repository;
+mod server;
 mod session;
 mod sites;
 mod types;
@@ -27,6 +28,7 @@ use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use problem::Problem;
+pub use server::serve;
 pub use types::*;
 
 use crate::Coordinator;
@@ -142,11 +144,36 @@ fn routes() -> OpenApiRouter<State> {
 
 /// The OpenAPI 3.1 document, as it is checked in.
 pub fn openapi() -> String {
-    let (_, document) = routes().split_for_parts();
+    let (_, mut document) = routes().split_for_parts();
+    describe_problems(&mut document);
     let mut text = document.to_pretty_json().unwrap_or_default();
     text.push('\n');
     text
 }
+
+/// Every operation may be refused, always in the same shape.
+fn describe_problems(document: &mut utoipa::openapi::OpenApi) {
+    use utoipa::openapi::{Content, Ref, RefOr, Response, path::PathItem};
+    let content = || Content::new(Some(RefOr::<utoipa::openapi::Schema>::Ref(Ref::from_schema_name("Problem"))));
+    for item in document.paths.paths.values_mut() {
+        let PathItem { get, put, post, delete, patch, .. } = item;
+        for operation in [get, put, post, delete, patch].into_iter().flatten() {
+            for (status, response) in &mut operation.responses.responses {
+                if let RefOr::T(response) = response
+                    && status.starts_with(['4', '5'])
+                {
+                    response.content = [(PROBLEM.to_owned(), RefOr::T(content()))].into_iter().collect();
+                }
+            }
+            let mut refused = Response::new("It was refused: why, and what to do");
+            refused.content = [(PROBLEM.to_owned(), RefOr::T(content()))].into_iter().collect();
+            operation.responses.responses.insert("default".to_owned(), RefOr::T(refused));
+        }
+    }
+}
+
+/// The media type of everything that is refused.
+const PROBLEM: &str = "application/problem+json";
 
 /// Everything that is served.
 pub fn router(state: State) -> Router {

@@ -4,12 +4,13 @@ use std::convert::Infallible;
 
 use axum::{
     Json,
-    extract::{Path, Query, State as Extract},
+    extract::{Path, State as Extract},
     http::StatusCode,
     response::sse::{Event, KeepAlive, Sse},
 };
 use futures::{Stream, StreamExt};
 use ocopea_catalog_db::{
+    Transaction,
     access::Actor,
     environments::Environment,
     model::{EnvironmentState, Role},
@@ -26,9 +27,10 @@ use ocopea_protocol::{
 use ocopea_repository::{Body as RecordBody, Record};
 
 use super::{
-    Accepted, KEEP_ALIVE, OperationView, Page, Paging, RestoreInput, SaveInput, State, TaskView,
+    Accepted, Idempotency, KEEP_ALIVE, OperationView, Page, Paging, RestoreInput, SaveInput, State, TaskView,
     images::check_labels,
-    problem::{Body, Caller, IdempotencyKey, Problem},
+    problem::{Body, Caller, IdempotencyKey, Problem, Query},
+    sites::attended,
 };
 use crate::{
     Coordinator,
@@ -123,31 +125,70 @@ async fn save_request(coordinator: &Coordinator, input: &SaveInput) -> Result<Sa
     Ok(SaveRequest { source, sealed_credentials, name, labels: input.labels.clone(), comment: input.comment.clone() })
 }
 
-async fn take(
-    coordinator: &Coordinator,
-    actor: &Actor,
-    order: Order,
-    key: Option<String>,
-    input: &impl serde::Serialize,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let fingerprint = serde_json::to_vec(input).map_err(|error| Problem::invalid("body", error))?;
-    let fingerprint = crate::tokens::hash(&String::from_utf8_lossy(&fingerprint));
-    let key = key.as_deref().map(|key| (key, fingerprint.as_str()));
-    let operation = accept(&coordinator.catalog, actor, order, key).await?;
-    coordinator.ring();
-    Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
+/// A request that may be a repetition. What it stands for is looked up first: what it asked for may be gone since.
+pub(super) struct Repeatable {
+    key: Option<(String, String)>,
+}
+
+impl Repeatable {
+    /// `what` tells requests apart that look alike.
+    pub(super) fn new(
+        coordinator: &Coordinator,
+        key: IdempotencyKey,
+        what: &str,
+        input: &impl serde::Serialize,
+    ) -> Result<Self, Problem> {
+        let Some(key) = key.0 else { return Ok(Self { key: None }) };
+        let input = serde_json::to_string(input).map_err(|error| Problem::invalid("body", error))?;
+        // It may hold passwords.
+        let fingerprint = coordinator.vault.fingerprint(format!("{what}\n{input}").as_bytes());
+        Ok(Self { key: Some((key, fingerprint)) })
+    }
+
+    /// The answer to it, where it was given before.
+    pub(super) async fn known(&self, coordinator: &Coordinator, actor: &Actor) -> Result<Option<Taken>, Problem> {
+        let Some((key, fingerprint)) = &self.key else { return Ok(None) };
+        let known = coordinator.catalog.known_request(actor.team, key, fingerprint).await?;
+        Ok(known.map(taken))
+    }
+
+    /// Accepts it, once.
+    pub(super) async fn take(self, coordinator: &Coordinator, actor: &Actor, order: Order) -> Result<Taken, Problem> {
+        let key = self.key.as_ref().map(|(key, fingerprint)| (key.as_str(), fingerprint.as_str()));
+        let operation = accept(&coordinator.catalog, actor, order, key).await?;
+        coordinator.ring();
+        Ok(taken(operation))
+    }
+
+    /// Remembers it as part of a transaction that makes no operation; `false`: it was done before.
+    pub(super) async fn remember(&self, transaction: &Transaction, actor: &Actor) -> Result<bool, Problem> {
+        let Some((key, fingerprint)) = &self.key else { return Ok(true) };
+        let none = OperationId::generate(&transaction.seams);
+        Ok(transaction.remember_request(actor.team, key, fingerprint, none).await?.is_none())
+    }
+}
+
+pub(super) type Taken = (StatusCode, Json<Accepted>);
+
+fn taken(operation: OperationId) -> Taken {
+    (StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() }))
 }
 
 /// Looks at an application: what a save would find, and what it would leave out and why. Copies nothing.
-#[utoipa::path(post, path = "/api/v1/inspections", request_body = SaveInput, responses((status = 202, body = Accepted), (status = 422, body = Problem)))]
+#[utoipa::path(post, path = "/api/v1/inspections", params(Idempotency), request_body = SaveInput, responses((status = 202, body = Accepted), (status = 422, body = Problem)))]
 pub(super) async fn inspect(
     Extract(state): Extract<State>,
     caller: Caller,
+    key: IdempotencyKey,
     Body(input): Body<SaveInput>,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Viewer)?;
     let coordinator = &state.coordinator;
-    let site = coordinator.catalog.site(&input.site).await?;
+    let repeatable = Repeatable::new(coordinator, key, "inspect", &input)?;
+    if let Some(known) = repeatable.known(coordinator, &actor).await? {
+        return Ok(known);
+    }
+    let site = attended(coordinator, &input.site).await?;
     let request = save_request(coordinator, &input).await?;
     let order = Order {
         title: format!("inspect {}/{}", site.name, request.source.namespace),
@@ -158,20 +199,24 @@ pub(super) async fn inspect(
         environment: None,
         removing: None,
     };
-    take(coordinator, &actor, order, None, &input).await
+    repeatable.take(coordinator, &actor, order).await
 }
 
 /// Saves an application. The image is there when the operation has succeeded, and not before.
-#[utoipa::path(post, path = "/api/v1/saves", request_body = SaveInput, responses((status = 202, body = Accepted), (status = 422, body = Problem)))]
+#[utoipa::path(post, path = "/api/v1/saves", params(Idempotency), request_body = SaveInput, responses((status = 202, body = Accepted), (status = 422, body = Problem)))]
 pub(super) async fn save(
     Extract(state): Extract<State>,
     caller: Caller,
-    IdempotencyKey(key): IdempotencyKey,
+    key: IdempotencyKey,
     Body(input): Body<SaveInput>,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Operator)?;
     let coordinator = &state.coordinator;
-    let site = coordinator.catalog.site(&input.site).await?;
+    let repeatable = Repeatable::new(coordinator, key, "save", &input)?;
+    if let Some(known) = repeatable.known(coordinator, &actor).await? {
+        return Ok(known);
+    }
+    let site = attended(coordinator, &input.site).await?;
     let request = save_request(coordinator, &input).await?;
     let application = request
         .source
@@ -201,20 +246,24 @@ pub(super) async fn save(
         environment: None,
         removing: None,
     };
-    take(coordinator, &actor, order, key, &input).await
+    repeatable.take(coordinator, &actor, order).await
 }
 
 /// Restores an image, or with `dry_run` only says what would be done.
-#[utoipa::path(post, path = "/api/v1/restores", request_body = RestoreInput, responses((status = 202, body = Accepted), (status = 422, body = Problem)))]
+#[utoipa::path(post, path = "/api/v1/restores", params(Idempotency), request_body = RestoreInput, responses((status = 202, body = Accepted), (status = 422, body = Problem)))]
 pub(super) async fn restore(
     Extract(state): Extract<State>,
     caller: Caller,
-    IdempotencyKey(key): IdempotencyKey,
+    key: IdempotencyKey,
     Body(input): Body<RestoreInput>,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Operator)?;
     let coordinator = &state.coordinator;
-    let site = coordinator.catalog.site(&input.site).await?;
+    let repeatable = Repeatable::new(coordinator, key, "restore", &input)?;
+    if let Some(known) = repeatable.known(coordinator, &actor).await? {
+        return Ok(known);
+    }
+    let site = attended(coordinator, &input.site).await?;
     let image = coordinator.catalog.image(actor.team, &input.image).await?;
     let name: EnvironmentName = input.name.parse().map_err(|error| Problem::invalid("name", error))?;
     let record: Record = serde_json::from_str(&image.body)
@@ -266,7 +315,7 @@ pub(super) async fn restore(
         environment: (!input.dry_run).then_some(environment),
         removing: None,
     };
-    take(coordinator, &actor, order, key, &input).await
+    repeatable.take(coordinator, &actor, order).await
 }
 
 /// The team's operations, newest first.
@@ -282,7 +331,16 @@ pub(super) async fn list(
     let operations = state.coordinator.catalog.operations(actor.team, before, limit).await?;
     let full = operations.len() as u64 == limit;
     let next = operations.last().filter(|_| full).map(|operation| operation.id.to_string());
-    Ok(Json(Page { items: operations.into_iter().map(|operation| view(operation, Vec::new())).collect(), next }))
+    let without_result = |mut operation: Operation| {
+        operation.result = None;
+        view(operation, Vec::new())
+    };
+    Ok(Json(Page { items: operations.into_iter().map(without_result).collect(), next }))
+}
+
+async fn version(state: &State, actor: &Actor, id: &str) -> Result<u64, Problem> {
+    let id: OperationId = id.parse().map_err(|error| Problem::invalid("id", error))?;
+    Ok(state.coordinator.catalog.operation_version(actor.team, id).await?)
 }
 
 async fn one(state: &State, actor: &Actor, id: &str) -> Result<OperationView, Problem> {
@@ -329,12 +387,13 @@ pub(super) async fn events(
                             // Other coordinators on the same catalog don't ring here.
                             () = state.coordinator.seams.clock.sleep(std::time::Duration::from_secs(1)) => {}
                         }
+                        // Most of what is rung for concerns others.
+                        if version(&state, &actor, &id).await.ok()? == seen {
+                            continue;
+                        }
                         one(&state, &actor, &id).await.ok()?
                     }
                 };
-                if current.version == seen {
-                    continue;
-                }
                 seen = current.version;
                 let over = current.ended.is_some();
                 let event = Event::default().id(seen.to_string()).event("operation").json_data(&current).ok()?;

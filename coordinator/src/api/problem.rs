@@ -80,7 +80,16 @@ impl From<CatalogError> for Problem {
             CatalogError::Invalid { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", &error),
             CatalogError::Malformed(_) | CatalogError::Database(_) => {
                 tracing::error!(%error, "the catalog failed");
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "catalog", "the catalog can't be used now (see the log)")
+                if error.is_full() {
+                    return Self {
+                        next: "make room there, then try again: nothing was changed".to_owned(),
+                        ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "catalog-full", "the catalog's disk is full")
+                    };
+                }
+                Self {
+                    next: "try again; the log says more".to_owned(),
+                    ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "catalog", "the catalog can't be used now")
+                }
             }
         }
     }
@@ -168,7 +177,10 @@ impl FromRequestParts<State> for Caller {
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
         let given = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = given
-            .and_then(|value| value.strip_prefix("Bearer "))
+            .and_then(|value| value.split_once(' '))
+            // The word is the same in whatever case (RFC 9110, 11.1).
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim())
             .ok_or_else(|| Problem::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
         let actor = state.coordinator.catalog.authenticate(&tokens::hash(token)).await?;
         actor.map(Self).ok_or_else(|| Problem::unauthorized("this token is unknown, expired or revoked"))
@@ -192,7 +204,23 @@ impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
     }
 }
 
+/// A query; what doesn't fit, or is not known, is told in our own shape.
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let read = axum::extract::Query::<T>::from_request_parts(parts, state).await;
+        read.map(|query| Self(query.0)).map_err(|error| Problem {
+            field: Some("query".to_owned()),
+            ..Problem::new(error.status(), "query", error.body_text())
+        })
+    }
+}
+
 /// The key that makes repeating a request harmless.
+#[derive(Default)]
 pub struct IdempotencyKey(pub Option<String>);
 
 impl FromRequestParts<State> for IdempotencyKey {

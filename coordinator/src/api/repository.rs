@@ -11,11 +11,12 @@ use futures::StreamExt;
 use ocopea_catalog_db::model::Role;
 
 use super::{
-    Accepted, CollectInput, KeyView, NewKey, NotReindexed, Reindexed, State, VerifyInput,
-    problem::{Body, Caller, Problem},
+    Accepted, CollectInput, Idempotency, KeyView, NewKey, NotReindexed, Reindexed, State, VerifyInput,
+    operations::{Repeatable, Taken},
+    problem::{Body, Caller, IdempotencyKey, Problem},
 };
 use crate::{
-    engine::{Order, accept, image_row},
+    engine::{Order, image_row},
     plan::{
         Context, Request,
         repository::{CollectRequest, VerifyRequest},
@@ -35,39 +36,47 @@ fn order(request: Request, title: &str) -> Order {
 }
 
 /// Reads everything back and names what is broken, with every image that it affects.
-#[utoipa::path(post, path = "/api/v1/repository/verifications", request_body = VerifyInput, responses((status = 202, body = Accepted)))]
+#[utoipa::path(post, path = "/api/v1/repository/verifications", params(Idempotency), request_body = VerifyInput, responses((status = 202, body = Accepted)))]
 pub(super) async fn verify(
     Extract(state): Extract<State>,
     caller: Caller,
+    key: IdempotencyKey,
     Body(input): Body<VerifyInput>,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Operator)?;
-    let catalog = &state.coordinator.catalog;
+    let coordinator = &state.coordinator;
+    let catalog = &coordinator.catalog;
+    let repeatable = Repeatable::new(coordinator, key, "verify", &input)?;
+    if let Some(known) = repeatable.known(coordinator, &actor).await? {
+        return Ok(known);
+    }
     let image = match &input.image {
         Some(name) => Some(catalog.image(actor.team, name).await?.id),
         None => None,
     };
-    let operation =
-        accept(catalog, &actor, order(Request::Verify(VerifyRequest { image }), "verify the repository"), None).await?;
-    state.coordinator.ring();
-    Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
+    let order = order(Request::Verify(VerifyRequest { image }), "verify the repository");
+    repeatable.take(coordinator, &actor, order).await
 }
 
 /// Deletes what no image needs any more.
-#[utoipa::path(post, path = "/api/v1/repository/collections", request_body = CollectInput, responses((status = 202, body = Accepted)))]
+#[utoipa::path(post, path = "/api/v1/repository/collections", params(Idempotency), request_body = CollectInput, responses((status = 202, body = Accepted)))]
 pub(super) async fn collect(
     Extract(state): Extract<State>,
     caller: Caller,
+    key: IdempotencyKey,
     Body(input): Body<CollectInput>,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Administrator)?;
+    let coordinator = &state.coordinator;
     if input.grace_s > 30 * 24 * 3600 {
         return Err(Problem::invalid("grace_s", "30 days at most"));
     }
     let request = Request::Collect(CollectRequest { grace_s: input.grace_s });
-    let operation = accept(&state.coordinator.catalog, &actor, order(request, "collect the repository"), None).await?;
-    state.coordinator.ring();
-    Ok((StatusCode::ACCEPTED, Json(Accepted { operation: operation.to_string() })))
+    let repeatable = Repeatable::new(coordinator, key, "collect", &input)?;
+    if let Some(known) = repeatable.known(coordinator, &actor).await? {
+        return Ok(known);
+    }
+    repeatable.take(coordinator, &actor, order(request, "collect the repository")).await
 }
 
 /// Brings images that the repository has and the catalog lacks back into the catalog, with labels and comments.

@@ -1,13 +1,42 @@
 //! Sites, and what runs there.
 
-use axum::{Json, extract::State as Extract};
-use ocopea_catalog_db::model::Role;
-use ocopea_protocol::message::SiteState;
+use std::time::Duration;
+
+use axum::{Json, extract::State as Extract, http::StatusCode};
+use ocopea_catalog_db::{model::Role, sites::Site};
+use ocopea_protocol::{message::SiteState, time::Timestamp};
 
 use super::{
     ApplicationView, SiteView, State,
     problem::{Caller, Problem},
 };
+use crate::Coordinator;
+
+/// How long the word of a site's agents counts; they report every minute.
+const SILENT: Duration = Duration::from_secs(300);
+
+fn is_silent(site: &Site, now: Timestamp) -> bool {
+    site.reported.is_none_or(|at| at.plus(SILENT) < now)
+}
+
+fn silence(site: &Site) -> String {
+    match site.reported {
+        Some(at) => format!("no agent of site {:?} was heard of since {}", site.name, at.rfc3339()),
+        None => format!("no agent of site {:?} was heard of yet", site.name),
+    }
+}
+
+/// The site of that name, if anybody is there who would do something: an operation must not wait for nobody.
+pub(super) async fn attended(coordinator: &Coordinator, name: &str) -> Result<Site, Problem> {
+    let site = coordinator.catalog.site(name).await?;
+    if !is_silent(&site, coordinator.seams.clock.now()) {
+        return Ok(site);
+    }
+    Err(Problem {
+        next: format!("start its agent: ocopea up --site {}=CONTEXT …", site.name),
+        ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, "site-silent", silence(&site))
+    })
+}
 
 /// All sites with their last report and its age.
 #[utoipa::path(get, path = "/api/v1/sites", responses((status = 200, body = Vec<SiteView>)))]
@@ -17,6 +46,7 @@ pub(super) async fn list(Extract(state): Extract<State>, caller: Caller) -> Resu
     let sites = state.coordinator.catalog.sites().await?;
     let views = sites.into_iter().map(|site| {
         let (word, why) = match &site.report {
+            Some(_) if is_silent(&site, now) => ("unknown", silence(&site)),
             None => ("unknown", "its agent has not reported yet".to_owned()),
             Some(report) => match &report.state {
                 SiteState::Ready => ("ready", String::new()),

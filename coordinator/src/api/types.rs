@@ -18,6 +18,7 @@ pub struct Page<T> {
 /// Which page.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub struct Paging {
     /// The cursor that the page before gave.
     pub cursor: Option<String>,
@@ -48,6 +49,19 @@ pub struct NewToken {
     pub name: String,
     /// `viewer`, `operator` or `administrator`: the most that it allows.
     pub scope: String,
+    /// For how many seconds it works, ten years at most; without end unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 315360000)]
+    pub expires_s: Option<u64>,
+}
+
+/// Makes repeating a request harmless: the same key with the same request answers with what came of it the first time.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Header)]
+pub struct Idempotency {
+    /// 1 to 200 printable ASCII characters, new for every request that is meant anew.
+    #[param(rename = "Idempotency-Key", min_length = 1, max_length = 200, pattern = "^[ -~]+$")]
+    pub idempotency_key: Option<String>,
 }
 
 /// A token as it is listed.
@@ -65,6 +79,9 @@ pub struct TokenView {
     pub expires: Option<String>,
     /// Whether it was revoked.
     pub revoked: bool,
+    /// Whether its time is over.
+    #[serde(default)]
+    pub expired: bool,
 }
 
 /// Who asks.
@@ -236,7 +253,7 @@ pub struct OperationView {
     /// Why it failed: what, cause, next, code.
     #[schema(value_type = Option<Object>)]
     pub failure: Option<Value>,
-    /// What came of it.
+    /// What came of it; only where one operation is asked for.
     #[schema(value_type = Option<Object>)]
     pub result: Option<Value>,
     /// Its tasks; only where one operation is asked for.
@@ -246,6 +263,7 @@ pub struct OperationView {
 /// What to look for among images.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub struct ImageQuery {
     /// Words that must all occur.
     pub q: Option<String>,
@@ -348,6 +366,7 @@ pub struct EnvironmentView {
 /// Which logs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub struct LogQuery {
     /// Only workloads and containers of this name.
     pub component: Option<String>,
@@ -359,6 +378,7 @@ pub struct LogQuery {
 /// Which port to listen on.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub struct ConnectQuery {
     /// A loopback port; any free one unless told.
     #[serde(default)]

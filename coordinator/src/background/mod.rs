@@ -2,13 +2,14 @@
 
 mod own;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ocopea_catalog_db::CatalogError;
-use ocopea_protocol::{envelope, message::TaskHint, task::TaskKind};
+use ocopea_protocol::{envelope, message::TaskHint, task::TaskKind, time::Timestamp};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::Coordinator;
+use crate::{Coordinator, serve::LEASE};
 
 /// How often each loop looks without being rung.
 const POLL: Duration = Duration::from_millis(1000);
@@ -16,6 +17,10 @@ const POLL: Duration = Duration::from_millis(1000);
 const REAP: Duration = Duration::from_secs(2);
 /// How often pins of running operations are renewed.
 const RENEW: Duration = Duration::from_secs(300);
+/// Hints that are read at a time.
+const OUTBOX_PAGE: u64 = 256;
+/// What the wall clock may differ from the monotonic one between two looks without having been set, in milliseconds.
+const CLOCK_SET: u64 = 1500;
 
 pub(crate) fn start(coordinator: &Arc<Coordinator>, stop: &CancellationToken) {
     let spawner = coordinator.seams.spawner.clone();
@@ -30,54 +35,75 @@ pub(crate) fn start(coordinator: &Arc<Coordinator>, stop: &CancellationToken) {
 }
 
 impl Coordinator {
-    /// Waits until something was committed, or for a while; `false` when it is time to stop.
-    async fn rung(&self, stop: &CancellationToken, at_most: Duration) -> bool {
+    /// Waits until something was committed since `seen`, or for a while; `false` when it is time to stop.
+    async fn rung(&self, seen: &mut watch::Receiver<u64>, stop: &CancellationToken, at_most: Duration) -> bool {
         tokio::select! {
             () = stop.cancelled() => false,
-            () = self.changed.notified() => true,
+            // The sender lives as long as this coordinator.
+            _ = seen.changed() => true,
             () = self.seams.clock.sleep(at_most) => true,
         }
     }
 
     /// Publishes hints. A crash between publishing and forgetting publishes twice, which is harmless.
     async fn relay(&self, stop: &CancellationToken) {
+        let mut seen = self.version.subscribe();
         loop {
             if let Err(error) = self.relay_once().await {
                 tracing::error!(%error, "hints could not be relayed");
             }
-            if !self.rung(stop, POLL).await {
+            if !self.rung(&mut seen, stop, POLL).await {
                 return;
             }
         }
     }
 
+    /// What a site doesn't take waits, and holds up no other site's.
     async fn relay_once(&self) -> Result<(), CatalogError> {
-        for row in self.catalog.outbox(256).await? {
-            let kind: TaskKind = serde_json::from_value(serde_json::Value::from(row.kind.clone()))?;
-            let hint = TaskHint { task: row.task, kind, least_version: envelope::PROTOCOL_VERSION };
-            match envelope::seal(&hint, "") {
-                Ok(sealed) => match self.bus.publish(row.site, sealed).await {
-                    Ok(()) => self.catalog.published(row.id).await?,
-                    Err(error) => tracing::warn!(%error, site.id = %row.site, "a hint could not be published"),
-                },
-                Err(error) => tracing::error!(%error, "a hint can't be encoded"),
+        let mut blocked = BTreeSet::new();
+        let mut after = None;
+        loop {
+            let rows = self.catalog.outbox(after, OUTBOX_PAGE).await?;
+            for row in &rows {
+                if blocked.contains(&row.site) {
+                    continue;
+                }
+                let kind = serde_json::from_value::<TaskKind>(serde_json::Value::from(row.kind.clone()));
+                let sealed = kind.map_err(|error| error.to_string()).and_then(|kind| {
+                    let hint = TaskHint { task: row.task, kind, least_version: envelope::PROTOCOL_VERSION };
+                    envelope::seal(&hint, "").map_err(|error| error.to_string())
+                });
+                match sealed {
+                    Ok(sealed) => match self.bus.publish(row.site, sealed).await {
+                        Ok(()) => self.catalog.published(row.id).await?,
+                        Err(error) => {
+                            tracing::debug!(%error, site.id = %row.site, "hints wait for the site");
+                            blocked.insert(row.site);
+                        }
+                    },
+                    Err(error) => {
+                        // The task itself is found by a poll, where anybody can do it.
+                        tracing::error!(%error, task.id = %row.task, "a hint can't be written and is dropped");
+                        self.catalog.published(row.id).await?;
+                    }
+                }
+            }
+            match rows.last() {
+                Some(last) if rows.len() as u64 == OUTBOX_PAGE => after = Some(last.id),
+                _ => return Ok(()),
             }
         }
-        Ok(())
     }
 
     /// Gives tasks back whose lease ran out.
     async fn reap(&self, stop: &CancellationToken) {
+        let mut before = (self.seams.clock.now(), self.seams.clock.monotonic());
         loop {
-            match self.catalog.expired_tasks().await {
-                Ok(expired) => {
-                    for task in expired {
-                        if let Err(error) = self.reap_one(&task).await {
-                            tracing::error!(%error, task.id = %task.id, "a lost task could not be given back");
-                        }
-                    }
-                }
-                Err(error) => tracing::error!(%error, "leases could not be looked through"),
+            let moment = (self.seams.clock.now(), self.seams.clock.monotonic());
+            if let Err(error) = self.reap_once(before, moment).await {
+                tracing::error!(%error, "leases could not be looked through");
+            } else {
+                before = moment;
             }
             if !self.seams.sleep_unless(stop, REAP).await {
                 return;
@@ -85,9 +111,29 @@ impl Coordinator {
         }
     }
 
-    async fn reap_one(&self, seen: &ocopea_catalog_db::tasks::Task) -> Result<(), CatalogError> {
+    /// Leases stand in the catalog by the wall clock. When that one was set, all that are held begin anew: nobody
+    /// loses a task because of it, and no dead one's task waits for hours.
+    async fn reap_once(
+        &self,
+        before: (Timestamp, Duration),
+        (now, monotonic): (Timestamp, Duration),
+    ) -> Result<(), CatalogError> {
+        let passed = i64::try_from(monotonic.saturating_sub(before.1).as_millis()).unwrap_or(i64::MAX);
+        let jump = now.0.saturating_sub(before.0.0).saturating_sub(passed);
+        if jump.unsigned_abs() > CLOCK_SET {
+            tracing::warn!(by_ms = jump, "the clock was set: leases begin anew");
+            self.catalog.renew_leases(now.plus(LEASE)).await?;
+        }
+        for task in self.catalog.expired_tasks(now).await? {
+            if let Err(error) = self.reap_one(&task, now).await {
+                tracing::error!(%error, task.id = %task.id, "a lost task could not be given back");
+            }
+        }
+        Ok(())
+    }
+
+    async fn reap_one(&self, seen: &ocopea_catalog_db::tasks::Task, now: Timestamp) -> Result<(), CatalogError> {
         let transaction = self.catalog.begin().await?;
-        let now = self.seams.clock.now();
         let still = transaction.task(seen.id).await?.filter(|task| {
             task.state == ocopea_catalog_db::model::TaskState::Claimed
                 && task.attempt == seen.attempt

@@ -14,6 +14,7 @@ use ocopea_repository::{
     Body, CollectOptions, CommitRequest, Component, DataRequirement, Instant, LeftOut, Lineage, Opened, Platform,
     RECORD_VERSION, Record, Requirements, Scope,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::POLL;
@@ -27,86 +28,97 @@ use crate::{
 /// How long a pin outlives its owner's last sign of life.
 const PIN_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 
-/// A task that is claimed, with its operation and all tasks of that.
-struct Work {
-    operation: Operation,
-    task: Task,
-    tasks: Vec<Task>,
+/// The coordinator's short tasks that run at the same time.
+const SHORT: usize = 8;
+/// How often a task that may take hours is asked whether it is still wanted.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Whether a task may take hours. Such a one keeps nobody waiting, and may be dropped at any moment.
+fn is_long(kind: &str) -> bool {
+    matches!(kind, "collect" | "verify")
+}
+
+/// How a task of the coordinator's own came to its end.
+enum Ended {
+    Outcome(Result<String, TaskFailure>),
+    /// It is another's, or called off.
+    Lost,
+    /// The coordinator stops.
+    Stopped,
 }
 
 impl Coordinator {
     pub(super) async fn run_own(self: &Arc<Self>, stop: &CancellationToken) {
+        let mut seen = self.version.subscribe();
+        let short = Arc::new(Semaphore::new(SHORT));
+        let (collecting, verifying) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(1)));
         loop {
-            match self.catalog.ready_tasks(None, 8).await {
+            match self.catalog.ready_tasks(None, 1000).await {
                 Ok(ready) => {
                     for task in ready {
-                        match self.claim_own(&task).await {
-                            // Beside the others: a collection waits for its grace time, a verification reads everything.
-                            Ok(Some(work)) => {
-                                let (one, stop) = (Arc::clone(self), stop.clone());
-                                self.seams
-                                    .spawner
-                                    .spawn("own", Box::pin(async move { one.carry_out(work, &stop).await }));
-                            }
-                            Ok(None) => {}
-                            Err(error) => {
-                                tracing::error!(%error, task.id = %task.id, "a task of the coordinator's own could not be taken")
-                            }
+                        let pool = match task.kind.as_str() {
+                            "collect" => &collecting,
+                            "verify" => &verifying,
+                            _ => &short,
+                        };
+                        let Ok(permit) = Arc::clone(pool).try_acquire_owned() else { continue };
+                        if let Err(error) = self.begin_own(&task, permit, stop).await {
+                            tracing::error!(%error, task.id = %task.id, "a task of the coordinator's own could not be begun");
                         }
                     }
                 }
                 Err(error) => tracing::error!(%error, "tasks could not be listed"),
             }
-            if !self.rung(stop, POLL).await {
+            if !self.rung(&mut seen, stop, POLL).await {
                 return;
             }
         }
     }
 
-    async fn claim_own(&self, ready: &Task) -> Result<Option<Work>, CatalogError> {
+    async fn begin_own(
+        self: &Arc<Self>,
+        ready: &Task,
+        permit: OwnedSemaphorePermit,
+        stop: &CancellationToken,
+    ) -> Result<(), CatalogError> {
         let transaction = self.catalog.begin().await?;
         let Some(task) = transaction.claim(ready.id, None, self.instance, LEASE).await? else { return Ok(None) };
         let operation = transaction.operation(task.operation).await?;
         let tasks = transaction.tasks(task.operation).await?;
         transaction.commit().await?;
-        Ok(Some(Work { operation, task, tasks }))
-    }
-
-    async fn carry_out(&self, work: Work, stop: &CancellationToken) {
-        if let Err(error) = self.run_one(&work, stop).await {
-            tracing::error!(%error, task.id = %work.task.id, "a task of the coordinator's own could not be done");
-        }
+        let (one, stop) = (Arc::clone(self), stop.clone());
+        self.seams.spawner.spawn(
+            "own",
+            Box::pin(async move {
+                let ended = one.run_one(&operation, &task, &tasks, &stop).await;
+                // Whoever is rung finds the place free.
+                drop(permit);
+                if let Err(error) = ended {
+                    tracing::error!(%error, task.id = %task.id, "a task of the coordinator's own could not be ended");
+                }
+                one.ring();
+            }),
+        );
+        Ok(())
     }
 
     async fn run_one(
         &self,
-        Work { operation, task, tasks }: &Work,
+        operation: &Operation,
+        task: &Task,
+        tasks: &[Task],
         stop: &CancellationToken,
     ) -> Result<(), CatalogError> {
         let claimed =
             Claimed { task: task.id, operation: operation.id, attempt: task.attempt, instance: self.instance };
         self.seams.point("own", &task.kind, "begin");
-        let may_break_off = matches!(task.kind.as_str(), "collect" | "verify");
-        let work = self.do_own(operation, task, tasks);
-        tokio::pin!(work);
-        let outcome = loop {
-            tokio::select! {
-                outcome = &mut work => break outcome,
-                // The next start gives it to somebody again.
-                () = stop.cancelled(), if may_break_off => return Ok(()),
-                () = self.seams.clock.sleep(LEASE / 4) => {
-                    let beat = self.catalog.begin().await?;
-                    let Some(now) = beat.heartbeat(&claimed, &Progress::default(), None, LEASE).await? else {
-                        return Ok(());
-                    };
-                    if may_break_off && beat.operation(operation.id).await?.state != OperationState::Running {
-                        self.give_back(&beat, &now, "it was called off").await?;
-                        beat.commit().await?;
-                        self.ring();
-                        return Ok(());
-                    }
-                    beat.commit().await?;
-                }
+        let outcome = match self.watch_own(&claimed, operation, task, tasks, stop).await {
+            Ended::Outcome(outcome) => outcome,
+            Ended::Lost => return Ok(()),
+            Ended::Stopped => {
+                let transaction = self.catalog.begin().await?;
+                self.give_back(&transaction, task, "its coordinator stopped").await?;
+                return transaction.commit().await;
             }
         };
         self.seams.point("own", &task.kind, "end");
@@ -115,25 +127,71 @@ impl Coordinator {
             Ok(output) => transaction.succeed(&claimed, &output).await?,
             Err(failure) => {
                 tracing::warn!(task.id = %task.id, code = failure.code, cause = failure.cause, "{}", failure.what);
-                transaction.fail(&claimed, &failure).await?.is_some()
+                self.record_failure(&transaction, &claimed, &failure).await?
             }
         };
         if counted {
             engine::settle(&transaction, operation.id).await?;
             transaction.commit().await?;
             self.seams.point("own", &task.kind, "recorded");
-            self.ring();
         }
         Ok(())
     }
 
+    /// Has a task done, and keeps its lease meanwhile.
+    async fn watch_own(
+        &self,
+        claimed: &Claimed,
+        operation: &Operation,
+        task: &Task,
+        tasks: &[Task],
+        stop: &CancellationToken,
+    ) -> Ended {
+        let long = is_long(&task.kind);
+        let mut lease_end = self.seams.clock.monotonic() + LEASE;
+        let work = self.do_own(operation, task, tasks);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                outcome = &mut work => return Ended::Outcome(outcome),
+                () = stop.cancelled(), if long => return Ended::Stopped,
+                () = self.seams.clock.sleep(if long { LOOK } else { LEASE / 4 }) => {}
+            }
+            let asked = self.seams.clock.monotonic();
+            match self.beat_own(claimed).await {
+                Ok(None) => return Ended::Lost,
+                Ok(Some(wanted)) => {
+                    lease_end = asked + LEASE * 3 / 4;
+                    if long && !wanted {
+                        let what = format!("stopped: {}", operation.title);
+                        return Ended::Outcome(Err(TaskFailure::cancelled(what)));
+                    }
+                }
+                Err(error) => tracing::warn!(%error, task.id = %task.id, "a lease could not be renewed"),
+            }
+            if self.seams.clock.monotonic() >= lease_end {
+                return Ended::Lost;
+            }
+        }
+    }
+
+    /// Renews a lease; whether the operation still wants it, or `None` when it is lost.
+    async fn beat_own(&self, claimed: &Claimed) -> Result<Option<bool>, CatalogError> {
+        let beat = self.catalog.begin().await?;
+        let Some(counted) = beat.heartbeat(claimed, &Progress::default(), None, LEASE).await? else { return Ok(None) };
+        let operation = beat.operation(claimed.operation).await?;
+        if counted.written {
+            beat.commit().await?;
+        }
+        Ok(Some(counted.task.undo || operation.state == OperationState::Running))
+    }
+
     async fn do_own(&self, operation: &Operation, task: &Task, tasks: &[Task]) -> Result<String, TaskFailure> {
         let spec: OwnTask = plan::parse("task", &task.spec)?;
-        let unchanged = self.repository.read().await;
-        let repository = unchanged.clone();
-        // Keys don't change while something is made with them. What takes long is fit for that, and must not keep
-        // everybody waiting behind who wants to change them.
-        let _unchanged = (!matches!(spec, OwnTask::Collect { .. } | OwnTask::Verify { .. })).then_some(unchanged);
+        // Keys change only while nobody holds this; what may take hours holds nothing up.
+        let held = self.repository.read().await;
+        let repository = held.clone();
+        let _held = (!is_long(&task.kind)).then_some(held);
         let failed = |what: &str| {
             let what = what.to_owned();
             move |error: ocopea_repository::Error| repository_failure(&what, &error)

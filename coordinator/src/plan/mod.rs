@@ -27,8 +27,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// How often a site's task is tried while its failures pass by themselves.
 pub const TRIES: u32 = 4;
-/// What is taken back is tried for long: nothing may be left over.
-pub const UNDO_TRIES: u32 = 12;
+/// What is taken back is tried for some two hours: a cluster or a registry may be down for a while, and nothing may be
+/// left over.
+pub const UNDO_TRIES: u32 = 100;
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +99,7 @@ pub fn undo(operation: &Operation, context: &Context, tasks: &[Task]) -> Result<
     let request: Request = parse("request", &operation.request)?;
     let tasks = Tasks(tasks);
     match &request {
-        Request::Save(request) => save::undo(operation, request, &tasks),
+        Request::Save(request) => save::undo(operation, request, context, &tasks),
         Request::Restore(request) => restore::undo(operation, request, context, &tasks),
         _ => Ok(Vec::new()),
     }

@@ -147,10 +147,18 @@ pub fn next(
     Ok(next)
 }
 
-/// Takes back: what was frozen is released, an image that became visible is deleted, pins go. What was stored is
-/// collected, since no ref names it.
-pub fn undo(operation: &Operation, request: &SaveRequest, tasks: &Tasks<'_>) -> Result<Vec<NewTask>, TaskFailure> {
+/// Takes back: what was frozen is released, pins go, and so does the ref that a commit may have made before the
+/// operation was called off. What was stored is collected, since no ref names it.
+pub fn undo(
+    operation: &Operation,
+    request: &SaveRequest,
+    context: &Context,
+    tasks: &Tasks<'_>,
+) -> Result<Vec<NewTask>, TaskFailure> {
     let mut undo = Vec::new();
+    if let Some(image) = context.image.filter(|_| tasks.begun("commit")) {
+        undo.push(as_undo(own_task("undo:ref", &[], &OwnTask::DeleteRef { image })?));
+    }
     if let Some(inventory) = inventory(tasks)?
         && (request.source.freeze || inventory.data.iter().any(|data| data.kind == DataKind::Volume))
     {
@@ -162,10 +170,6 @@ pub fn undo(operation: &Operation, request: &SaveRequest, tasks: &Tasks<'_>) -> 
             source: Some(request.source.clone()),
         };
         undo.push(as_undo(site_task("undo:release", site_of(operation)?, &[], &spec)?));
-    }
-    // A commit that failed, or was overtaken by a wish to cancel, may have created the ref.
-    if let Some(image) = operation.image.filter(|_| tasks.begun("commit")) {
-        undo.push(as_undo(own_task("undo:commit", &[], &OwnTask::DeleteRef { image })?));
     }
     if tasks.begun("pin") {
         undo.push(as_undo(own_task("undo:unpin", &[], &OwnTask::Unpin)?));
@@ -240,4 +244,88 @@ fn refuse_gaps(source: &Source, inventory: &Inventory) -> Result<(), TaskFailure
     next.dedup();
     Err(TaskFailure::permanent("save.refused", format!("can't save \"{}\"", source.namespace), cause.join("; "))
         .next(next.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use ocopea_catalog_db::model::{OperationState, TaskState};
+    use ocopea_protocol::{
+        ids::{ImageId, OperationId, TaskId, TeamId},
+        seams::Seams,
+    };
+
+    use super::*;
+
+    fn task(seams: &Seams, label: &str, state: TaskState, attempt: u32) -> Task {
+        Task {
+            id: TaskId::generate(seams),
+            operation: OperationId::generate(seams),
+            label: label.to_owned(),
+            kind: label.to_owned(),
+            site: None,
+            undo: false,
+            state,
+            attempt,
+            most_attempts: 4,
+            instance: None,
+            lease_until: None,
+            needs: vec![],
+            spec: "{}".to_owned(),
+            output: None,
+            failure: None,
+            progress: None,
+            holder: None,
+            started: None,
+            ended: None,
+        }
+    }
+
+    #[test]
+    fn a_save_that_is_called_off_while_it_commits_leaves_no_ref() {
+        let seams = Seams::real(Default::default());
+        let request = SaveRequest {
+            source: Source {
+                namespace: "shop".parse().unwrap(),
+                selector: None,
+                without: vec![],
+                credentials: vec![],
+                freeze: false,
+            },
+            sealed_credentials: None,
+            name: "shop".to_owned(),
+            labels: BTreeMap::new(),
+            comment: String::new(),
+        };
+        let operation = Operation {
+            id: OperationId::generate(&seams),
+            team: TeamId::generate(&seams),
+            kind: "save".to_owned(),
+            state: OperationState::Undoing,
+            title: "save".to_owned(),
+            creator: "ann".to_owned(),
+            site: None,
+            image: None,
+            environment: None,
+            request: String::new(),
+            context: String::new(),
+            result: None,
+            failure: None,
+            cancel_requested: None,
+            stage: 0,
+            version: 1,
+            created: seams.clock.now(),
+            ended: None,
+        };
+        let context = Context { image: Some(ImageId::generate(&seams)), ..Context::default() };
+        // Done, or begun by one that was killed: the ref may be there.
+        for (state, attempt, wanted) in
+            [(TaskState::Succeeded, 1, true), (TaskState::Cancelled, 2, true), (TaskState::Cancelled, 0, false)]
+        {
+            let tasks = [task(&seams, "pin", TaskState::Succeeded, 1), task(&seams, "commit", state, attempt)];
+            let undo = undo(&operation, &request, &context, &Tasks(&tasks)).unwrap();
+            let labels: Vec<&str> = undo.iter().map(|task| task.label.as_str()).collect();
+            assert_eq!(labels.contains(&"undo:ref"), wanted, "{state:?} {labels:?}");
+            assert!(labels.contains(&"undo:unpin") && undo.iter().all(|task| task.undo));
+        }
+    }
 }
