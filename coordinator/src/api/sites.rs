@@ -1,7 +1,7 @@
 //! Sites, and what runs there.
 
 use axum::{Json, extract::State as Extract};
-use ocopea_catalog_db::model::Role;
+use ocopea_catalog_db::{images::ImageSearch, model::Role};
 use ocopea_protocol::message::SiteState;
 
 use super::{
@@ -48,7 +48,13 @@ pub(super) async fn applications(
     let mut views = Vec::new();
     for site in catalog.sites().await? {
         for application in site.report.map(|report| report.applications).unwrap_or_default() {
-            let last = catalog.last_image_of(actor.team, &application.namespace).await?;
+            let search = ImageSearch {
+                application: Some(application.namespace.clone()),
+                site: Some(site.name.clone()),
+                limit: 1,
+                ..ImageSearch::default()
+            };
+            let last = catalog.images(actor.team, &search).await?.pop();
             views.push(ApplicationView {
                 site: site.name.clone(),
                 application: application.namespace,
@@ -56,6 +62,7 @@ pub(super) async fn applications(
                 workloads: application.workloads,
                 data: application.data,
                 claimed_bytes: application.claimed_bytes,
+                saved_bytes: last.as_ref().map(|image| image.bytes),
                 saved: last.map(|image| image.created.rfc3339()),
             });
         }
