@@ -7,7 +7,8 @@ use super::{segment, when};
 use crate::{
     arguments::{Format, Tokens},
     client::{Client, Failure},
-    output::{line, list},
+    listing::Listing,
+    output::{self, line},
 };
 
 pub(super) async fn tokens(client: &Client, format: Format, command: Option<Tokens>) -> Result<(), Failure> {
@@ -18,22 +19,22 @@ pub(super) async fn tokens(client: &Client, format: Format, command: Option<Toke
                 let state = if t.revoked { "revoked" } else { "valid" };
                 vec![t.id.clone(), t.name.clone(), t.scope.clone(), when(&t.created), state.to_owned()]
             };
-            list(
-                format,
-                &found,
-                &["TOKEN", "NAME", "SCOPE", "MADE", "STATE"],
-                row,
-                |t| t.id.clone(),
-                "there is no token",
-            )
+            let head = ["TOKEN", "NAME", "SCOPE", "MADE", "STATE"];
+            let listing = Listing { head: &head, row: &row, name: &|t| t.id.clone(), empty: "there is no token" };
+            listing.print(format, &found)
         }
         Some(Tokens::Create { name, scope }) => {
             let issued: IssuedToken = client.post("/api/v1/tokens", &NewToken { name, scope }).await?;
-            line(issued.token);
+            match format {
+                Format::Json | Format::Yaml => output::print(format, &issued)?,
+                Format::Table | Format::Name => line(issued.token),
+            }
             Ok(())
         }
         Some(Tokens::Revoke { id }) => {
-            client.order(Method::DELETE, &format!("/api/v1/tokens/{}", segment(&id)), None).await
+            client.order(Method::DELETE, &format!("/api/v1/tokens/{}", segment(&id)), None).await?;
+            output::remark("✓ token revoked");
+            Ok(())
         }
     }
 }
