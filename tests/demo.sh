@@ -39,7 +39,9 @@ prepare_own() {
     die "SITES needs two contexts of your kubeconfig, found \"$SITES_GIVEN\"" "make demo SITES=context1,context2 REGISTRY=[http://]HOST/PATH"
   [ -n "${REGISTRY_GIVEN:-}" ] || die "SITES was given, but no registry" "make demo SITES=$SITES_GIVEN REGISTRY=[http://]HOST/PATH"
   [[ ${REGISTRY_GIVEN#http://} = */* ]] || die "REGISTRY=$REGISTRY_GIVEN names no path below the host" "REGISTRY=${REGISTRY_GIVEN%/}/ocopea, say"
-  for tool in kubectl skopeo jq curl python3 objcopy; do command -v $tool >/dev/null || missing+=("$tool"); done
+  # Where packages can be installed, prereqs.sh brings what builds need.
+  local builds=(); command -v apt-get >/dev/null || builds=(cargo cc make cmake go)
+  for tool in kubectl skopeo jq curl python3 objcopy "${builds[@]}"; do command -v $tool >/dev/null || missing+=("$tool"); done
   [ ${#missing[@]} = 0 ] || die "these programs are needed: ${missing[*]}" "install them (Debian: apt-get install skopeo jq curl python3 binutils; kubectl: kubernetes.io/docs/tasks/tools) and run again"
   for c in "$CONTEXT_A" "$CONTEXT_B"; do
     k "$c" get --raw /readyz >/dev/null || die "the cluster of context $c doesn't answer" "check it with: kubectl --context $c get nodes"
@@ -78,7 +80,7 @@ if [ -n "$own_clusters" ]; then
 else
   registry=http://$REGISTRY/ocopea samples=http://$REGISTRY/samples database=$REGISTRY/testbed/mongodb:6
 fi
-"$TOP/tests/testbed/prereqs.sh" rust go
+[ -n "$own_clusters" ] && ! command -v apt-get >/dev/null || "$HERE/prereqs.sh" rust go
 say "building ocopea and Lets-chat, beside what follows (some minutes when nothing is built yet)"
 begin_build -p ocopea-cli -p ocopea-mover -p lets-chat
 if [ -z "$own_clusters" ]; then
