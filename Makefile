@@ -14,7 +14,7 @@ testbed: ## two Kubernetes clusters and a registry on this machine (needs root)
 	@$(TB)/up.sh
 testbed-images: testbed ## database servers for tests and samples, pushed to the testbed's registry
 	@$(TB)/images.sh
-images: testbed ## the mover's image, pushed to the testbed's registry (REGISTRY=[http://]HOST/PATH: to another); prints what --mover-image takes
+images: $(if $(REGISTRY),,testbed) ## the mover's image, pushed to the testbed's registry (REGISTRY=[http://]HOST/PATH: to another); prints what --mover-image takes
 	@$(TB)/mover-image.sh $(REGISTRY)
 testbed-down: ## stops the testbed
 	@$(TB)/down.sh

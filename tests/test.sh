@@ -15,6 +15,8 @@ say "running them"
 (cd "$TOP" && cargo test --workspace)
 say "the journey, through the command itself"
 "$TOP/tests/journey.sh"
+say "the sample's other shape: PostgreSQL and a volume, saved while people write"
+"$TOP/tests/lets-chat.sh"
 say "an end at every step of every operation, and at five random moments"
 "$TOP/tests/faults.py" quick
 OCOPEA_MOVER_IMAGE=$("$HERE/mover-image.sh" | tail -1) "$TOP/tests/faults.py" kills 5

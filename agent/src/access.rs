@@ -1,4 +1,4 @@
-//! Working in an environment: its logs, a program or a shell in it, a port of it on this machine.
+//! A way into an environment: a port of one of its services on this machine, with what a client needs to connect.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -6,15 +6,8 @@ use k8s_openapi::{
     api::core::v1::{Pod, Service},
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use kube::{
-    Api,
-    api::{AttachParams, ListParams, TerminalSize},
-};
+use kube::{Api, api::ListParams};
 use ocopea_protocol::{failure::TaskFailure, image::DataKind, names::Namespace, secret::Secret, task::Source};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::{mpsc, oneshot},
-};
 use url::Url;
 
 use crate::{
@@ -23,35 +16,17 @@ use crate::{
     failures::kubernetes,
     platform::{
         Platform,
-        exec::exit_code,
         forward::{Forward, Towards},
-        logs::{LogLine, LogWish, means},
     },
 };
 
-/// Bytes that may wait in each direction of a shell.
-const BUFFER: usize = 64 * 1024;
+/// The failure of a name that nothing bears.
+const NO_SERVICE: &str = "environment.no-service";
 
 /// The ways into environments of one site.
 #[derive(Clone)]
 pub struct Access {
     platform: Platform,
-}
-
-/// A program that runs in a container. Dropping it ends the connection.
-pub struct Shell {
-    /// The pod and container that it runs in.
-    pub place: String,
-    /// Its standard input; shutting it down is end of file.
-    pub input: Box<dyn AsyncWrite + Send + Unpin>,
-    /// Its standard output; with a terminal its errors, too.
-    pub output: Box<dyn AsyncRead + Send + Unpin>,
-    /// Its standard error, without a terminal.
-    pub errors: Option<Box<dyn AsyncRead + Send + Unpin>>,
-    /// New sizes of the terminal: columns and rows.
-    pub resized: mpsc::Sender<(u16, u16)>,
-    /// Its exit status; -1 when it isn't known.
-    pub ended: oneshot::Receiver<i32>,
 }
 
 /// A service's port on this machine; dropping it closes it.
@@ -71,69 +46,6 @@ impl Access {
         Self { platform }
     }
 
-    /// Logs, as [`Platform::logs`].
-    pub async fn logs(&self, namespace: &Namespace, wish: &LogWish) -> Result<mpsc::Receiver<LogLine>, TaskFailure> {
-        self.platform.logs(namespace.as_str(), wish).await
-    }
-
-    /// Starts `command` in a ready container of `component` (a workload, pod, container or image name). With
-    /// `terminal` it gets one of that size.
-    pub async fn exec(
-        &self,
-        namespace: &Namespace,
-        component: &str,
-        command: &[String],
-        terminal: Option<(u16, u16)>,
-    ) -> Result<Shell, TaskFailure> {
-        let what = format!("can't run a program in {component:.200} of {namespace}");
-        let (pod, container) = self.place(namespace, component, &what).await?;
-        let pods: Api<Pod> = Api::namespaced(self.platform.streams.clone(), namespace.as_str());
-        let parameters = AttachParams::default()
-            .container(container.clone())
-            .stdin(true)
-            .stdout(true)
-            .stderr(terminal.is_none())
-            .tty(terminal.is_some())
-            .max_stdin_buf_size(BUFFER)
-            .max_stdout_buf_size(BUFFER)
-            .max_stderr_buf_size(BUFFER);
-        let mut process =
-            pods.exec(&pod, command.to_vec(), &parameters).await.map_err(|error| kubernetes(&what, &error))?;
-        let missing = || TaskFailure::retryable("exec.streams", what.clone(), "the API server opened no streams");
-        let input = process.stdin().ok_or_else(missing)?;
-        let output = process.stdout().ok_or_else(missing)?;
-        let errors = process.stderr().map(|errors| Box::new(errors) as Box<dyn AsyncRead + Send + Unpin>);
-        let status = process.take_status().ok_or_else(missing)?;
-        let sizes = process.terminal_size();
-        let (resized, mut wanted) = mpsc::channel::<(u16, u16)>(4);
-        if let Some(first) = terminal {
-            // A fresh channel has room.
-            let _ = resized.try_send(first);
-        }
-        let (mut sender, ended) = oneshot::channel();
-        self.platform.seams.spawner.spawn(
-            "access.exec",
-            Box::pin(async move {
-                let resize = async {
-                    while let Some((width, height)) = wanted.recv().await {
-                        if let Some(sizes) = &sizes {
-                            // A program that has ended needs no size.
-                            let _ = send_size(sizes.clone(), TerminalSize { width, height }).await;
-                        }
-                    }
-                    std::future::pending::<()>().await;
-                };
-                tokio::select! {
-                    () = sender.closed() => process.abort(),
-                    status = status => { let _ = sender.send(exit_code(status.as_ref())); }
-                    () = resize => {}
-                }
-            }),
-        );
-        let place = format!("pod {pod}, container {container}");
-        Ok(Shell { place, input: Box::new(input), output: Box::new(output), errors, resized, ended })
-    }
-
     /// Brings a data service or Service to a loopback port; `listen` 0 takes any free one.
     pub async fn connect(&self, namespace: &Namespace, service: &str, listen: u16) -> Result<Connection, TaskFailure> {
         let source = Source {
@@ -144,17 +56,27 @@ impl Access {
             freeze: false,
         };
         let application = Application::gather(&self.platform, &source).await?;
-        let server = application.data.iter().find(|located| {
+        let (volumes, servers): (Vec<&Located>, Vec<&Located>) =
+            application.data.iter().partition(|located| located.found.kind == DataKind::Volume);
+        let server = servers.into_iter().find(|located| {
             let found = &located.found;
-            found.kind != DataKind::Volume
-                && (found.name.as_str() == service
-                    || found.hosts.iter().any(|host| host == service)
-                    || found.workload.as_ref().is_some_and(|w| w.name == service || w.to_string() == service))
+            found.name.as_str() == service
+                || found.hosts.iter().any(|host| host == service)
+                || found.workload.as_ref().is_some_and(|w| w.name == service || w.to_string() == service)
         });
         if let Some(located) = server {
             return self.connect_data(namespace, located, listen).await;
         }
-        self.connect_service(namespace, service, listen, &application).await
+        let failed = match self.connect_service(namespace, service, listen, &application).await {
+            Err(failure) if failure.code == NO_SERVICE => failure,
+            other => return other,
+        };
+        if volumes.iter().any(|located| located.found.name.as_str() == service) {
+            let cause = "it is a volume, and nothing listens there";
+            return Err(TaskFailure::permanent("environment.volume", failed.what, cause)
+                .next(format!("look into it where it is mounted: ocopea exec {namespace} COMPONENT -- ls PATH")));
+        }
+        Err(failed)
     }
 
     async fn connect_data(
@@ -185,17 +107,14 @@ impl Access {
         let what = format!("can't connect to {name:.200} of {namespace}");
         let services: Api<Service> = Api::namespaced(self.platform.client.clone(), namespace.as_str());
         let unknown = || {
-            let mut names: Vec<String> = application.data.iter().map(|d| d.found.name.to_string()).collect();
+            let servers = application.data.iter().filter(|d| d.found.kind != DataKind::Volume);
+            let mut names: Vec<String> = servers.map(|d| d.found.name.to_string()).collect();
             let of_kind = application.objects.iter().filter(|o| o["kind"] == "Service");
             names.extend(of_kind.filter_map(|o| o["metadata"]["name"].as_str().map(str::to_owned)));
             names.sort();
             names.dedup();
-            TaskFailure::permanent(
-                "environment.no-service",
-                what.clone(),
-                "there is no data service or Service of that name",
-            )
-            .next(format!("there are: {}", names.join(", ")))
+            TaskFailure::permanent(NO_SERVICE, what.clone(), "there is no data service or Service of that name")
+                .next(format!("there are: {}", names.join(", ")))
         };
         // What isn't a name at all would make a malformed request.
         if name.parse::<ocopea_protocol::names::ComponentName>().is_err() {
@@ -248,38 +167,6 @@ impl Access {
             .find(|port| port.name.as_deref() == Some(name))
             .and_then(|port| u16::try_from(port.container_port).ok()))
     }
-
-    /// A ready pod and container that `component` means.
-    async fn place(&self, namespace: &Namespace, component: &str, what: &str) -> Result<(String, String), TaskFailure> {
-        let pods: Api<Pod> = Api::namespaced(self.platform.client.clone(), namespace.as_str());
-        let list = pods.list(&ListParams::default().limit(500)).await.map_err(|error| kubernetes(what, &error))?;
-        let mut running = Vec::new();
-        for pod in &list {
-            if pod.metadata.deletion_timestamp.is_some() {
-                continue;
-            }
-            for status in pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()) {
-                let runs = status.state.as_ref().is_some_and(|state| state.running.is_some());
-                if runs && means(component, pod, &status.name, &status.image) {
-                    let name = pod.metadata.name.clone().unwrap_or_default();
-                    running.push((!status.ready, name, status.name.clone()));
-                }
-            }
-        }
-        // Ready ones first, then by name.
-        running.sort();
-        running.into_iter().next().map(|(_, pod, container)| (pod, container)).ok_or_else(|| {
-            TaskFailure::permanent("environment.no-component", what, "no container that runs belongs to it")
-                .next(format!("see what runs: kubectl --context {} -n {namespace} get pods", self.platform.context))
-        })
-    }
-}
-
-async fn send_size(
-    mut sizes: futures::channel::mpsc::Sender<TerminalSize>,
-    size: TerminalSize,
-) -> Result<(), futures::channel::mpsc::SendError> {
-    futures::SinkExt::send(&mut sizes, size).await
 }
 
 /// A label selector; `None` when there are no labels, which would select everything.
@@ -320,6 +207,14 @@ fn connection_string(kind: DataKind, address: SocketAddr, login: Option<&Login>)
             options.insert("tlsInsecure".to_owned(), "true".to_owned());
         }
     }
+    if kind == DataKind::PostgreSql {
+        // Clients refuse what isn't theirs to know; and no certificate names this address.
+        let of_everybody = ["sslmode", "options", "application_name"];
+        options.retain(|name, _| of_everybody.contains(&name.as_str()));
+        if options.get("sslmode").is_some_and(|mode| mode.starts_with("verify")) {
+            options.insert("sslmode".to_owned(), "require".to_owned());
+        }
+    }
     if !options.is_empty() {
         url.query_pairs_mut().extend_pairs(&options);
     }
@@ -348,6 +243,12 @@ mod tests {
             "mongodb://chat%20user:p%40ss%2Fw%3Ard@127.0.0.1:4711/chat?authSource=admin&directConnection=true&tls=true&tlsInsecure=true"
         );
         assert_eq!(connection_string(DataKind::PostgreSql, address, None), "postgresql://127.0.0.1:4711/");
+        let options = [("sslmode", "verify-full"), ("sslrootcert", "/etc/ca.crt"), ("pool_max_conns", "4")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(
+            connection_string(DataKind::PostgreSql, address, Some(&Login { options: options.into(), ..login })),
+            "postgresql://chat%20user:p%40ss%2Fw%3Ard@127.0.0.1:4711/chat?sslmode=require"
+        );
         assert_eq!(labels(&BTreeMap::new()), None);
     }
 }

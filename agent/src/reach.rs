@@ -9,7 +9,6 @@ use crate::{
     data::{DataService, Reach, ServerReach, Subject, Tools},
     execute::Task,
     platform::{
-        Platform,
         exec::{HostTools, PodTools},
         forward::Forward,
         mover::PodVolume,
@@ -102,68 +101,4 @@ fn volume(task: &Task, namespace: &Namespace, located: &Located) -> Result<PodVo
         placement: located.placement.clone(),
         stop: task.stop.clone(),
     })
-}
-
-/// Opens a loopback port to a service of a namespace; with the text to connect with: for a data service the
-/// application's own URI with this address, credentials included.
-pub async fn connect(
-    platform: &Platform,
-    namespace: &str,
-    service: &str,
-    listen: u16,
-    _seams: &ocopea_protocol::seams::Seams,
-) -> Result<(Forward, String), TaskFailure> {
-    let what = format!("can't connect to {service} of {namespace}");
-    let source = ocopea_protocol::task::Source {
-        namespace: namespace
-            .parse()
-            .map_err(|error| TaskFailure::permanent("connect.namespace", what.clone(), error))?,
-        selector: None,
-        without: Vec::new(),
-        credentials: Vec::new(),
-        freeze: false,
-    };
-    let application = crate::application::Application::gather(platform, &source).await?;
-    let known = application.data.iter().find(|d| {
-        d.found.name.as_str() == service
-            || d.found.hosts.iter().any(|host| host == service)
-            || d.found.workload.as_ref().is_some_and(|w| w.name == service)
-    });
-    if let Some(located) = known {
-        let pod = located
-            .found
-            .pod
-            .as_ref()
-            .ok_or_else(|| TaskFailure::retryable("data.no-pod", what.clone(), "no pod of it is ready"))?;
-        let forward = platform.forward(namespace, pod, located.found.port, listen).await?;
-        let login = located.logins.first();
-        let scheme = match located.found.kind {
-            DataKind::MongoDb => "mongodb",
-            DataKind::PostgreSql => "postgresql",
-            DataKind::Volume => "file",
-        };
-        let user = login
-            .filter(|l| !l.user.is_empty())
-            .map_or_else(String::new, |l| format!("{}:{}@", escape(&l.user), escape(l.password.reveal())));
-        let database = login.and_then(|l| l.database.clone()).unwrap_or_default();
-        let uri = format!("{scheme}://{user}{}/{database}", forward.address);
-        return Ok((forward, uri));
-    }
-    let (pod, port) = platform.behind_service(namespace, service).await?;
-    let forward = platform.forward(namespace, &pod, port, listen).await?;
-    let text = format!("http://{}", forward.address);
-    Ok((forward, text))
-}
-
-/// Percent-encodes what may not stand in a URI's user part.
-fn escape(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }

@@ -25,6 +25,16 @@ pub enum CatalogError {
         /// As it was asked for.
         name: String,
     },
+    /// Several things are called so.
+    #[error("{} {what}s are called {name:?}: {}", .ids.len(), .ids.join(", "))]
+    Ambiguous {
+        /// `image` …
+        what: &'static str,
+        /// As it was asked for.
+        name: String,
+        /// Their ids, newest first.
+        ids: Vec<String>,
+    },
     /// It contradicts what is there.
     #[error("{0}")]
     Conflict(String),

@@ -70,6 +70,8 @@ pub struct ImageSearch {
     pub labels: Vec<(String, Option<String>)>,
     /// The application.
     pub application: Option<String>,
+    /// The site it was saved at.
+    pub site: Option<String>,
     /// Who saved it.
     pub creator: Option<String>,
     /// Not older.
@@ -86,6 +88,8 @@ pub struct ImageSearch {
 const MOST_WORDS: usize = 16;
 /// Longest word, in bytes; SQLite takes no pattern beyond 50 000.
 const LONGEST_WORD: usize = 1000;
+/// Most images of one name that are listed where the name was meant to say which.
+const MOST_NAMESAKES: u64 = 20;
 
 impl ImageSearch {
     /// Refuses what can't be searched for: leaving a condition out would find too much.
@@ -97,7 +101,7 @@ impl ImageSearch {
         if self.text.iter().any(|word| word.len() > LONGEST_WORD) {
             return refuse("a word has 1000 bytes at most");
         }
-        for text in self.text.iter().chain(&self.application).chain(&self.creator) {
+        for text in self.text.iter().chain(&self.application).chain(&self.site).chain(&self.creator) {
             storable("the search", &[text])?;
         }
         for (label, value) in &self.labels {
@@ -138,6 +142,9 @@ impl Catalog {
         if let Some(application) = &search.application {
             find = find.filter(images::Column::Application.eq(application));
         }
+        if let Some(site) = &search.site {
+            find = find.filter(images::Column::Site.eq(site));
+        }
         if let Some(creator) = &search.creator {
             find = find.filter(images::Column::Creator.eq(creator));
         }
@@ -170,7 +177,8 @@ impl Catalog {
             .collect()
     }
 
-    /// One image of a team: by id, or name (the newest of that name).
+    /// One image of a team: by id, or by name where only one has it. Nobody deletes or restores another image than
+    /// the one meant because its name was given twice.
     pub async fn image(&self, team: TeamId, name: &str) -> Result<Image, CatalogError> {
         if !is_storable(name) {
             return Err(CatalogError::not_found("image", name));
@@ -181,11 +189,15 @@ impl Catalog {
                 .filter(images::Column::Deleting.is_null())
                 .order_by_desc(images::Column::Id)
         };
-        let row = match name.parse::<ImageId>() {
-            Ok(id) => own().filter(images::Column::Id.eq(id.0)).one(&self.database).await?,
-            Err(_) => own().filter(images::Column::Name.eq(name)).one(&self.database).await?,
+        let mut rows = match name.parse::<ImageId>() {
+            Ok(id) => own().filter(images::Column::Id.eq(id.0)).all(&self.database).await?,
+            Err(_) => own().filter(images::Column::Name.eq(name)).limit(MOST_NAMESAKES).all(&self.database).await?,
         };
-        let row = row.ok_or_else(|| CatalogError::not_found("image", name))?;
+        if rows.len() > 1 {
+            let ids = rows.iter().map(|row| ImageId(row.id).to_string()).collect();
+            return Err(CatalogError::Ambiguous { what: "image", name: name.chars().take(80).collect(), ids });
+        }
+        let row = rows.pop().ok_or_else(|| CatalogError::not_found("image", name))?;
         self.with_labels(vec![row]).await?.pop().ok_or_else(|| CatalogError::not_found("image", name))
     }
 

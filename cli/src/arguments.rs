@@ -52,20 +52,30 @@ pub enum Command {
     /// Runs coordinator, catalog and an agent per site in this process
     Up(Up),
     /// Exchanges a sign-in code for a token, and keeps it for this shell's user
+    #[command(after_help = "Example:\n  ocopea sign-in 'http://127.0.0.1:8700/sign-in?code=code_…'")]
     SignIn {
         /// The address that `ocopea up` printed, with its code
         url: String,
     },
     /// Lists the sites and what they can do
-    Sites,
+    #[command(
+        after_help = "Examples:\n  ocopea sites\n  ocopea sites -o json | jq -r '.[] | select(.state != \"ready\") | .why'"
+    )]
+    Sites {
+        #[command(flatten)]
+        watch: Watch,
+    },
     /// Lists what runs at the sites
+    #[command(after_help = "Examples:\n  ocopea applications --site desk\n  ocopea applications -o name")]
     Applications {
         /// Only at this site
         #[arg(long)]
         site: Option<String>,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Shows what a save of an application would find, and what it would leave out and why
-    #[command(after_help = "Example:\n  ocopea inspect desk/lets-chat")]
+    #[command(after_help = "Examples:\n  ocopea inspect desk/lets-chat\n  ocopea inspect desk/shop?app=cart -o json")]
     Inspect(Source),
     /// Saves a running application as an image
     #[command(after_help = "\
@@ -80,14 +90,20 @@ Examples:
   ocopea restore \"messages in wrong order\" --site lab --as debug-4711 --set lets-chat=1.4.2")]
     Restore(Restore),
     /// Lists saved images
-    #[command(after_help = "Example:\n  ocopea images --label bug=4711 --by dana --since 7d")]
+    #[command(
+        after_help = "Examples:\n  ocopea images wrong order\n  ocopea images --label bug=4711 --by dana --since 7d\n  ocopea images --application shop --since 2026-11-01 -o name"
+    )]
     Images(Images),
     /// Shows one image
+    #[command(
+        after_help = "Examples:\n  ocopea show \"messages in wrong order\"\n  ocopea show 019d2c51-… -o json | jq .body.components"
+    )]
     Show {
         /// Its id, or its name
         image: String,
     },
     /// Sets labels of an image (NAME=VALUE), or takes them away (NAME-)
+    #[command(after_help = "Example:\n  ocopea label \"messages in wrong order\" bug=4711 seen-")]
     Label {
         /// Its id, or its name
         image: String,
@@ -96,6 +112,7 @@ Examples:
         labels: Vec<String>,
     },
     /// Comments on an image
+    #[command(after_help = "Example:\n  ocopea comment \"messages in wrong order\" \"it is the room #incident-4711\"")]
     Comment {
         /// Its id, or its name
         image: String,
@@ -103,13 +120,23 @@ Examples:
         text: String,
     },
     /// Deletes an image
+    #[command(
+        after_help = "Examples:\n  ocopea rm 019d2c51-…\n  ocopea images --application shop --before 90d -o name | xargs -n 1 ocopea rm"
+    )]
     Rm {
         /// Its id, or its name
         image: String,
     },
     /// Lists environments
-    Environments,
+    #[command(
+        after_help = "Examples:\n  ocopea environments --watch\n  ocopea environments -o json | jq -r \".[].url\""
+    )]
+    Environments {
+        #[command(flatten)]
+        watch: Watch,
+    },
     /// Prints an environment's logs
+    #[command(after_help = "Examples:\n  ocopea logs debug-4711\n  ocopea logs debug-4711 lets-chat -f")]
     Logs {
         /// The environment
         environment: String,
@@ -137,7 +164,9 @@ the program's own exit status.")]
         command: Vec<String>,
     },
     /// Opens a loopback port to a service of an environment, until interrupted
-    #[command(after_help = "Example:\n  ocopea connect debug-4711 messages")]
+    #[command(
+        after_help = "Examples:\n  ocopea connect debug-4711 messages\n  ocopea connect debug-4711 postgres --port 15432"
+    )]
     Connect {
         /// The environment
         environment: String,
@@ -148,31 +177,48 @@ the program's own exit status.")]
         port: u16,
     },
     /// Removes an environment: exactly what was made for it
+    #[command(after_help = "Example:\n  ocopea remove debug-4711")]
     Remove {
         /// The environment
         environment: String,
     },
     /// Lists operations, shows or watches one
+    #[command(
+        after_help = "Examples:\n  ocopea operations\n  ocopea operations --watch\n  ocopea operations watch 019d2c51-…"
+    )]
+    #[command(args_conflicts_with_subcommands = true)]
     Operations {
         #[command(subcommand)]
         command: Option<Operations>,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Stops an operation; what it made is taken back
+    #[command(after_help = "Example:\n  ocopea cancel 019d2c51-…")]
     Cancel {
         /// Its id
         operation: String,
     },
     /// Looks after the copy repository
+    #[command(
+        after_help = "Examples:\n  ocopea repository verify\n  ocopea repository collect --grace 24h\n  ocopea repository key rotate"
+    )]
     Repository {
         #[command(subcommand)]
         command: RepositoryCommand,
     },
     /// Makes, lists and revokes API tokens
+    #[command(
+        after_help = "Examples:\n  ocopea tokens\n  ocopea tokens create pipeline --scope operator\n  ocopea tokens revoke 019d2c51-…"
+    )]
     Tokens {
         #[command(subcommand)]
         command: Option<Tokens>,
     },
     /// Prints completions for a shell
+    #[command(
+        after_help = "Examples:\n  source <(ocopea completions bash)\n  ocopea completions zsh > ~/.zfunc/_ocopea\n  ocopea completions fish > ~/.config/fish/completions/ocopea.fish"
+    )]
     Completions {
         /// Which
         shell: clap_complete::Shell,
@@ -199,6 +245,14 @@ pub struct Up {
     /// The image of the pods that read and write volumes
     #[arg(long)]
     pub mover_image: Option<String>,
+}
+
+/// Whether a list is followed.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Watch {
+    /// Go on, and show what changes
+    #[arg(short, long)]
+    pub watch: bool,
 }
 
 #[derive(Debug, Args)]
@@ -237,7 +291,7 @@ pub struct Save {
 
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// The image's id, or its name (the newest of that name)
+    /// The image's id, or its name where only one has it
     pub image: String,
     /// The site
     #[arg(long)]
@@ -272,22 +326,29 @@ pub struct Images {
     /// Who saved it
     #[arg(long)]
     pub by: Option<String>,
-    /// Not older than this: 90m, 12h, 7d
+    /// The site it was saved at
     #[arg(long)]
+    pub site: Option<String>,
+    /// Not older than this: 90m, 12h, 7d, 2026-11-25 or 2026-11-25T08:30:00Z
+    #[arg(long, value_name = "WHEN")]
     pub since: Option<String>,
-    /// Older than this: 90m, 12h, 7d
-    #[arg(long)]
+    /// Older than this: 90m, 12h, 7d, 2026-11-25 or 2026-11-25T08:30:00Z
+    #[arg(long, value_name = "WHEN")]
     pub before: Option<String>,
+    #[command(flatten)]
+    pub watch: Watch,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Operations {
     /// Shows one with its tasks
+    #[command(after_help = "Example:\n  ocopea operations show 019d2c51-…")]
     Show {
         /// Its id
         id: String,
     },
     /// Follows one until it is over
+    #[command(after_help = "Example:\n  ocopea operations watch 019d2c51-…")]
     Watch {
         /// Its id
         id: String,
@@ -297,20 +358,26 @@ pub enum Operations {
 #[derive(Debug, Subcommand)]
 pub enum RepositoryCommand {
     /// Reads everything back and names what is broken, with every image that it affects
+    #[command(
+        after_help = "Examples:\n  ocopea repository verify\n  ocopea repository verify --image \"messages in wrong order\""
+    )]
     Verify {
         /// Only this image
         #[arg(long)]
         image: Option<String>,
     },
     /// Deletes what no image needs any more
+    #[command(after_help = "Example:\n  ocopea repository collect --grace 24h")]
     Collect {
         /// Time between being found dead and being deleted: 0s, 90m, 24h
         #[arg(long, default_value = "1h")]
         grace: String,
     },
     /// Brings images that the catalog lacks back from the repository
+    #[command(after_help = "Example:\n  ocopea repository reindex")]
     Reindex,
     /// Looks after the keys that the repository is opened with
+    #[command(after_help = "Examples:\n  ocopea repository key list\n  ocopea repository key rotate")]
     Key {
         #[command(subcommand)]
         command: KeyCommand,
@@ -320,12 +387,16 @@ pub enum RepositoryCommand {
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
     /// Lists the keys' ids
+    #[command(after_help = "Example:\n  ocopea repository key list -o name")]
     List,
     /// Adds a new key: it opens everything, as the others do
+    #[command(after_help = "Example:\n  ocopea repository key add")]
     Add,
     /// Adds a new key, and has images that are saved from now on use new team keys
+    #[command(after_help = "Example:\n  ocopea repository key rotate")]
     Rotate,
     /// Takes a key away: it opens nothing any more
+    #[command(after_help = "Example:\n  ocopea repository key remove 1f0c…")]
     Remove {
         /// Its id
         id: String,
@@ -335,6 +406,7 @@ pub enum KeyCommand {
 #[derive(Debug, Subcommand)]
 pub enum Tokens {
     /// Makes a token and prints it once
+    #[command(after_help = "Example:\n  ocopea tokens create pipeline --scope viewer")]
     Create {
         /// What it is for
         name: String,
@@ -346,8 +418,65 @@ pub enum Tokens {
         expires: Option<String>,
     },
     /// Ends a token at once
+    #[command(after_help = "Example:\n  ocopea tokens revoke 019d2c51-…")]
     Revoke {
         /// Its id
         id: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn each(command: &clap::Command, seen: &mut impl FnMut(&clap::Command)) {
+        seen(command);
+        command.get_subcommands().filter(|one| one.get_name() != "help").for_each(|one| each(one, seen));
+    }
+
+    #[test]
+    fn what_can_be_typed_fits_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_commands_help_has_an_example_of_it() {
+        let mut whole = Arguments::command();
+        whole.build();
+        each(&whole, &mut |command| {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let name = command.get_bin_name().unwrap_or_default();
+            assert!(help.contains("Example") && help.contains(name), "{name}");
+        });
+    }
+
+    #[test]
+    fn every_example_can_be_typed() {
+        let mut whole = Arguments::command();
+        whole.build();
+        let mut tried = 0;
+        each(&whole, &mut |command| {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines().filter_map(|line| line.strip_prefix("  ocopea")) {
+                let line = format!("ocopea{}", line.split(['|', '>', ';', '#']).next().unwrap_or_default());
+                // Words as a shell has them: what stands in quotes is one.
+                let mut words = vec![String::new()];
+                let mut quote = None;
+                for c in line.trim().chars() {
+                    match (c, quote) {
+                        ('"' | '\'', None) => quote = Some(c),
+                        (c, Some(open)) if c == open => quote = None,
+                        (' ', None) => words.push(String::new()),
+                        (c, _) => words.last_mut().unwrap().push(c),
+                    }
+                }
+                let parsed = Arguments::try_parse_from(&words);
+                assert!(parsed.is_ok(), "{words:?}: {}", parsed.err().unwrap());
+                tried += 1;
+            }
+        });
+        assert!(tried > 30, "{tried}");
+    }
 }

@@ -1,11 +1,12 @@
 //! Speaks with the coordinator.
 
-use std::{io::Write, os::unix::fs::OpenOptionsExt, path::PathBuf};
+use std::{io::Write, os::unix::fs::OpenOptionsExt, path::PathBuf, time::Duration};
 
 use futures::{Stream, StreamExt};
-use ocopea_coordinator::api::{Page, Problem};
-use reqwest::{Method, Response, StatusCode};
+use ocopea_coordinator::api::Problem;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use url::{Host, Url};
 
 /// What went wrong, as it is printed.
 #[derive(Debug)]
@@ -79,6 +80,11 @@ impl Account {
     }
 }
 
+/// Where `ocopea up` listens unless told.
+const USUAL: &str = "http://127.0.0.1:8700";
+/// How long an answer may take that needs no waiting for anything.
+const ANSWER: Duration = Duration::from_secs(60);
+
 /// The coordinator's API.
 pub struct Client {
     http: reqwest::Client,
@@ -89,14 +95,20 @@ impl Client {
     /// As the arguments, the environment or the last sign-in say.
     pub fn new(url: Option<String>, token: Option<String>) -> Result<Self, Failure> {
         let stored = Account::load();
-        let url = url
-            .or_else(|| stored.as_ref().map(|a| a.url.clone()))
-            .unwrap_or_else(|| "http://127.0.0.1:8700".to_owned());
+        let url = url.or_else(|| stored.as_ref().map(|a| a.url.clone())).unwrap_or_else(|| USUAL.to_owned());
+        let url = parse_url(&url)?;
+        // A token is for the coordinator that gave it, and told to nobody else.
+        let stored = stored.filter(|account| parse_url(&account.url).is_ok_and(|own| is_same(&own, &url)));
+        let text = url.as_str().trim_end_matches('/').to_owned();
         let token = token.or_else(|| stored.map(|a| a.token)).ok_or_else(|| {
-            Failure::local("not signed in")
+            Failure { status: 4, ..Failure::local(format!("not signed in at {text}")) }
                 .next("start `ocopea up`, or sign in with the address that it printed: ocopea sign-in URL")
         })?;
-        Ok(Self { http: http()?, account: Account { url: url.trim_end_matches('/').to_owned(), token } })
+        Ok(Self { http: http(&url)?, account: Account { url: text, token } })
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.account.url)).bearer_auth(&self.account.token)
     }
 
     async fn send(
@@ -104,15 +116,14 @@ impl Client {
         method: Method,
         path: &str,
         body: Option<serde_json::Value>,
-        key: Option<&str>,
+        answer: Option<Duration>,
     ) -> Result<Response, Failure> {
-        let mut request =
-            self.http.request(method, format!("{}{path}", self.account.url)).bearer_auth(&self.account.token);
+        let mut request = self.request(method, path);
+        if let Some(span) = answer {
+            request = request.timeout(span);
+        }
         if let Some(body) = body {
             request = request.json(&body);
-        }
-        if let Some(key) = key {
-            request = request.header("Idempotency-Key", key);
         }
         let response = request.send().await.map_err(|error| unreachable(&self.account.url, &error))?;
         checked(response).await
@@ -120,32 +131,21 @@ impl Client {
 
     /// Reads.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        decode(self.send(Method::GET, path, None, None).await?).await
-    }
-
-    /// Reads a list, page by page; `path` has a query.
-    pub async fn all<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Failure> {
-        let mut all = Vec::new();
-        let mut page: Page<T> = self.get(path).await?;
-        loop {
-            all.append(&mut page.items);
-            let Some(cursor) = page.next else { return Ok(all) };
-            page = self.get(&format!("{path}&cursor={cursor}")).await?;
-        }
+        decode(self.send(Method::GET, path, None, Some(ANSWER)).await?).await
     }
 
     /// Asks for something, harmlessly repeated.
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
         let body = serde_json::to_value(body).map_err(|error| Failure::local(error.to_string()))?;
-        decode(self.send(Method::POST, path, Some(body), None).await?).await
+        decode(self.send(Method::POST, path, Some(body), Some(ANSWER)).await?).await
     }
 
     /// Asks for something that answers nothing.
     pub async fn order(&self, method: Method, path: &str, body: Option<serde_json::Value>) -> Result<(), Failure> {
-        self.send(method, path, body, None).await.map(drop)
+        self.send(method, path, body, Some(ANSWER)).await.map(drop)
     }
 
-    /// As [`Self::order`], with an answer.
+    /// As [`Self::order`], with an answer, however long that takes.
     pub async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -162,7 +162,7 @@ impl Client {
         query: &[(&str, String)],
         protocol: &str,
     ) -> Result<reqwest::Upgraded, Failure> {
-        let url = url::Url::parse_with_params(&format!("{}{path}", self.account.url), query)
+        let url = Url::parse_with_params(&format!("{}{path}", self.account.url), query)
             .map_err(|error| Failure::usage(format!("{} is not an address: {error}", self.account.url)))?;
         let request = self.http.post(url).bearer_auth(&self.account.token);
         let request = request.header("Connection", "Upgrade").header("Upgrade", protocol);
@@ -183,15 +183,45 @@ impl Client {
         &self,
         path: &str,
     ) -> Result<impl Stream<Item = Result<bytes::Bytes, Failure>> + use<>, Failure> {
-        let response = self.send(Method::GET, path, None, None).await?;
+        // The head comes at once; what follows, whenever there is something.
+        let answer = ocopea_protocol::seams::Seams::real(tokio_util::task::TaskTracker::new())
+            .timeout(ANSWER, self.send(Method::GET, path, None, None))
+            .await;
+        let response = answer.unwrap_or_else(|| Err(silent(&self.account.url)))?;
         let url = self.account.url.clone();
         Ok(response.bytes_stream().map(move |chunk| chunk.map_err(|error| unreachable(&url, &error))))
     }
 }
 
+fn parse_url(text: &str) -> Result<Url, Failure> {
+    let url = Url::parse(text).map_err(|error| Failure::usage(format!("{text:?} is not an address: {error}")));
+    let fits = |url: &Url| matches!(url.scheme(), "http" | "https") && url.host().is_some();
+    match url {
+        Ok(url) if fits(&url) => Ok(url),
+        Ok(_) => Err(Failure::usage(format!("{text:?} is not an address of the kind http://HOST:PORT"))),
+        Err(failure) => Err(failure),
+    }
+    .map_err(|failure| failure.next("expected http://HOST:PORT, as `ocopea up` prints it"))
+}
+
+/// Whether this machine is meant.
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback() || address.is_unspecified(),
+        Some(Host::Ipv6(address)) => address.is_loopback() || address.is_unspecified(),
+        None => false,
+    }
+}
+
+fn is_same(one: &Url, other: &Url) -> bool {
+    let host = one.host() == other.host() || (is_loopback(one) && is_loopback(other));
+    host && one.scheme() == other.scheme() && one.port_or_known_default() == other.port_or_known_default()
+}
+
 /// Exchanges a sign-in code.
 pub async fn sign_in(address: &str) -> Result<Account, Failure> {
-    let parsed = url::Url::parse(address).map_err(|error| {
+    let parsed = Url::parse(address).map_err(|error| {
         Failure::usage(format!("{address:?} is not an address: {error}"))
             .next("paste the whole address that `ocopea up` printed")
     })?;
@@ -201,9 +231,10 @@ pub async fn sign_in(address: &str) -> Result<Account, Failure> {
     })?;
     let url = parsed.origin().ascii_serialization();
     let body = ocopea_coordinator::api::SignIn { code };
-    let response = http()?
+    let response = http(&parse_url(&url)?)?
         .post(format!("{url}/api/v1/sign-in"))
         .json(&body)
+        .timeout(ANSWER)
         .send()
         .await
         .map_err(|error| unreachable(&url, &error))?;
@@ -211,14 +242,27 @@ pub async fn sign_in(address: &str) -> Result<Account, Failure> {
     Ok(Account { url, token: issued.token })
 }
 
-fn http() -> Result<reqwest::Client, Failure> {
-    reqwest::Client::builder()
-        .connect_timeout(std::time::Duration::from_secs(5))
-        .build()
-        .map_err(|error| Failure::local(error.to_string()))
+fn http(url: &Url) -> Result<reqwest::Client, Failure> {
+    let builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(5));
+    // What $HTTP_PROXY names is meant for other machines, and would be told the token.
+    let builder = if is_loopback(url) { builder.no_proxy() } else { builder };
+    builder.build().map_err(|error| Failure::local(error.to_string()))
+}
+
+fn silent(url: &str) -> Failure {
+    Failure {
+        status: 6,
+        what: format!("the coordinator at {url} can't be reached"),
+        cause: format!("no answer within {} s", ANSWER.as_secs()),
+        place: String::new(),
+        next: "check that it is Ocopea that listens there, and its log".to_owned(),
+    }
 }
 
 fn unreachable(url: &str, error: &reqwest::Error) -> Failure {
+    if error.is_timeout() && !error.is_connect() {
+        return silent(url);
+    }
     let mut cause = String::new();
     let mut inner = std::error::Error::source(error);
     while let Some(one) = inner {
@@ -248,6 +292,7 @@ async fn checked(response: Response) -> Result<Response, Failure> {
         _ => 1,
     };
     let place = response.url().path().to_owned();
+    let url = response.url().origin().ascii_serialization();
     let text = response.text().await.unwrap_or_default();
     Err(match serde_json::from_str::<Problem>(&text) {
         Ok(problem) => Failure {
@@ -260,20 +305,44 @@ async fn checked(response: Response) -> Result<Response, Failure> {
             place: String::new(),
             next: problem.next,
         },
+        // Not in Ocopea's shape: something before it, or something else.
         Err(_) => Failure {
-            status: code,
-            what: format!("the coordinator answered {status}"),
-            cause: text.chars().take(300).collect(),
+            status: if matches!(code, 4) { 4 } else { 6 },
+            what: format!("{url} answered {status}, and not as Ocopea does"),
+            cause: text.trim().chars().take(300).collect(),
             place,
-            next: String::new(),
+            next: "check that it is Ocopea that listens there, or name another address with --url".to_owned(),
         },
     })
 }
 
 async fn decode<T: DeserializeOwned>(response: Response) -> Result<T, Failure> {
-    let text = response.text().await.map_err(|error| Failure::local(error.to_string()))?;
+    let url = response.url().origin().ascii_serialization();
+    let text = response.text().await.map_err(|error| unreachable(&url, &error))?;
     serde_json::from_str(&text).map_err(|error| {
         Failure::local(format!("the coordinator's answer can't be read: {error}"))
-            .next("client and coordinator may be of different versions: compare `ocopea --version`")
+            .next(format!("check that it is Ocopea of this version that listens at {url}: compare `ocopea --version`"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_told_to_the_coordinator_that_gave_it_and_to_nobody_else() {
+        let same = |one: &str, other: &str| is_same(&parse_url(one).unwrap(), &parse_url(other).unwrap());
+        assert!(same("http://127.0.0.1:8700", "http://localhost:8700/"));
+        assert!(same("https://ocopea.example", "https://OCOPEA.example:443/"));
+        assert!(!same("http://127.0.0.1:8700", "http://127.0.0.1:8701"));
+        assert!(!same("https://ocopea.example", "http://ocopea.example"));
+        assert!(!same("https://ocopea.example", "https://ocopea.example.evil"));
+    }
+
+    #[test]
+    fn what_is_no_address_is_a_wrong_word_and_not_an_unreachable_place() {
+        for wrong in ["", "localhost:8700", "ftp://x", "http://", "http://[", "127.0.0.1:8700"] {
+            assert_eq!(parse_url(wrong).err().map(|failure| failure.status), Some(2), "{wrong}");
+        }
+    }
 }

@@ -3,7 +3,9 @@
 mod arguments;
 mod client;
 mod commands;
+mod listing;
 mod output;
+mod progress;
 mod terminal;
 mod up;
 mod watch;

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use ocopea_agent::{
+    access as ways,
     containers::{Credentials, RegistryHost},
     execute::Site,
     platform::{
@@ -311,7 +312,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     ));
     let router = api::router(api::State {
         coordinator: Arc::clone(&coordinator),
-        access: Arc::new(Access { platforms, seams: seams.clone() }),
+        access: Arc::new(Access { platforms }),
         keys: Arc::new(KeyFile(data.join("repository.key"))),
     });
     let closed = CancellationToken::new();
@@ -500,7 +501,6 @@ impl api::KeyFile for KeyFile {
 /// Logs and ports of environments, through the sites' own clusters.
 struct Access {
     platforms: BTreeMap<String, Platform>,
-    seams: Seams,
 }
 
 impl Access {
@@ -542,12 +542,13 @@ impl SiteAccess for Access {
         service: &str,
         port: u16,
     ) -> Result<OpenConnection, TaskFailure> {
-        let platform = self.platform(site)?;
-        let (forward, connection) =
-            ocopea_agent::reach::connect(platform, namespace, service, port, &self.seams).await?;
+        let namespace = namespace.parse().map_err(|error| {
+            TaskFailure::permanent("environment.name", format!("can't connect to {service} of {namespace}"), error)
+        })?;
+        let open = ways::Access::new(self.platform(site)?.clone()).connect(&namespace, service, port).await?;
         Ok(OpenConnection {
-            connection: api::Connection { address: forward.address.to_string(), connection },
-            guard: Box::new(forward),
+            connection: api::Connection { address: open.address.to_string(), connection: open.uri.reveal().to_owned() },
+            guard: Box::new(open),
         })
     }
 

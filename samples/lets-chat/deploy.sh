@@ -1,12 +1,13 @@
 #!/bin/bash
 # deploy.sh --context C --namespace N --registry HOST/PATH [--shape mongodb|postgres] [--version 1.4.1|1.4.2|1.5.0]
-#           [--servers HOST/PATH] [--print]
-# Deploys Lets-chat with kubectl and waits until it is ready. --servers: where the database's image lies (mongodb:6 or
-# postgres:15), by default /testbed of the same registry. --print: only the manifests. KUBECTL names another kubectl.
+#           [--database IMAGE] [--pull-auth FILE] [--print]
+# Deploys Lets-chat with kubectl and waits until it is ready. --database: the database server's image, by default
+# testbed/mongodb:6 or testbed/postgres:15 of the same registry. --pull-auth: a Docker configuration with the registry's
+# password, for the nodes. --print: only the manifests. KUBECTL names another kubectl.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-context= namespace= registry= shape=mongodb version=1.4.1 servers= print=false
-usage() { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+context= namespace= registry= shape=mongodb version=1.4.1 database_image= pull_auth= print=false
+usage() { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
     --context) context=$2; shift 2 ;;
@@ -14,7 +15,8 @@ while [ $# -gt 0 ]; do
     --registry) registry=${2#http://}; shift 2 ;;
     --shape) shape=$2; shift 2 ;;
     --version) version=$2; shift 2 ;;
-    --servers) servers=${2#http://}; shift 2 ;;
+    --database) database_image=${2#http://}; shift 2 ;;
+    --pull-auth) pull_auth=$2; shift 2 ;;
     --print) print=true; shift ;;
     *) usage ;;
   esac
@@ -27,17 +29,27 @@ k() { "${KUBECTL:-kubectl}" --context "$context" -n "$namespace" "$@"; }
 # A password is made once, with the first deployment; later ones keep it.
 password=$(k get secret lets-chat-db -o jsonpath='{.data.password}' 2>/dev/null | base64 -d || true)
 [ -n "$password" ] || password=$(od -An -N18 -tx1 /dev/urandom | tr -d ' \n')
-export LETS_CHAT_IMAGE=${registry%/}/lets-chat:$version DATABASE_PASSWORD=$password VERSION=$version VERSION_NAME=${version//./-}
-servers=${servers:-${registry%%/*}/testbed}
-export DATABASE_IMAGE=${servers%/}/$image
-# shellcheck disable=SC2016 # the names are for envsubst, not for the shell
-manifests=$(envsubst '$LETS_CHAT_IMAGE $DATABASE_IMAGE $DATABASE_PASSWORD $VERSION $VERSION_NAME' < "$here/kubernetes/$shape.yaml")
+manifests=$(cat "$here/kubernetes/$shape.yaml")
+# fill NAME VALUE: puts VALUE in the place of ${NAME}
+fill() { manifests=${manifests//"\${$1}"/"$2"}; }
+fill LETS_CHAT_IMAGE "${registry%/}/lets-chat:$version"
+fill DATABASE_IMAGE "${database_image:-${registry%%/*}/testbed/$image}"
+fill DATABASE_PASSWORD "$password"
+fill VERSION_NAME "${version//./-}"
+fill VERSION "$version"
 if [ $print = true ]; then printf '%s\n' "$manifests"; exit 0; fi
 
 k get namespace "$namespace" >/dev/null 2>&1 || k create namespace "$namespace" >/dev/null
+if [ -n "$pull_auth" ]; then
+  k create secret generic registry --type=kubernetes.io/dockerconfigjson --from-file=.dockerconfigjson="$pull_auth" \
+    --dry-run=client -o yaml | k apply -f - >/dev/null
+  # The cluster makes the account a moment after the namespace.
+  for _ in $(seq 100); do ! k get serviceaccount default >/dev/null 2>&1 || break; sleep 0.2; done
+  k patch serviceaccount default -p '{"imagePullSecrets": [{"name": "registry"}]}' >/dev/null
+fi
 printf '%s\n' "$manifests" | k apply -f -
 k rollout status --timeout=180s "statefulset/$database"
-k wait --timeout=180s --for=condition=complete "job/lets-chat-migrate-$VERSION_NAME"
+k wait --timeout=180s --for=condition=complete "job/lets-chat-migrate-${version//./-}"
 k rollout status --timeout=180s deployment/lets-chat
 port=$(k get service lets-chat -o jsonpath='{.spec.ports[0].nodePort}')
 address=$(k get nodes -o jsonpath='{.items[0].status.addresses[?(@.type=="InternalIP")].address}')

@@ -19,7 +19,7 @@ on_both_engines! {
     a_search_that_can_not_be_done_is_refused_not_narrowed,
     labels_applications_persons_and_dates_all_have_to_fit,
     pages_hold_every_image_once_whatever_is_saved_or_deleted_between_them,
-    an_image_is_found_by_id_or_as_the_newest_of_its_name,
+    an_image_is_found_by_id_or_by_a_name_that_only_it_has,
     the_last_image_is_that_of_the_application,
     labels_change_and_the_search_follows,
     a_hidden_image_is_nowhere,
@@ -228,14 +228,20 @@ async fn pages_hold_every_image_once_whatever_is_saved_or_deleted_between_them(w
     assert!(world.catalog.images(team, &search).await.unwrap().len() <= 1000);
 }
 
-async fn an_image_is_found_by_id_or_as_the_newest_of_its_name(world: &World) {
+async fn an_image_is_found_by_id_or_by_a_name_that_only_it_has(world: &World) {
     let team = world.admin("one").await.team;
     let old = world.image(team, "shop");
     world.clock.advance(Duration::from_secs(1));
     let new = world.image(team, "shop");
     world.add_image(&new).await;
     world.add_image(&old).await;
+    let error = world.catalog.image(team, "shop").await.unwrap_err();
+    assert_eq!(error.to_string(), format!("2 images are called \"shop\": {}, {}", new.id, old.id));
+    let other = world.admin("two").await.team;
+    world.add_image(&world.image(other, "shop")).await;
+    commit(&world.catalog, async |t| t.hide_image(old.id).await.unwrap()).await;
     assert_eq!(world.catalog.image(team, "shop").await.unwrap().id, new.id);
+    commit(&world.catalog, async |t| t.show_image(old.id).await.unwrap()).await;
     assert_eq!(world.catalog.image(team, &old.id.to_string()).await.unwrap().id, old.id);
     let found = world.catalog.image(team, &new.id.to_string().to_uppercase()).await.unwrap();
     assert_eq!((found.record, found.bytes, found.new_bytes, found.created), (new.record, 10, 4, new.created));

@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use super::{save::save_input, when};
 use crate::{
-    arguments::{Format, Source},
+    arguments::{Format, Source, Watch},
     client::{Client, Failure},
-    output::{self, count, line, list, size},
+    listing::Listing,
+    output::{self, count, line, size},
     watch,
 };
 
-pub(super) async fn sites(client: &Client, format: Format) -> Result<(), Failure> {
-    let sites: Vec<SiteView> = client.get("/api/v1/sites").await?;
+pub(super) async fn sites(client: &Client, format: Format, watch: Watch) -> Result<(), Failure> {
     let row = |site: &SiteView| {
         let report = site.report.as_ref();
         let text = |field: &str| report.and_then(|r| r[field].as_str()).unwrap_or("-").to_owned();
@@ -25,23 +25,51 @@ pub(super) async fn sites(client: &Client, format: Format) -> Result<(), Failure
         vec![site.name.clone(), site.state.clone(), text("platform"), kinds, text("registry"), age, site.why.clone()]
     };
     let head = ["SITE", "STATE", "PLATFORM", "DATA", "REGISTRY", "REPORTED", "MISSING"];
-    list(format, &sites, &head, row, |site| site.name.clone(), "no site is configured")
+    let listing = Listing { head: &head, row: &row, name: &|site| site.name.clone(), empty: "no site is configured" };
+    listing.run(format, watch, async || client.get("/api/v1/sites").await).await
 }
 
-pub(super) async fn applications(client: &Client, format: Format, site: Option<String>) -> Result<(), Failure> {
-    let mut found: Vec<ApplicationView> = client.get("/api/v1/applications").await?;
-    found.retain(|application| site.as_ref().is_none_or(|site| *site == application.site));
+pub(super) async fn applications(
+    client: &Client,
+    format: Format,
+    site: Option<String>,
+    watch: Watch,
+) -> Result<(), Failure> {
     let row = |a: &ApplicationView| {
-        let components = format!("{} container images, {} workloads", a.containers, a.workloads);
-        let mut data = a.data.clone();
+        let components =
+            format!("{}, {}", count(a.containers.into(), "container image"), count(a.workloads.into(), "workload"));
+        let mut kinds = BTreeMap::<&str, u64>::new();
+        a.data.iter().for_each(|kind| *kinds.entry(kind).or_default() += 1);
+        let several =
+            |(kind, number): (&str, u64)| if number > 1 { format!("{number} {kind}") } else { kind.to_owned() };
+        let mut data: Vec<String> = kinds.into_iter().map(several).collect();
         if a.claimed_bytes > 0 {
             data.push(format!("{} of volumes", size(a.claimed_bytes)));
         }
         let saved = a.saved.as_deref().map_or_else(|| "never".to_owned(), when);
+        let saved = saved + &a.saved_bytes.map_or_else(String::new, |bytes| format!(", {}", size(bytes)));
         vec![a.site.clone(), a.application.clone(), components, data.join(", "), saved]
     };
-    let head = ["SITE", "APPLICATION", "COMPONENTS", "DATA", "SAVED"];
-    list(format, &found, &head, row, |a| format!("{}/{}", a.site, a.application), "nothing runs at the sites")
+    let listing = Listing {
+        head: &["SITE", "APPLICATION", "COMPONENTS", "DATA", "SAVED"],
+        row: &row,
+        name: &|a| format!("{}/{}", a.site, a.application),
+        empty: "nothing runs at the sites",
+    };
+    let fetch = async || {
+        let mut found: Vec<ApplicationView> = client.get("/api/v1/applications").await?;
+        if let Some(site) = &site {
+            // A site that doesn't exist is not one where nothing runs.
+            let sites: Vec<SiteView> = client.get("/api/v1/sites").await?;
+            if !sites.iter().any(|known| known.name == *site) {
+                return Err(Failure { status: 3, ..Failure::local(format!("site {site:?} was not found")) }
+                    .next("see the sites: ocopea sites"));
+            }
+            found.retain(|application| application.site == *site);
+        }
+        Ok(found)
+    };
+    listing.run(format, watch, fetch).await
 }
 
 pub(super) async fn inspect(client: &Client, format: Format, source: &Source) -> Result<(), Failure> {

@@ -3,15 +3,15 @@
 use futures::StreamExt;
 use ocopea_coordinator::api::EnvironmentView;
 
-use super::{segment, when};
+use super::{all_pages, segment, when};
 use crate::{
-    arguments::Format,
+    arguments::{Format, Watch},
     client::{Client, Failure},
-    output::{self, line, list},
+    listing::Listing,
+    output::{self, line},
 };
 
-pub(super) async fn environments(client: &Client, format: Format) -> Result<(), Failure> {
-    let found: Vec<EnvironmentView> = client.all("/api/v1/environments?limit=1000").await?;
+pub(super) async fn environments(client: &Client, format: Format, watch: Watch) -> Result<(), Failure> {
     let row = |e: &EnvironmentView| {
         vec![
             e.name.clone(),
@@ -24,14 +24,13 @@ pub(super) async fn environments(client: &Client, format: Format) -> Result<(), 
         ]
     };
     let head = ["ENVIRONMENT", "SITE", "STATE", "IMAGE", "OWNER", "MADE", "URL"];
-    list(
-        format,
-        &found,
-        &head,
-        row,
-        |e| e.name.clone(),
-        "there is no environment; make one: ocopea restore IMAGE --site SITE --as NAME",
-    )
+    let listing = Listing {
+        head: &head,
+        row: &row,
+        name: &|e| e.name.clone(),
+        empty: "there is no environment; make one: ocopea restore IMAGE --site SITE --as NAME",
+    };
+    listing.run(format, watch, async || all_pages(client, "/api/v1/environments?").await).await
 }
 
 pub(super) async fn logs(

@@ -6,11 +6,12 @@ use ocopea_coordinator::api::ImageView;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{now_ms, segment, when};
+use super::{all_pages, now_ms, segment, when};
 use crate::{
     arguments::{Format, Images},
     client::{Client, Failure},
-    output::{self, count, line, list, size},
+    listing::Listing,
+    output::{self, count, line, size},
 };
 
 pub(super) async fn images(client: &Client, format: Format, query: &Images) -> Result<(), Failure> {
@@ -18,41 +19,41 @@ pub(super) async fn images(client: &Client, format: Format, query: &Images) -> R
     if !query.words.is_empty() {
         parameters.push(("q", query.words.join(" ")));
     }
-    for (name, value) in [("label", &query.label), ("application", &query.application), ("by", &query.by)] {
+    for (name, value) in
+        [("label", &query.label), ("application", &query.application), ("site", &query.site), ("by", &query.by)]
+    {
         if let Some(value) = value {
             parameters.push((name, value.clone()));
         }
     }
-    for (name, span) in [("since_ms", &query.since), ("until_ms", &query.before)] {
-        if let Some(span) = span {
-            let seconds = i64::try_from(output::parse_span(span)?).unwrap_or(i64::MAX / 1000);
-            parameters.push((name, (now_ms() - seconds * 1000).to_string()));
+    for (name, text) in [("since_ms", &query.since), ("until_ms", &query.before)] {
+        if let Some(text) = text {
+            parameters.push((name, output::parse_moment(text, now_ms())?.to_string()));
         }
     }
-    parameters.push(("limit", "1000".to_owned()));
-    let text: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={}", segment(value))).collect();
-    let all: Vec<ImageView> = client.all(&format!("/api/v1/images?{}", text.join("&"))).await?;
+    let query_text: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={}", segment(value))).collect();
+    let address = format!("/api/v1/images?{}", query_text.join("&"));
     let row = |image: &ImageView| {
         let labels: Vec<String> = image.labels.iter().map(|(l, v)| format!("{l}={v}")).collect();
         vec![
             image.id.clone(),
             image.name.clone(),
+            when(&image.created),
+            size(image.bytes),
+            size(image.new_bytes),
             image.application.clone(),
             labels.join(" "),
             image.creator.clone(),
-            when(&image.created),
-            format!("{} / {}", size(image.bytes), size(image.new_bytes)),
         ]
     };
-    let head = ["IMAGE", "NAME", "APPLICATION", "LABELS", "BY", "SAVED", "SIZE / NEW"];
-    list(
-        format,
-        &all,
-        &head,
-        row,
-        |image| image.id.clone(),
-        "no image fits; make one: ocopea save SITE/NAMESPACE --name NAME",
-    )
+    let head = ["IMAGE", "NAME", "SAVED", "SIZE", "NEW", "APPLICATION", "LABELS", "BY"];
+    let empty = if parameters.is_empty() {
+        "there is no image; make one: ocopea save SITE/NAMESPACE --name NAME"
+    } else {
+        "no image fits"
+    };
+    let listing = Listing { head: &head, row: &row, name: &|image| image.id.clone(), empty };
+    listing.run(format, query.watch, async || all_pages(client, &address).await).await
 }
 
 pub(super) async fn show(client: &Client, format: Format, image: &str) -> Result<(), Failure> {
@@ -127,7 +128,7 @@ pub(super) async fn show(client: &Client, format: Format, image: &str) -> Result
     Ok(())
 }
 
-pub(super) async fn label(client: &Client, image: &str, labels: &[String]) -> Result<(), Failure> {
+pub(super) async fn label(client: &Client, format: Format, image: &str, labels: &[String]) -> Result<(), Failure> {
     let mut changes = BTreeMap::new();
     for label in labels {
         match (label.split_once('='), label.strip_suffix('-')) {
@@ -138,7 +139,12 @@ pub(super) async fn label(client: &Client, image: &str, labels: &[String]) -> Re
             }
         };
     }
-    client
-        .order(Method::PATCH, &format!("/api/v1/images/{}/labels", segment(image)), Some(json!({"labels": changes})))
-        .await
+    let path = format!("/api/v1/images/{}/labels", segment(image));
+    let image: ImageView = client.ask(Method::PATCH, &path, Some(json!({"labels": changes}))).await?;
+    if matches!(format, Format::Json | Format::Yaml) {
+        return output::print(format, &image);
+    }
+    let labels: Vec<String> = image.labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+    output::remark(format!("✓ labels of {}: {}", image.name, labels.join(" ")));
+    Ok(())
 }

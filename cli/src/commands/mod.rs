@@ -10,12 +10,12 @@ mod save;
 mod tokens;
 
 use clap::CommandFactory;
-use ocopea_coordinator::api::{Accepted, NewComment};
+use ocopea_coordinator::api::{Accepted, NewComment, OperationView, Page};
 use reqwest::Method;
 use serde_json::Value;
 
 use crate::{
-    arguments::{Arguments, Command},
+    arguments::{Arguments, Command, Format},
     client::{self, Client, Failure},
     output::{self, ago, parse_time, size},
     terminal, up, watch,
@@ -27,8 +27,9 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Up(options) => return up::run(options).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "ocopea", &mut std::io::stdout());
-            return Ok(());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "ocopea", &mut script);
+            return output::raw(&String::from_utf8_lossy(&script));
         }
         Command::SignIn { url } => {
             let account = client::sign_in(&url).await?;
@@ -41,17 +42,19 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let client = Client::new(arguments.url, arguments.token)?;
     match arguments.command {
         Command::Up(_) | Command::Completions { .. } | Command::SignIn { .. } => Ok(()),
-        Command::Sites => applications::sites(&client, format).await,
-        Command::Applications { site } => applications::applications(&client, format, site).await,
+        Command::Sites { watch } => applications::sites(&client, format, watch).await,
+        Command::Applications { site, watch } => applications::applications(&client, format, site, watch).await,
         Command::Inspect(source) => applications::inspect(&client, format, &source).await,
         Command::Save(save) => save::save(&client, format, &save).await,
         Command::Restore(restore) => restore::restore(&client, format, &restore).await,
         Command::Images(query) => images::images(&client, format, &query).await,
         Command::Show { image } => images::show(&client, format, &image).await,
-        Command::Label { image, labels } => images::label(&client, &image, &labels).await,
+        Command::Label { image, labels } => images::label(&client, format, &image, &labels).await,
         Command::Comment { image, text } => {
             let path = format!("/api/v1/images/{}/comments", segment(&image));
-            client.order(Method::POST, &path, to_json(&NewComment { body: text })?).await
+            client.order(Method::POST, &path, to_json(&NewComment { body: text })?).await?;
+            output::remark(format!("✓ comment added to {image}"));
+            Ok(())
         }
         Command::Rm { image } => {
             let path = format!("/api/v1/images/{}", segment(&image));
@@ -61,7 +64,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
             output::remark(format!("✓ deleted; {} can be reclaimed: ocopea repository collect", size(bytes)));
             Ok(())
         }
-        Command::Environments => environments::environments(&client, format).await,
+        Command::Environments { watch } => environments::environments(&client, format, watch).await,
         Command::Logs { environment, component, follow } => {
             environments::logs(&client, &environment, component, follow).await
         }
@@ -82,19 +85,41 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
             output::remark(format!("✓ environment {environment} removed"));
             Ok(())
         }
-        Command::Operations { command } => operations::operations(&client, format, command).await,
+        Command::Operations { command, watch } => operations::operations(&client, format, command, watch).await,
         Command::Cancel { operation } => {
             client.order(Method::POST, &format!("/api/v1/operations/{}/cancel", segment(&operation)), None).await?;
-            match watch::follow(&client, &operation, false).await {
-                Err(failure) if failure.status == 1 => {
-                    output::remark("✓ cancelled; what it had made was taken back");
+            let followed = watch::follow(&client, &operation, format != Format::Table).await;
+            let now: OperationView = client.get(&format!("/api/v1/operations/{}", segment(&operation))).await?;
+            match followed {
+                // A cancelled operation has failed for whoever waits for it, not for who cancelled it.
+                Err(failure) if failure.status != watch::INTERRUPTED && now.state == "cancelled" => {
+                    if matches!(format, Format::Json | Format::Yaml) {
+                        return output::print(format, &now);
+                    }
+                    output::remark(format!("✓ {} cancelled; what it had made was taken back", now.title));
                     Ok(())
                 }
-                other => other.map(drop),
+                Ok(_) => Err(Failure { status: 5, ..Failure::local(format!("{} was done already", now.title)) }
+                    .next("what it made is there: ocopea operations show ".to_owned() + &operation)),
+                Err(failure) => Err(failure),
             }
         }
         Command::Repository { command } => repository::repository(&client, format, command).await,
         Command::Tokens { command } => tokens::tokens(&client, format, command).await,
+    }
+}
+
+/// A list from its first page to its last.
+async fn all_pages<T: serde::de::DeserializeOwned>(client: &Client, address: &str) -> Result<Vec<T>, Failure> {
+    let mut all = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page: Page<T> = client.get(&format!("{address}{cursor}")).await?;
+        all.extend(page.items);
+        match page.next {
+            Some(next) => cursor = format!("&limit=1000&cursor={}", segment(&next)),
+            None => return Ok(all),
+        }
     }
 }
 
@@ -115,7 +140,7 @@ fn segment(name: &str) -> String {
     out
 }
 
-fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     ocopea_protocol::seams::Seams::real(tokio_util::task::TaskTracker::new()).clock.now().0
 }
 

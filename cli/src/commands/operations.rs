@@ -2,31 +2,45 @@
 
 use ocopea_coordinator::api::{OperationView, Page};
 
-use super::{segment, when};
+use super::{all_pages, save::took, segment, when};
 use crate::{
-    arguments::{Format, Operations},
+    arguments::{Format, Operations, Watch},
     client::{Client, Failure},
-    output::{self, line, list},
-    watch,
+    listing::Listing,
+    output::{self, line},
+    progress, watch,
 };
 
-pub(super) async fn operations(client: &Client, format: Format, command: Option<Operations>) -> Result<(), Failure> {
+/// Operations that are looked at again and again: what moves is among the newest.
+const WATCHED: &str = "/api/v1/operations?limit=40";
+
+pub(super) async fn operations(
+    client: &Client,
+    format: Format,
+    command: Option<Operations>,
+    watch: Watch,
+) -> Result<(), Failure> {
     match command {
         None => {
-            let page: Page<OperationView> = client.get("/api/v1/operations?limit=100").await?;
             let row = |o: &OperationView| {
                 let cause = o.failure.as_ref().and_then(|f| f["cause"].as_str()).unwrap_or_default();
-                vec![
-                    o.id.clone(),
-                    o.title.clone(),
-                    o.state.clone(),
-                    o.creator.clone(),
-                    when(&o.created),
-                    cause.chars().take(80).collect(),
-                ]
+                let cause = progress::cut(cause.lines().next().unwrap_or_default(), 80);
+                vec![o.id.clone(), o.title.clone(), o.state.clone(), o.creator.clone(), when(&o.created), cause]
             };
-            let head = ["OPERATION", "WHAT", "STATE", "BY", "BEGAN", "WHY"];
-            list(format, &page.items, &head, row, |o| o.id.clone(), "nothing was done yet")
+            let listing = Listing {
+                head: &["OPERATION", "WHAT", "STATE", "BY", "BEGAN", "WHY"],
+                row: &row,
+                name: &|o| o.id.clone(),
+                empty: "nothing was done yet",
+            };
+            let fetch = async || {
+                if !watch.watch {
+                    return all_pages(client, "/api/v1/operations?").await;
+                }
+                let page: Page<OperationView> = client.get(WATCHED).await?;
+                Ok(page.items)
+            };
+            listing.run(format, watch, fetch).await
         }
         Some(Operations::Show { id }) => {
             let operation: OperationView = client.get(&format!("/api/v1/operations/{}", segment(&id))).await?;
@@ -45,7 +59,12 @@ pub(super) async fn operations(client: &Client, format: Format, command: Option<
         }
         Some(Operations::Watch { id }) => {
             let done = watch::follow(client, &id, format != Format::Table).await?;
-            if matches!(format, Format::Json | Format::Yaml) { output::print(format, &done) } else { Ok(()) }
+            match format {
+                Format::Json | Format::Yaml => output::print(format, &done)?,
+                Format::Name => line(&done.id),
+                Format::Table => line(format!("✓ {} done in {}", done.title, took(&done))),
+            }
+            Ok(())
         }
     }
 }

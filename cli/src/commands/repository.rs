@@ -8,7 +8,8 @@ use super::segment;
 use crate::{
     arguments::{Format, KeyCommand, RepositoryCommand},
     client::{Client, Failure},
-    output::{self, count, line, list, size},
+    listing::Listing,
+    output::{self, count, line, size},
     watch,
 };
 
@@ -96,7 +97,8 @@ async fn keys(client: &Client, format: Format, command: KeyCommand) -> Result<()
         KeyCommand::Remove { id } => client.ask(Method::DELETE, &format!("{PATH}/{}", segment(&id)), None).await?,
     };
     let row = |key: &KeyView| vec![key.id.clone(), if key.current { "current".to_owned() } else { String::new() }];
-    list(format, &keys, &["KEY", ""], row, |key| key.id.clone(), "there is no key")?;
+    let listing = Listing { head: &["KEY", ""], row: &row, name: &|key| key.id.clone(), empty: "there is no key" };
+    listing.print(format, &keys)?;
     if changes {
         output::remark("the key file has changed: back it up now, beside the coordinator's data directory");
     }

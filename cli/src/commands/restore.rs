@@ -31,7 +31,10 @@ pub(super) async fn restore(client: &Client, format: Format, options: &Restore) 
     };
     let accepted: Accepted = client.post("/api/v1/restores", &input).await?;
     if options.detach {
-        line(accepted.operation);
+        match format {
+            Format::Json | Format::Yaml => output::print(format, &accepted)?,
+            Format::Table | Format::Name => line(accepted.operation),
+        }
         return Ok(());
     }
     let quiet = options.dry_run || format != Format::Table;

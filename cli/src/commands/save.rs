@@ -53,7 +53,10 @@ pub(super) async fn save(client: &Client, format: Format, options: &Save) -> Res
     }
     let accepted: Accepted = client.post("/api/v1/saves", &input).await?;
     if options.detach {
-        line(accepted.operation);
+        match format {
+            Format::Json | Format::Yaml => output::print(format, &accepted)?,
+            Format::Table | Format::Name => line(accepted.operation),
+        }
         return Ok(());
     }
     let done = watch::follow(client, &accepted.operation, format != Format::Table).await?;

@@ -7,7 +7,8 @@ use super::{segment, when};
 use crate::{
     arguments::{Format, Tokens},
     client::{Client, Failure},
-    output::{line, list, parse_span},
+    listing::Listing,
+    output::{self, line, parse_span},
 };
 
 pub(super) async fn tokens(client: &Client, format: Format, command: Option<Tokens>) -> Result<(), Failure> {
@@ -23,23 +24,23 @@ pub(super) async fn tokens(client: &Client, format: Format, command: Option<Toke
                 };
                 vec![t.id.clone(), t.name.clone(), t.scope.clone(), when(&t.created), state]
             };
-            list(
-                format,
-                &found,
-                &["TOKEN", "NAME", "SCOPE", "MADE", "STATE"],
-                row,
-                |t| t.id.clone(),
-                "there is no token",
-            )
+            let head = ["TOKEN", "NAME", "SCOPE", "MADE", "STATE"];
+            let listing = Listing { head: &head, row: &row, name: &|t| t.id.clone(), empty: "there is no token" };
+            listing.print(format, &found)
         }
         Some(Tokens::Create { name, scope, expires }) => {
             let expires_s = expires.as_deref().map(parse_span).transpose()?;
             let issued: IssuedToken = client.post("/api/v1/tokens", &NewToken { name, scope, expires_s }).await?;
-            line(issued.token);
+            match format {
+                Format::Json | Format::Yaml => output::print(format, &issued)?,
+                Format::Table | Format::Name => line(issued.token),
+            }
             Ok(())
         }
         Some(Tokens::Revoke { id }) => {
-            client.order(Method::DELETE, &format!("/api/v1/tokens/{}", segment(&id)), None).await
+            client.order(Method::DELETE, &format!("/api/v1/tokens/{}", segment(&id)), None).await?;
+            output::remark("✓ token revoked");
+            Ok(())
         }
     }
 }

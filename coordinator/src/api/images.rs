@@ -64,6 +64,7 @@ pub(super) async fn list(
         text: query.q.iter().flat_map(|q| q.split_whitespace().map(str::to_owned)).collect(),
         labels,
         application: query.application,
+        site: query.site,
         creator: query.by,
         since: query.since_ms.map(Timestamp),
         until: query.until_ms.map(Timestamp),
@@ -77,7 +78,7 @@ pub(super) async fn list(
 }
 
 /// One image with its record and comments.
-#[utoipa::path(get, path = "/api/v1/images/{image}", params(("image" = String, Path, description = "id, or name (the newest of that name)")),
+#[utoipa::path(get, path = "/api/v1/images/{image}", params(("image" = String, Path, description = "id, or a name that only one image has")),
     responses((status = 200, body = ImageView), (status = 404, body = Problem)))]
 pub(super) async fn get(
     Extract(state): Extract<State>,

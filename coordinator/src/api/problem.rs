@@ -76,6 +76,10 @@ impl From<CatalogError> for Problem {
                 };
                 Self { next: next.to_owned(), ..Self::new(StatusCode::NOT_FOUND, "not-found", &error) }
             }
+            CatalogError::Ambiguous { what, .. } => Self {
+                next: format!("name the {what} by its id"),
+                ..Self::new(StatusCode::CONFLICT, "ambiguous", &error)
+            },
             CatalogError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", &error),
             CatalogError::Invalid { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", &error),
             CatalogError::Malformed(_) | CatalogError::Database(_) => {
@@ -98,9 +102,11 @@ impl From<CatalogError> for Problem {
 impl From<TaskFailure> for Problem {
     fn from(failure: TaskFailure) -> Self {
         let status = match (failure.code.as_str(), failure.class) {
-            ("environment.no-component" | "application.not-found" | "site.not-found", _) => StatusCode::NOT_FOUND,
-            ("exec.which" | "exec.start", _) => StatusCode::UNPROCESSABLE_ENTITY,
-            (_, FailureClass::Conflict) => StatusCode::CONFLICT,
+            ("environment.no-component" | "environment.no-service" | "application.not-found" | "site.not-found", _) => {
+                StatusCode::NOT_FOUND
+            }
+            ("exec.which" | "exec.start" | "environment.volume", _) => StatusCode::UNPROCESSABLE_ENTITY,
+            ("forward.listen", _) | (_, FailureClass::Conflict) => StatusCode::CONFLICT,
             // What lies behind this coordinator failed.
             _ => StatusCode::BAD_GATEWAY,
         };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{Json, extract::State as Extract, http::StatusCode};
-use ocopea_catalog_db::{model::Role, sites::Site};
+use ocopea_catalog_db::{images::ImageSearch, model::Role, sites::Site};
 use ocopea_protocol::{message::SiteState, time::Timestamp};
 
 use super::{
@@ -78,7 +78,13 @@ pub(super) async fn applications(
     let mut views = Vec::new();
     for site in catalog.sites().await? {
         for application in site.report.map(|report| report.applications).unwrap_or_default() {
-            let last = catalog.last_image_of(actor.team, &application.namespace).await?;
+            let search = ImageSearch {
+                application: Some(application.namespace.clone()),
+                site: Some(site.name.clone()),
+                limit: 1,
+                ..ImageSearch::default()
+            };
+            let last = catalog.images(actor.team, &search).await?.pop();
             views.push(ApplicationView {
                 site: site.name.clone(),
                 application: application.namespace,
@@ -86,6 +92,7 @@ pub(super) async fn applications(
                 workloads: application.workloads,
                 data: application.data,
                 claimed_bytes: application.claimed_bytes,
+                saved_bytes: last.as_ref().map(|image| image.bytes),
                 saved: last.map(|image| image.created.rfc3339()),
             });
         }

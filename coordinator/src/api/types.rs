@@ -132,6 +132,8 @@ pub struct ApplicationView {
     pub claimed_bytes: u64,
     /// RFC 3339; when it was saved last.
     pub saved: Option<String>,
+    /// Raw bytes of that image.
+    pub saved_bytes: Option<u64>,
 }
 
 /// Credentials for one data service.
@@ -174,7 +176,7 @@ pub struct SaveInput {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RestoreInput {
-    /// The image's id, or name (the newest of that name).
+    /// The image's id, or its name where only one has it.
     pub image: String,
     /// The site.
     pub site: String,
@@ -271,6 +273,8 @@ pub struct ImageQuery {
     pub label: Option<String>,
     /// The application.
     pub application: Option<String>,
+    /// The site it was saved at.
+    pub site: Option<String>,
     /// Who saved it.
     pub by: Option<String>,
     /// Milliseconds since 1970: not older.

@@ -240,7 +240,10 @@ fn refuse_gaps(source: &Source, inventory: &Inventory) -> Result<(), TaskFailure
     let cause: Vec<String> = blocking.iter().map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
     let mut next: Vec<String> =
         blocking.iter().filter(|gap| !gap.next.is_empty()).map(|gap| gap.next.clone()).collect();
-    next.push(format!("or leave it out by name: --without {}", first.name));
+    // What was to be left out and isn't there needs no leaving out.
+    if !first.what.starts_with("--without") {
+        next.push(format!("or leave it out by name: --without {}", first.name));
+    }
     next.dedup();
     Err(TaskFailure::permanent("save.refused", format!("can't save \"{}\"", source.namespace), cause.join("; "))
         .next(next.join("; ")))

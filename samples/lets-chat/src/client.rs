@@ -48,6 +48,18 @@ impl Client {
         read(answer).await
     }
 
+    /// Brings a file; what the service calls it.
+    pub async fn upload(&self, name: &str, content_type: &str, bytes: bytes::Bytes) -> anyhow::Result<Value> {
+        let mut address = reqwest::Url::parse(&format!("{}/api/uploads", self.base))?;
+        address.query_pairs_mut().append_pair("name", name);
+        let mut request = self.http.post(address).header(header::CONTENT_TYPE, content_type).body(bytes);
+        if let Some(cookie) = &self.cookie {
+            request = request.header(header::COOKIE, cookie);
+        }
+        let answer = read(request.send().await?).await?;
+        Ok(answer.get("id").cloned().unwrap_or_default())
+    }
+
     /// Signs in; makes the account when there is none.
     pub async fn sign_in(&mut self, name: &str, password: &str) -> anyhow::Result<()> {
         let who = json!({ "name": name, "display": name, "password": password });

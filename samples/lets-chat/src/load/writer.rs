@@ -8,16 +8,19 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{PASSWORD, chance::Chance, words};
-use crate::{client::Client, world};
+use super::{PASSWORD, chance::Chance, files, words};
+use crate::{client::Client, model::Upload, world};
 
 /// Posts under way at once; more would only wait in the service.
 const IN_FLIGHT: usize = 16;
+/// Messages of a thousand that bring a file.
+const FILES: usize = 30;
 
 /// What to write, and how long.
 #[derive(Debug, Clone)]
@@ -91,14 +94,16 @@ pub async fn keep_writing(
     while !stop.is_cancelled() && writing.span.is_none_or(|span| started.elapsed() < span) {
         let room = &rooms[chance.below(rooms.len())];
         let path = format!("/api/rooms/{room}/messages");
-        let body = json!({ "body": words::speech(&mut chance) });
+        let body = words::speech(&mut chance);
+        // Files come along now and then, as in the loaded history.
+        let file = chance.permille(FILES).then(|| files::upload(writing.seed, chance.below(1_000_000)));
         let permit = tokio::select! {
             permit = permits.clone().acquire_owned() => permit?,
             () = stop.cancelled() => break,
         };
         let (client, sum) = (client.clone(), tally.clone());
         world::spawn(&tracker, async move {
-            match client.post(&path, &body).await {
+            match post(&client, &path, &body, file).await {
                 Ok(message) => {
                     sum.posted.fetch_add(1, Ordering::Relaxed);
                     sum.last.fetch_max(message.get("n").and_then(Value::as_u64).unwrap_or_default(), Ordering::Relaxed);
@@ -122,6 +127,15 @@ pub async fn keep_writing(
     tracker.close();
     tracker.wait().await;
     Ok(written(&tally, &started))
+}
+
+/// One message, with its file where it has one.
+async fn post(client: &Client, path: &str, body: &str, file: Option<(Upload, Bytes)>) -> anyhow::Result<Value> {
+    let upload = match file {
+        Some((upload, bytes)) => client.upload(upload.name.as_str(), &upload.content_type, bytes).await?,
+        None => Value::Null,
+    };
+    client.post(path, &json!({ "body": body, "upload": upload })).await
 }
 
 fn written(tally: &Tally, started: &world::Stopwatch) -> Written {
