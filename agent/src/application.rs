@@ -25,7 +25,7 @@ use crate::{
         workload::{self, Container, Sources},
     },
     data::{self, DataService, Login, LoginOf},
-    platform::{Platform, discover::Contents},
+    platform::{Platform, claim::runs_as, discover::Contents},
 };
 
 /// A data service with the means to reach it.
@@ -40,6 +40,10 @@ pub struct Located {
     /// Where a volume's users may run: `nodeSelector`, `affinity`, `tolerations` of their pods.
     pub placement: Value,
 }
+
+/// Kinds of a pod's volumes that are saved with the configuration, as volumes, or not at all by intent.
+const KNOWN_VOLUMES: &[&str] =
+    &["configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "emptyDir", "ephemeral"];
 
 /// What was gathered.
 pub struct Application {
@@ -454,11 +458,13 @@ impl<'a> Gathering<'a> {
                 let pod = running.and_then(|pod| pod["metadata"]["name"].as_str().map(str::to_owned));
                 let user = self.raw.iter().find_map(|object| {
                     let spec = workload::pod_spec(object)?;
-                    (mounts(spec) || workload::volume_claims(object, spec).values().any(|of| *of == claim)).then_some(spec)
+                    let claims = workload::volume_claims(object, spec);
+                    let volume = claims.into_iter().find(|(_, of)| *of == claim || replicas(of, &claim))?.0;
+                    Some((spec, volume))
                 });
-                let placement = user.map_or(Value::Null, |spec| {
+                let placement = user.map_or(Value::Null, |(spec, volume)| {
                     serde_json::json!({"nodeSelector": spec["nodeSelector"], "affinity": {"nodeAffinity": spec["affinity"]["nodeAffinity"]},
-                        "tolerations": spec["tolerations"]})
+                        "tolerations": spec["tolerations"], "runsAs": runs_as(spec, &Value::Null, &[&volume])})
                 });
                 Located {
                     found: DataFound {
@@ -501,8 +507,8 @@ impl<'a> Gathering<'a> {
             let user = object_ref(object);
             for volume in spec["volumes"].as_array().into_iter().flatten() {
                 let name = volume["name"].as_str().unwrap_or_default();
-                let kinds = ["hostPath", "nfs", "iscsi", "cephfs", "csi", "glusterfs", "azureFile", "fc"];
-                if let Some(kind) = kinds.iter().find(|kind| volume[**kind].is_object()) {
+                let kind = volume.as_object().into_iter().flatten().find(|(_, value)| value.is_object());
+                if let Some((kind, _)) = kind.filter(|(kind, _)| !KNOWN_VOLUMES.contains(&kind.as_str())) {
                     gaps.push(Gap {
                         name: name.to_owned(),
                         what: format!("{kind} volume {name} of {user}"),
@@ -511,10 +517,10 @@ impl<'a> Gathering<'a> {
                         next: format!("move its files to a persistent volume claim, or leave it out: --without {name}"),
                     });
                 }
-                if volume["emptyDir"].is_object() {
+                if let Some(kind) = ["emptyDir", "ephemeral"].into_iter().find(|kind| volume[*kind].is_object()) {
                     gaps.push(Gap {
                         name: name.to_owned(),
-                        what: format!("scratch volume {name} of {user} (emptyDir)"),
+                        what: format!("scratch volume {name} of {user} ({kind})"),
                         why: "it ends with its pod by intent".to_owned(),
                         blocking: false,
                         next: String::new(),
@@ -524,6 +530,15 @@ impl<'a> Gathering<'a> {
         }
         self.gaps.extend(gaps);
     }
+}
+
+/// Whether two claims come from one template of a stateful set: `data-db-0` and `data-db-1`.
+fn replicas(one: &str, other: &str) -> bool {
+    let stem = |claim: &str| -> Option<String> {
+        let (stem, number) = claim.rsplit_once('-')?;
+        (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then(|| stem.to_owned())
+    };
+    stem(one).is_some_and(|of| Some(of) == stem(other))
 }
 
 /// Why the files behind a claim can't be read, if they can't.
