@@ -654,11 +654,20 @@ async fn a_frozen_save_ends_what_writes_to_a_volume_and_lets_it_run_again_whatev
     assert_eq!(replicas(&here, &name).await, [2, 1]);
     here.ready(&name, &workloads).await;
 
+    // What would delete its claims with its pods isn't scaled down.
+    let mut third = writers("StatefulSet", "third");
+    third["spec"]["persistentVolumeClaimRetentionPolicy"] = json!({"whenScaled": "Delete", "whenDeleted": "Retain"});
+    here.apply(&name, &third).await;
+    here.ready(&name, &[("StatefulSet", "third")]).await;
+    let failure = here.start(spec.clone()).release().await.unwrap_err();
+    assert!(failure.code == "save.freeze" && failure.cause.contains("deletes its claims"), "{failure:?}");
+    assert_eq!(replicas(&here, &name).await, [2, 1, 1]);
+
     // What nobody would start again isn't ended.
     here.apply(&name, &writers("Pod", "alone")).await;
     here.pod_ready(&name, "alone").await;
     let failure = here.start(spec).release().await.unwrap_err();
     assert!(failure.code == "save.freeze" && failure.cause.contains("pod alone"), "{failure:?}");
-    assert_eq!(replicas(&here, &name).await, [2, 1]);
+    assert_eq!(replicas(&here, &name).await, [2, 1, 1]);
     shop.remove().await;
 }

@@ -254,7 +254,13 @@ impl Hold {
     async fn replicas(&self, of: &ObjectRef) -> Result<u64, TaskFailure> {
         let Some(api) = self.workload(of) else { return Err(self.refused(format!("{of} can't be scaled"))) };
         let object = api.get(&of.name).await.map_err(|error| self.failure(&error))?;
-        Ok(object.data["spec"]["replicas"].as_u64().unwrap_or(1))
+        let spec = &object.data["spec"];
+        if spec["persistentVolumeClaimRetentionPolicy"]["whenScaled"] == "Delete" {
+            let cause =
+                format!("{of} deletes its claims when it is scaled down (persistentVolumeClaimRetentionPolicy)");
+            return Err(self.refused(cause).next(format!("set whenScaled of {of} to Retain")));
+        }
+        Ok(spec["replicas"].as_u64().unwrap_or(1))
     }
 
     async fn scale(&self, of: &ObjectRef, replicas: u64) -> Result<(), TaskFailure> {
