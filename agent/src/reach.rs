@@ -29,6 +29,16 @@ pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// Opens the way to `located`.
 pub async fn reach(task: &Task, namespace: &Namespace, located: &Located) -> Result<Reached, TaskFailure> {
+    reach_in(task, namespace, located, 0).await
+}
+
+/// As [`reach`], for a holder of the given opening of all snapshots.
+pub async fn reach_in(
+    task: &Task,
+    namespace: &Namespace,
+    located: &Located,
+    epoch: u32,
+) -> Result<Reached, TaskFailure> {
     let platform = &task.site.platform;
     let found = &located.found;
     let what = || format!("can't reach the data service {}", found.name);
@@ -43,7 +53,7 @@ pub async fn reach(task: &Task, namespace: &Namespace, located: &Located) -> Res
     if found.kind == DataKind::Volume {
         let subject = Subject {
             name: found.name.clone(),
-            reach: Reach::Volume(Arc::new(volume(task, namespace, located)?)),
+            reach: Reach::Volume(Arc::new(volume(task, namespace, located, epoch)?)),
             seams: platform.seams.clone(),
             stop: task.stop.clone(),
             progress: Arc::clone(&task.progress),
@@ -78,7 +88,7 @@ pub async fn reach(task: &Task, namespace: &Namespace, located: &Located) -> Res
     Ok(Reached { subject, driver, _forward: Some(forward) })
 }
 
-fn volume(task: &Task, namespace: &Namespace, located: &Located) -> Result<PodVolume, TaskFailure> {
+fn volume(task: &Task, namespace: &Namespace, located: &Located, epoch: u32) -> Result<PodVolume, TaskFailure> {
     let name = &located.found.name;
     let what = || format!("can't reach volume {name}");
     let Some(image) = task.site.mover_image.clone() else {
@@ -97,6 +107,7 @@ fn volume(task: &Task, namespace: &Namespace, located: &Located) -> Result<PodVo
         namespace: namespace.to_string(),
         claim,
         operation: task.claimed.operation,
+        round: (epoch, task.claimed.attempt),
         image,
         placement: located.placement.clone(),
         stop: task.stop.clone(),

@@ -242,6 +242,71 @@ async fn a_pod_is_reached_by_exec_port_and_logs() {
     .await;
 }
 
+/// The platform by way of a proxy that breaks all of its connections when the token is cancelled.
+async fn breakable(cut: CancellationToken) -> Platform {
+    let mut config = kube::config::Kubeconfig::read_from(kubeconfig()).unwrap();
+    let context = std::env::var("OCOPEA_TEST_CONTEXT").unwrap_or_else(|_| "b".to_owned());
+    let of = config.contexts.iter().find(|c| c.name == context).unwrap().context.clone().unwrap().cluster;
+    let cluster = config.clusters.iter_mut().find(|c| c.name == of).unwrap().cluster.as_mut().unwrap();
+    let server = cluster.server.clone().unwrap();
+    let target = server.trim_start_matches("https://").trim_end_matches('/').to_owned();
+    let target = if target.contains(':') { target } else { format!("{target}:443") };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    cluster.server = Some(format!("https://{}", listener.local_addr().unwrap()));
+    cluster.tls_server_name.get_or_insert(target.rsplit_once(':').unwrap().0.to_owned());
+    let seams = Seams::real(TaskTracker::new());
+    let spawner = seams.spawner.clone();
+    seams.spawner.spawn(
+        "test.proxy",
+        Box::pin(async move {
+            while let Ok((mut here, _)) = listener.accept().await {
+                let (cut, target) = (cut.clone(), target.clone());
+                let carry = async move {
+                    let mut there = tokio::net::TcpStream::connect(target).await.unwrap();
+                    tokio::select! {
+                        () = cut.cancelled() => {}
+                        _ = tokio::io::copy_bidirectional(&mut here, &mut there) => {}
+                    }
+                };
+                spawner.spawn("test.connection", Box::pin(carry));
+            }
+        }),
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), serde_json::to_string(&config).unwrap()).unwrap();
+    Platform::open(Some(file.path()), &context, seams).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_whose_connection_breaks_is_lost_at_once_and_not_waited_for() {
+    in_namespace("cut", |platform, mark| async move {
+        let namespace = mark.name.as_str();
+        for object in shop().iter().filter(|o| o["metadata"]["name"] == "bare") {
+            apply(&platform, namespace, object, false).await.unwrap();
+        }
+        let resources = platform.namespaced_resources().await.unwrap();
+        let bare = resource_of(&resources, &json!({"apiVersion": "v1", "kind": "Pod"})).unwrap().clone();
+        let stop = CancellationToken::new();
+        platform.await_ready(namespace, &[(bare, "bare".to_owned())], Duration::from_secs(90), &stop).await.unwrap();
+
+        let cut = CancellationToken::new();
+        let other = breakable(cut.clone()).await;
+        let command = ["sh", "-c", "echo begun; exec sleep 1000"].map(str::to_owned);
+        // An input that never ends, and is never read.
+        let input = tokio::io::repeat(7);
+        let mut tool = other.exec(namespace, "bare", None, &command, Some(Box::new(input))).await.unwrap();
+        let mut begun = [0; 6];
+        tool.output.read_exact(&mut begun).await.unwrap();
+        assert_eq!(&begun, b"begun\n");
+        cut.cancel();
+        let rest = platform.seams.timeout(Duration::from_secs(10), tool.output.read(&mut begun)).await;
+        assert!(rest.expect("the loss is noticed").is_err());
+        let ended = platform.seams.timeout(Duration::from_secs(10), tool.ended).await;
+        assert_eq!(ended.expect("the end is told").unwrap().0, -1);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_is_made_once_and_removed_by_its_own_mark_only() {
     in_namespace("mark", |platform, mark| async move {

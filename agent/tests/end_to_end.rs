@@ -14,7 +14,7 @@ use ocopea_agent::{
     platform::{exec::PodTools, hold::Hold},
 };
 use ocopea_protocol::{
-    failure::FailureClass,
+    failure::{FailureClass, TaskFailure},
     ids::{EnvironmentId, ImageId, OperationId, TeamId},
     image::{ComponentCopied, Consistency, ConsistencyLevel, ImageAccess, Location, StreamInfo},
     inventory::Inventory,
@@ -29,6 +29,7 @@ use ocopea_repository::{
 use serde_json::json;
 use site::{TestSite, image};
 use tokio::io::AsyncReadExt;
+use tokio_util::sync::CancellationToken;
 
 const ROWS: u64 = 5000;
 
@@ -518,6 +519,15 @@ fn writers(kind: &str, name: &str) -> serde_json::Value {
     if kind == "StatefulSet" {
         object["spec"]["serviceName"] = json!(name);
         object["spec"]["replicas"] = json!(1);
+        // Its writer runs beside a container that only reads.
+        let spec = &mut object["spec"]["template"]["spec"];
+        let mut reader = spec["containers"][0].clone();
+        reader["name"] = json!("r");
+        reader["command"] = json!(["sh", "-c", "trap exit TERM; while :; do sleep 1; done"]);
+        reader["volumeMounts"][0]["readOnly"] = json!(true);
+        let mut beside = std::mem::replace(&mut spec["containers"], json!([reader]));
+        beside[0]["restartPolicy"] = json!("Always");
+        spec["initContainers"] = beside;
     }
     object
 }
@@ -577,17 +587,59 @@ async fn a_frozen_save_ends_what_writes_to_a_volume_and_lets_it_run_again_whatev
     assert_eq!(replicas(&here, &name).await, [2, 1]);
     here.ready(&name, &workloads).await;
 
+    // After a kill two attempts may be at work at once: the one that comes late takes nothing over from the other, and the
+    // one that leaves lets go only of what no later one holds.
+    let running = || async {
+        let pods = here.pods(&name).await;
+        Ok::<Vec<String>, TaskFailure>(pods.iter().filter_map(|pod| pod.metadata.name.clone()).collect())
+    };
+    let operation = OperationId::generate(&here.site.seams);
+    let attempt = |round| Hold::new(&here.site.platform, &name, operation, "uploads", round);
+    let go_on = CancellationToken::new();
+    attempt((0, 1)).hold(&here.pods(&name).await, &go_on, running).await.unwrap().unwrap();
+    let late = attempt((0, 2)).hold(&[], &go_on, running).await.unwrap().unwrap();
+    let mine = attempt((1, 1)).hold(&[], &go_on, running).await.unwrap().unwrap();
+    let refused = attempt((0, 2)).hold(&[], &go_on, running).await.unwrap_err();
+    assert_eq!(refused.code, "save.freeze-late");
+    attempt((0, 2)).let_go(Some(&late)).await.unwrap();
+    assert_eq!(here.site.platform.held(&name).await.unwrap().len(), 2, "the later one holds on");
+    assert!(here.pods(&name).await.is_empty());
+    attempt((1, 1)).let_go(Some(&mine)).await.unwrap();
+    assert_eq!(replicas(&here, &name).await, [2, 1]);
+    here.ready(&name, &workloads).await;
+
+    // Told to stop while the writers end: they run again at once.
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    let failure = attempt((2, 1)).hold(&here.pods(&name).await, &stopped, running).await.unwrap_err();
+    assert_eq!(failure.class, FailureClass::Cancelled);
+    assert_eq!(replicas(&here, &name).await, [2, 1]);
+    here.ready(&name, &workloads).await;
+
+    // Somebody starts the writers while they are held: the holder says so instead of copying what is written to.
+    let holder = here.start(spec.clone());
+    holder.prepared().await;
+    holder.open_now();
+    holder.opened().await;
+    here.apply(&name, &writers("Deployment", "first")).await;
+    let failure = holder.ended().await.unwrap_err();
+    assert!(failure.code == "save.freeze-lost" && failure.is_retryable(), "{failure:?}");
+    for _ in 0..100 {
+        if here.site.platform.held(&name).await.unwrap().is_empty() {
+            break;
+        }
+        here.site.seams.clock.sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(replicas(&here, &name).await, [2, 1]);
+    here.ready(&name, &workloads).await;
+
     // Killed while two saves held it: the first that lets go must not start what the second holds, and who comes after a
     // kill knows what there was.
     let operations = [0, 1].map(|_| OperationId::generate(&here.site.seams));
     for operation in operations {
-        let hold = Hold::new(&here.site.platform, &name, operation, "uploads");
+        let hold = Hold::new(&here.site.platform, &name, operation, "uploads", (0, 1));
         let pods = here.pods(&name).await;
-        hold.hold(&pods, || async {
-            Ok(here.pods(&name).await.iter().filter_map(|p| p.metadata.name.clone()).collect())
-        })
-        .await
-        .unwrap();
+        hold.hold(&pods, &CancellationToken::new(), running).await.unwrap();
     }
     let clean_up = |operation| TaskSpec::CleanUp {
         namespace: source.namespace.clone(),
@@ -602,11 +654,20 @@ async fn a_frozen_save_ends_what_writes_to_a_volume_and_lets_it_run_again_whatev
     assert_eq!(replicas(&here, &name).await, [2, 1]);
     here.ready(&name, &workloads).await;
 
+    // What would delete its claims with its pods isn't scaled down.
+    let mut third = writers("StatefulSet", "third");
+    third["spec"]["persistentVolumeClaimRetentionPolicy"] = json!({"whenScaled": "Delete", "whenDeleted": "Retain"});
+    here.apply(&name, &third).await;
+    here.ready(&name, &[("StatefulSet", "third")]).await;
+    let failure = here.start(spec.clone()).release().await.unwrap_err();
+    assert!(failure.code == "save.freeze" && failure.cause.contains("deletes its claims"), "{failure:?}");
+    assert_eq!(replicas(&here, &name).await, [2, 1, 1]);
+
     // What nobody would start again isn't ended.
     here.apply(&name, &writers("Pod", "alone")).await;
     here.pod_ready(&name, "alone").await;
     let failure = here.start(spec).release().await.unwrap_err();
     assert!(failure.code == "save.freeze" && failure.cause.contains("pod alone"), "{failure:?}");
-    assert_eq!(replicas(&here, &name).await, [2, 1]);
+    assert_eq!(replicas(&here, &name).await, [2, 1, 1]);
     shop.remove().await;
 }

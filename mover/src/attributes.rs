@@ -3,7 +3,10 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::{
-    fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, lgetxattr, llistxattr, lremovexattr, lsetxattr},
+    fs::{
+        IFlags, XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, ioctl_getflags, lgetxattr, llistxattr,
+        lremovexattr, lsetxattr,
+    },
     io::Errno,
 };
 
@@ -62,6 +65,17 @@ impl On<'_> {
         }
     }
 
+    /// The flag of the filesystem that keeps it from being changed, if it has one; links and pipes have none.
+    fn flags(self) -> Option<&'static [u8]> {
+        let On::Open(fd) = self else { return None };
+        // Filesystems without flags don't know the question.
+        let flags = ioctl_getflags(fd).unwrap_or(IFlags::empty());
+        if flags.contains(IFlags::IMMUTABLE) {
+            return Some(b"chattr +i");
+        }
+        flags.contains(IFlags::APPEND).then_some(b"chattr +a")
+    }
+
     pub(crate) fn remove(self, attribute: &[u8]) -> Result<(), Errno> {
         match self {
             On::Open(fd) => fremovexattr(fd, attribute),
@@ -79,7 +93,7 @@ pub(crate) fn read(on: On<'_>, path: &[u8]) -> Result<(Attributes, Option<Vec<u8
     let (mut names, mut value) = (Vec::new(), Vec::new());
     on.list(&mut names).map_err(fail)?;
     let mut found = Attributes::new();
-    let mut told = None;
+    let mut told = on.flags().map(<[u8]>::to_vec);
     let mut all = 0;
     for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         match attribute(name) {

@@ -61,6 +61,7 @@ pub fn walk<W: Write>(root: OwnedFd, job: Job, out: &mut FrameWriter<W>) -> Resu
         totals: Totals::default(),
         path: Vec::new(),
         torn: HashSet::new(),
+        stamps: blake3::Hasher::new(),
         buffer: vec![0; PIECE],
         quiet: (0, 0),
     };
@@ -82,6 +83,8 @@ struct Walk<'a, W> {
     /// Of what is being told.
     path: Vec<u8>,
     torn: HashSet<u64>,
+    /// Of everything that was seen, in order: a second walk over the same tree comes to the same.
+    stamps: blake3::Hasher,
     buffer: Vec<u8>,
     /// Bytes and entries since something was sent.
     quiet: (u64, u64),
@@ -98,6 +101,8 @@ struct Level {
 
 impl<W: Write> Walk<'_, W> {
     fn tree(&mut self) -> Result<(), Fault> {
+        let root = fstat(self.here()?).map_err(|error| Fault::reading(&[], "the root can't be read", error))?;
+        self.stamp(&root);
         self.directory_entry()?;
         self.begin_level()?;
         while let Some(name) = self.next_name()? {
@@ -137,11 +142,27 @@ impl<W: Write> Walk<'_, W> {
         })
     }
 
-    fn level(&self, after: Option<Vec<u8>>) -> Result<Level, Fault> {
-        let fail = |error| Fault::reading(&self.path, "the directory can't be listed", error);
-        let here = self.descent.here().map_err(fail)?;
-        let (names, more) = names(here, after.as_deref(), self.descent.depth()).map_err(fail)?;
+    fn level(&mut self, after: Option<Vec<u8>>) -> Result<Level, Fault> {
+        let fail = |path: &[u8], error| Fault::reading(path, "the directory can't be listed", error);
+        let here = self.descent.here().map_err(|error| fail(&self.path, error))?;
+        let (names, more) = match names(here, after.as_deref(), self.descent.depth()) {
+            Ok(found) => found,
+            // Removed since it was opened: there is nothing in it.
+            Err(error) if is_gone(error) => {
+                self.changed(Change::Vanished)?;
+                (Vec::new(), false)
+            }
+            Err(error) => return Err(fail(&self.path, error)),
+        };
         Ok(Level { names: names.into_iter(), last: after, more, length: self.path.len() })
+    }
+
+    /// Takes note of something as it was seen.
+    fn stamp(&mut self, stat: &Stat) {
+        if self.job == Job::Read && stat.st_dev == self.device {
+            self.stamps.update(&self.path);
+            self.stamps.update(&Stamp::of(stat).bytes(stat));
+        }
     }
 
     fn begin_level(&mut self) -> Result<(), Fault> {
@@ -172,9 +193,10 @@ impl<W: Write> Walk<'_, W> {
             let here = self.here()?;
             let stat = match statat(here, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
-                Err(Errno::NOENT) => return self.changed(Change::Vanished),
+                Err(error) if is_gone(error) => return self.changed(Change::Vanished),
                 Err(error) => return self.unreadable("its properties can't be read", error),
             };
+            self.stamp(&stat);
             let attempt = match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => self.directory(name, &stat)?,
                 FileType::RegularFile => self.file(name, &stat)?,
@@ -203,7 +225,7 @@ impl<W: Write> Walk<'_, W> {
         }
         let fd = match openat(self.here()?, name, DIRECTORY, Mode::empty()) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(Attempt::Vanished),
+            Err(error) if is_gone(error) => return Ok(Attempt::Vanished),
             Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Attempt::Torn),
             Err(error) => return self.unreadable("the directory can't be opened", error).map(|()| Attempt::Told),
         };
@@ -237,7 +259,7 @@ impl<W: Write> Walk<'_, W> {
     fn link(&mut self, name: &[u8], stat: &Stat) -> Result<Attempt, Fault> {
         match readlinkat(self.here()?, name, Vec::new()) {
             Ok(target) => self.named(name, stat, Kind::Symlink(target.into_bytes())),
-            Err(Errno::NOENT) => Ok(Attempt::Vanished),
+            Err(error) if is_gone(error) => Ok(Attempt::Vanished),
             Err(Errno::INVAL) => Ok(Attempt::Torn),
             Err(error) => self.unreadable("the link can't be read", error).map(|()| Attempt::Told),
         }
@@ -346,7 +368,7 @@ impl<W: Write> Walk<'_, W> {
         for attempt in 0..=RETRIES {
             let fd = match openat(self.here()?, name, FILE, Mode::empty()) {
                 Ok(fd) => fd,
-                Err(Errno::NOENT) => return Ok(Attempt::Vanished),
+                Err(error) if is_gone(error) => return Ok(Attempt::Vanished),
                 Err(Errno::LOOP | Errno::NXIO) => return Ok(Attempt::Torn),
                 Err(error) => return Err(Fault::reading(&self.path, "it can't be opened", error)),
             };
@@ -370,7 +392,7 @@ impl<W: Write> Walk<'_, W> {
         let here = self.here()?;
         match accessat(here, name, rustix::fs::Access::READ_OK, AtFlags::EACCESS) {
             Ok(()) => {}
-            Err(Errno::NOENT) => return Ok(Attempt::Vanished),
+            Err(error) if is_gone(error) => return Ok(Attempt::Vanished),
             Err(error) => {
                 self.unreadable("it can't be opened", error)?;
                 return Ok(Attempt::Told);
@@ -422,6 +444,11 @@ impl<W: Write> Walk<'_, W> {
                     }
                     Ok(read) => read,
                     Err(Errno::INTR) => continue,
+                    // Removed at the server of a network filesystem: whether it is gone, the next look tells.
+                    Err(Errno::STALE) => {
+                        end = at;
+                        break 'extents;
+                    }
                     Err(error) => return Err(fail(error)),
                 };
                 let bytes = space.get(..read).unwrap_or_default();
@@ -479,15 +506,15 @@ impl<W: Write> Walk<'_, W> {
     /// changed under its hands.
     fn changes(&mut self, from: Time, to: Time) -> Result<(), Fault> {
         self.path.clear();
-        self.changed_between(
-            &fstat(self.here()?).map_err(|e| Fault::reading(&[], "the root can't be read", e))?,
-            from,
-            to,
-        )?;
+        let first = std::mem::take(&mut self.stamps).finalize();
+        let root = fstat(self.here()?).map_err(|error| Fault::reading(&[], "the root can't be read", error))?;
+        self.stamp(&root);
+        self.changed_between(&root, from, to)?;
         self.begin_level()?;
         while let Some(name) = self.next_name()? {
             self.push(&name)?;
             let Ok(stat) = statat(self.here()?, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            self.stamp(&stat);
             self.changed_between(&stat, from, to)?;
             self.alive(0)?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::Directory || stat.st_dev != self.device {
@@ -497,6 +524,11 @@ impl<W: Write> Walk<'_, W> {
             let fail = |error| Fault::reading(&self.path, "the directory can't be opened", error);
             self.descent.enter(fd).map_err(fail)?;
             self.begin_level()?;
+        }
+        if self.totals.changed == 0 && self.stamps.finalize() != first {
+            // The filesystem's clock isn't ours: what it was can't be told by the time.
+            self.path.clear();
+            self.changed(Change::Unnamed)?;
         }
         Ok(())
     }
@@ -513,7 +545,12 @@ impl<W: Write> Walk<'_, W> {
 
 /// Whether a name is gone.
 fn gone(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
-    matches!(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT))
+    matches!(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW), Err(error) if is_gone(error))
+}
+
+/// Whether that is what the system says of something that was removed meanwhile.
+fn is_gone(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::STALE)
 }
 
 /// The next written part of a file, from `at` on; nothing but a hole: from its end to its end.
@@ -530,4 +567,58 @@ fn extent(fd: &OwnedFd, at: u64, length: u64) -> Result<(u64, u64), Errno> {
         error => Err(error),
     })?;
     Ok((from, to.clamp(from, length)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::open_root;
+
+    /// Names and kinds of changes that are told when `act` is done between the two walks, by a clock that sees nothing.
+    fn told(root: &std::path::Path, act: impl FnOnce()) -> (u64, Vec<Change>) {
+        let mut bytes = Vec::new();
+        let mut out = FrameWriter::new(&mut bytes);
+        let fd = open_root(root).unwrap();
+        let device = fstat(&fd).unwrap().st_dev;
+        let mut walk = Walk {
+            descent: Descent::new(fd).unwrap(),
+            levels: Vec::new(),
+            device,
+            job: Job::Read,
+            out: &mut out,
+            links: Links::default(),
+            totals: Totals::default(),
+            path: Vec::new(),
+            torn: HashSet::new(),
+            stamps: blake3::Hasher::new(),
+            buffer: vec![0; PIECE],
+            quiet: (0, 0),
+        };
+        walk.tree().unwrap();
+        stamp::fresh();
+        act();
+        walk.changes((0, 0), (0, 1)).unwrap();
+        let changed = walk.totals.changed;
+        let mut reader = crate::wire::FrameReader::new(bytes.as_slice());
+        let mut changes = Vec::new();
+        while let Ok(message) = reader.next() {
+            if let Message::Changed(how, _) = message {
+                changes.push(how);
+            }
+        }
+        (changed, changes)
+    }
+
+    #[test]
+    fn a_change_is_seen_also_where_the_filesystems_clock_is_another_machines() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("d/f");
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        std::fs::create_dir(dir.path().join("lost+found")).unwrap();
+        std::fs::write(&file, "one").unwrap();
+        assert_eq!(told(dir.path(), || {}), (0, vec![]));
+        assert_eq!(told(dir.path(), || std::fs::write(&file, "two").unwrap()), (1, vec![Change::Unnamed]));
+        assert_eq!(told(dir.path(), || std::fs::remove_file(&file).unwrap()), (1, vec![Change::Unnamed]));
+        assert_eq!(told(dir.path(), || std::fs::write(&file, "").unwrap()), (1, vec![Change::Unnamed]));
+    }
 }

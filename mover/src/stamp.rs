@@ -20,6 +20,24 @@ impl Stamp {
     pub(crate) fn of(stat: &Stat) -> Self {
         Self { size: stat.st_size, written: written(stat), changed: changed(stat) }
     }
+
+    /// All of it, with what `stat` tells of the file's identity, for hashing.
+    pub(crate) fn bytes(self, stat: &Stat) -> [u8; 44] {
+        let parts = [
+            &stat.st_ino.to_le_bytes()[..],
+            &stat.st_mode.to_le_bytes(),
+            &self.size.to_le_bytes(),
+            &self.written.0.to_le_bytes(),
+            &self.written.1.to_le_bytes(),
+            &self.changed.0.to_le_bytes(),
+            &self.changed.1.to_le_bytes(),
+        ];
+        let mut bytes = [0; 44];
+        for (place, byte) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
+            *place = *byte;
+        }
+        bytes
+    }
 }
 
 pub(crate) fn written(stat: &Stat) -> Time {

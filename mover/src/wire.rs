@@ -73,7 +73,7 @@ pub enum Skip {
     Device = 2,
     /// Another filesystem is mounted there.
     MountPoint = 3,
-    /// It has an extended attribute of a kind that isn't saved.
+    /// It has an extended attribute, or a flag of its filesystem, of a kind that isn't saved.
     Attribute = 4,
 }
 
@@ -87,6 +87,8 @@ pub enum Change {
     Vanished = 2,
     /// It was made or changed after the walk began.
     AfterStart = 3,
+    /// Something below it was made, changed or removed while the walk went on; its name can't be told.
+    Unnamed = 4,
 }
 
 /// What a frame says.
@@ -467,6 +469,7 @@ fn decode(kind: u8, payload: &[u8]) -> Result<Message<'_>, Fault> {
                 [1] => Change::WhileRead,
                 [2] => Change::Vanished,
                 [3] => Change::AfterStart,
+                [4] => Change::Unnamed,
                 [other] => return Err(protocol(format!("unknown change {other}"))),
             };
             return Ok(Message::Changed(how, fields.rest));

@@ -26,6 +26,7 @@ use crate::{
     content::ContentHasher,
     entry::{Entry, Kind, LOST_FOUND, MARKER, order, parent, parts},
     fault::{Class, Fault},
+    stamp,
     tree::{DIRECTORY, Descent, check_proc, names},
     wire::{FrameReader, FrameWriter, Job, Message, Totals},
 };
@@ -368,7 +369,28 @@ fn open_properties(fd: BorrowedFd<'_>, entry: &Entry) -> Result<(), Fault> {
     }
     attributes::write(On::Open(fd), &entry.path, &entry.attributes)?;
     fchmod(fd, mode(entry)).map_err(fail("its permissions can't be set"))?;
-    futimens(fd, &times(entry)).map_err(fail("its time can't be set"))
+    futimens(fd, &times(entry)).map_err(fail("its time can't be set"))?;
+    kept(entry, &fstat(fd).map_err(fail("its properties can't be read"))?)
+}
+
+/// Filesystems that have no owners, permissions or fine times take them without a word, and forget them.
+fn kept(entry: &Entry, found: &Stat) -> Result<(), Fault> {
+    let mut lost = Vec::new();
+    if (found.st_uid, found.st_gid) != (entry.uid, entry.gid) {
+        lost.push(format!("its owner {}:{} became {}:{}", entry.uid, entry.gid, found.st_uid, found.st_gid));
+    }
+    let mode = found.st_mode & 0o7777;
+    if !matches!(entry.kind, Kind::Symlink(_)) && mode != u32::from(entry.mode) {
+        lost.push(format!("its permissions {:o} became {mode:o}", entry.mode));
+    }
+    let time = stamp::written(found);
+    if time != (entry.seconds, entry.nanos) {
+        lost.push(format!("its time {}.{:09} became {}.{:09}", entry.seconds, entry.nanos, time.0, time.1));
+    }
+    if lost.is_empty() {
+        return Ok(());
+    }
+    Err(Fault::of(Class::Unwritable, &entry.path, format!("this filesystem doesn't keep it: {}", lost.join(", "))))
 }
 
 /// The same for links and pipes, by their name in the directory that they were just made in.
@@ -380,9 +402,44 @@ fn named_properties(dir: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> Result<(
     if entry.kind == Kind::Fifo {
         chmodat(dir, name, mode(entry), AtFlags::empty()).map_err(fail("its permissions can't be set"))?;
     }
-    utimensat(dir, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW).map_err(fail("its time can't be set"))
+    utimensat(dir, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW).map_err(fail("its time can't be set"))?;
+    let found = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail("its properties can't be read"))?;
+    kept(entry, &found)
 }
 
 fn unowned(entry: &Entry, error: Errno) -> Fault {
     Fault::writing(&entry.path, &format!("it can't be given to its owner {}:{}", entry.uid, entry.gid), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_filesystem_forgets_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stat = fstat(file.as_file()).unwrap();
+        let (seconds, nanos) = stamp::written(&stat);
+        let mode = u16::try_from(stat.st_mode & 0o7777).unwrap();
+        let entry = Entry {
+            path: b"a/b".to_vec(),
+            kind: Kind::File,
+            mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            seconds,
+            nanos,
+            attributes: vec![],
+        };
+        assert_eq!(kept(&entry, &stat), Ok(()));
+        let coarse = Entry { seconds: seconds - 1, ..entry.clone() };
+        let strange = Entry { uid: 4242, mode: 0o4711, ..entry };
+        for (entry, words) in [(coarse, vec!["its time"]), (strange, vec!["owner 4242:", "permissions 4711 became"])] {
+            let fault = kept(&entry, &stat).unwrap_err();
+            assert_eq!(fault.class, Class::Unwritable);
+            for word in words {
+                assert!(fault.to_string().contains("\"a/b\"") && fault.message.contains(word), "{fault}");
+            }
+        }
+    }
 }

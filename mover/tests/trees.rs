@@ -14,7 +14,8 @@ use std::{
 use common::{Random, copy, make, name, relay, run, set, time, told, truth};
 use ocopea_mover::{
     Class,
-    wire::{FrameReader, Job, Message},
+    entry::{Entry, Kind},
+    wire::{FrameReader, FrameWriter, Job, Message},
 };
 use rustix::fs::{FileType, Mode, mkfifoat, mknodat};
 
@@ -198,6 +199,74 @@ fn sockets_and_devices_are_told_and_not_saved() {
     assert_eq!(said.skipped, ["Device disk", "Device null", "Socket socket"]);
     assert_eq!(said.totals.skipped, 3);
     assert_eq!(truth(to.path()).len(), 2);
+}
+
+/// Does something to the tree as soon as some bytes were told.
+struct Meddler<'a> {
+    told: Vec<u8>,
+    at: &'a [u8],
+    act: Option<Box<dyn FnOnce() + 'a>>,
+}
+
+impl Write for Meddler<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.told.extend_from_slice(bytes);
+        if self.told.windows(self.at.len()).any(|window| window == self.at)
+            && let Some(act) = self.act.take()
+        {
+            act();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn meddled(root: &Path, at: &[u8], act: impl FnOnce()) -> common::Said {
+    let meddler = Meddler { told: Vec::new(), at, act: Some(Box::new(act)) };
+    let mut out = FrameWriter::new(meddler);
+    out.send(&Message::Hello { job: Job::Read, trusted: true, entries: 0, data: 0 }).unwrap();
+    let totals = ocopea_mover::read::walk(ocopea_mover::open_root(root).unwrap(), Job::Read, &mut out).unwrap();
+    out.send(&Message::End(totals)).unwrap();
+    assert!(out.get_mut().act.is_none());
+    relay(&out.get_mut().told).1
+}
+
+#[test]
+fn a_directory_removed_before_it_is_listed_is_counted_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("a-short-life")).unwrap();
+    fs::write(dir.path().join("stays"), "x").unwrap();
+    let said = meddled(dir.path(), b"a-short-life", || fs::remove_dir(dir.path().join("a-short-life")).unwrap());
+    assert!(said.changed.contains(&"Vanished a-short-life".to_owned()), "{:?}", said.changed);
+    assert_eq!(said.totals.files, 1);
+}
+
+#[test]
+fn what_is_removed_or_renamed_behind_the_reader_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("a")).unwrap();
+    fs::write(dir.path().join("a/one"), "x").unwrap();
+    fs::write(dir.path().join("zuletzt"), "x").unwrap();
+    let said =
+        meddled(dir.path(), b"zuletzt", || fs::rename(dir.path().join("a/one"), dir.path().join("a/two")).unwrap());
+    assert!(said.changed.iter().any(|name| name == "AfterStart a"), "{:?}", said.changed);
+}
+
+#[test]
+fn a_flag_of_the_filesystem_that_isnt_saved_is_told() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(from.path().join("fixed"), "x").unwrap();
+    fs::write(from.path().join("free"), "x").unwrap();
+    let file = fs::File::open(from.path().join("fixed")).unwrap();
+    let plain = rustix::fs::ioctl_getflags(&file).unwrap();
+    rustix::fs::ioctl_setflags(&file, plain | rustix::fs::IFlags::IMMUTABLE).unwrap();
+    let said = std::panic::catch_unwind(|| copy(from.path(), to.path()));
+    rustix::fs::ioctl_setflags(&file, plain).unwrap();
+    assert_eq!(said.unwrap().skipped, ["Attribute fixed (chattr +i)"]);
+    assert!(truth(from.path()) == truth(to.path()));
 }
 
 #[test]
@@ -387,4 +456,57 @@ fn the_programs_write_ends_with_what_can_be_read_back() {
         }
     }
     assert_eq!(entries, said.totals.entries);
+}
+
+fn entry(path: &[u8], kind: Kind) -> Message<'static> {
+    let mode = if matches!(kind, Kind::Symlink(_)) { 0o777 } else { 0o755 };
+    let path = path.to_vec();
+    if let Kind::HardLink(target) = kind {
+        return Message::Entry(Entry::hard_link(path, target));
+    }
+    Message::Entry(Entry { path, kind, mode, uid: 0, gid: 0, seconds: 1, nanos: 0, attributes: vec![] })
+}
+
+#[test]
+fn a_hostile_stream_writes_nothing_outside() {
+    let above = tempfile::tempdir().unwrap();
+    let (outside, to) = (above.path().join("outside"), above.path().join("to"));
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("canary"), "lives").unwrap();
+    fs::create_dir(&to).unwrap();
+    let before = truth(&outside);
+    let root = || entry(b"", Kind::Directory);
+    let link = |path: &[u8]| entry(path, Kind::Symlink(outside.to_str().unwrap().as_bytes().to_vec()));
+    let file = |path: &[u8]| entry(path, Kind::File);
+    let hard = |path: &[u8], target: &[u8]| entry(path, Kind::HardLink(target.to_vec()));
+    let hello = |data| Message::Hello { job: Job::Write, trusted: false, entries: 100, data };
+    let streams: Vec<(u64, Vec<Message<'_>>)> = vec![
+        (9, vec![root(), link(b"l"), file(b"l/x")]),
+        (9, vec![root(), link(b"l"), entry(b"l", Kind::Directory)]),
+        (9, vec![root(), link(b"l"), entry(b"l/d", Kind::Directory)]),
+        (9, vec![root(), link(b"l"), hard(b"m", b"l/canary")]),
+        (9, vec![root(), entry(b"a", Kind::Directory), entry(b"a/up", Kind::Symlink(b"..".to_vec())), file(b"a/up/x")]),
+        (9, vec![root(), file(b"../x")]),
+        (9, vec![root(), file(b"/x")]),
+        (9, vec![root(), entry(b"a", Kind::Directory), file(b"a/../../x")]),
+        (9, vec![root(), hard(b"m", b"../outside/canary")]),
+        (9, vec![root(), hard(b"m", b".ocopea-unfinished")]),
+        (9, vec![root(), file(b".ocopea-unfinished")]),
+        (9, vec![file(b"x")]),
+        (9, vec![root(), Message::Data { offset: 0, bytes: b"of no file" }]),
+        (3, vec![root(), file(b"x"), Message::Data { offset: 0, bytes: b"more than announced" }]),
+        (9, vec![root(), file(b"x"), Message::Data { offset: u64::MAX - 2, bytes: b"far" }]),
+        (9, vec![root(), file(b"x"), Message::Done { size: 0, hash: [0; 32] }]),
+    ];
+    for (data, messages) in streams {
+        let mut bytes = Vec::new();
+        let mut out = FrameWriter::new(&mut bytes);
+        out.send(&hello(data)).unwrap();
+        messages.iter().for_each(|message| out.send(message).unwrap());
+        let fault = make(&to, &bytes).unwrap_err();
+        assert!(matches!(fault.class, Class::Refused | Class::Protocol), "{messages:?}: {fault:?}");
+        assert!(truth(&outside) == before, "{messages:?}");
+        assert_eq!(fs::read_dir(above.path()).unwrap().count(), 2, "{messages:?}");
+    }
+    assert!(!Path::new("/x").exists());
 }

@@ -15,7 +15,7 @@ use crate::{
         network, object_ref,
         workload::{self, Container, VolumeKind, volume_kind},
     },
-    platform::discover::Contents,
+    platform::{claim::runs_as, discover::Contents},
 };
 
 impl Gathering<'_> {
@@ -111,11 +111,13 @@ impl Gathering<'_> {
                 let pod = running.and_then(|pod| pod["metadata"]["name"].as_str().map(str::to_owned));
                 let user = self.raw.iter().find_map(|object| {
                     let spec = workload::pod_spec(object)?;
-                    (mounts(spec) || workload::volume_claims(object, spec).values().any(|of| *of == claim)).then_some(spec)
+                    let claims = workload::volume_claims(object, spec);
+                    let volume = claims.into_iter().find(|(_, of)| *of == claim || are_replicas(of, &claim))?.0;
+                    Some((spec, volume))
                 });
-                let placement = user.map_or(Value::Null, |spec| {
+                let placement = user.map_or(Value::Null, |(spec, volume)| {
                     serde_json::json!({"nodeSelector": spec["nodeSelector"], "affinity": {"nodeAffinity": spec["affinity"]["nodeAffinity"]},
-                        "tolerations": spec["tolerations"]})
+                        "tolerations": spec["tolerations"], "runsAs": runs_as(spec, &Value::Null, &[&volume])})
                 });
                 Located {
                     found: DataFound {
@@ -208,6 +210,15 @@ pub(super) fn made_by_template(claim: &Value, set: &Value) -> bool {
         let stem = format!("{}-{owner}-", template["metadata"]["name"].as_str().unwrap_or_default());
         name.strip_prefix(&stem).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
     })
+}
+
+/// Whether two claims come from one template of a stateful set: `data-db-0` and `data-db-1`.
+fn are_replicas(one: &str, other: &str) -> bool {
+    let stem = |claim: &str| -> Option<String> {
+        let (stem, number) = claim.rsplit_once('-')?;
+        (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then(|| stem.to_owned())
+    };
+    stem(one).is_some_and(|of| Some(of) == stem(other))
 }
 
 /// Why the files behind a claim can't be read, if they can't.

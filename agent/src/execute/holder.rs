@@ -14,7 +14,7 @@ use ocopea_protocol::{
 use tokio::sync::{Notify, watch};
 
 use super::Task;
-use crate::{application::Application, reach::reach};
+use crate::{application::Application, reach::reach_in};
 
 /// How long all holders of a save may take to get prepared.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -78,11 +78,16 @@ fn rank(order: HolderOrder) -> u8 {
 }
 
 impl Task {
-    pub(super) async fn hold_snapshot(&self, source: &Source, data: &DataFound) -> Result<TaskOutput, TaskFailure> {
+    pub(super) async fn hold_snapshot(
+        &self,
+        source: &Source,
+        data: &DataFound,
+        epoch: u32,
+    ) -> Result<TaskOutput, TaskFailure> {
         let what = || format!("can't hold a snapshot of {}", data.name);
         let application = Application::gather(&self.site.platform, source).await?;
         let located = application.locate(&data.name)?;
-        let reached = reach(self, &source.namespace, located).await?;
+        let reached = reach_in(self, &source.namespace, located, epoch).await?;
         let prepared = reached.driver.prepare(&reached.subject, source.freeze).await?;
         self.holder.set(HolderState::Prepared);
         let seams = &self.site.seams;

@@ -66,7 +66,7 @@ impl Task {
             TaskSpec::CopyContainer { source, container, access } => {
                 self.copy_container(&source, &container, &access).await
             }
-            TaskSpec::OpenSnapshot { source, data, .. } => self.hold_snapshot(&source, &data).await,
+            TaskSpec::OpenSnapshot { source, data, epoch } => self.hold_snapshot(&source, &data, epoch).await,
             TaskSpec::CopyData { source, data, snapshot, access, .. } => {
                 self.copy_data(&source, &data, &snapshot, &access).await
             }

@@ -18,6 +18,7 @@ use crate::{
     configs::{object_ref, rewrite::split_image, to_files},
     containers::{Credentials, copy_in},
     failures::{kubernetes, repository},
+    platform::mover::ONE_POD,
     reach::reach,
 };
 
@@ -163,6 +164,8 @@ impl Task {
                 found.consistency = inspected.consistency;
                 found.rights = inspected.gaps;
             }
+            // Read only after what has it was ended, so that nothing of it can be told before.
+            Err(failure) if failure.code == ONE_POD && source.freeze => {}
             Err(failure) => found.rights.push(Gap {
                 name: found.name.to_string(),
                 what: failure.what,

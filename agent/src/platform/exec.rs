@@ -1,12 +1,18 @@
 //! Programs in a container of the application, and on this host.
 
-use std::process::Stdio;
+use std::{
+    io::{Error, ErrorKind},
+    pin::Pin,
+    process::Stdio,
+    task::{Context, Poll},
+};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::AttachParams};
 use ocopea_protocol::{failure::TaskFailure, seams::Seams, secret::Secret};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::Platform;
 use crate::{
@@ -18,6 +24,40 @@ use crate::{
 const TAIL: usize = 16 * 1024;
 /// Bytes that may wait between the API server and the reader.
 const BUFFER: usize = 1024 * 1024;
+
+/// What a program in a container says, until the connection that carries it breaks: the client's own streams would then
+/// stay silent for ever.
+pub(super) struct Carried<R> {
+    from: R,
+    lost: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<R> Carried<R> {
+    /// `lost` is cancelled when the connection is.
+    pub(super) fn new(from: R, lost: &CancellationToken) -> Self {
+        Self { from, lost: Box::pin(lost.clone().cancelled_owned()) }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Carried<R> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let this = self.get_mut();
+        if let Poll::Ready(read) = Pin::new(&mut this.from).poll_read(context, into) {
+            return Poll::Ready(read);
+        }
+        if this.lost.as_mut().poll(context).is_pending() {
+            return Poll::Pending;
+        }
+        // What came before the loss, and after the look above.
+        match Pin::new(&mut this.from).poll_read(context, into) {
+            Poll::Pending => {
+                let why = "the connection to the API server broke";
+                Poll::Ready(Err(Error::new(ErrorKind::ConnectionAborted, why)))
+            }
+            read @ Poll::Ready(_) => read,
+        }
+    }
+}
 
 /// Runs programs by exec through the API server.
 pub struct PodTools {
@@ -58,16 +98,22 @@ impl Platform {
         let mut process =
             pods.exec(pod, command.to_vec(), &parameters).await.map_err(|error| kubernetes(&what, &error))?;
         let missing = || TaskFailure::retryable("exec.streams", what.clone(), "the API server opened no streams");
-        let output = process.stdout().ok_or_else(missing)?;
-        let mut errors = process.stderr().ok_or_else(missing)?;
+        let (lost, over) = (CancellationToken::new(), CancellationToken::new());
+        let output = Carried::new(process.stdout().ok_or_else(missing)?, &lost);
+        let mut errors = Carried::new(process.stderr().ok_or_else(missing)?, &lost);
         let status = process.take_status().ok_or_else(missing)?;
         if let (Some(mut input), Some(mut stdin)) = (input, process.stdin()) {
+            let over = over.clone();
             self.seams.spawner.spawn(
                 "exec.input",
                 Box::pin(async move {
-                    // The reader's end tells: a program that stops reading ends with its own error.
-                    let _ = tokio::io::copy(&mut input, &mut stdin).await;
-                    let _ = stdin.shutdown().await;
+                    tokio::select! {
+                        () = over.cancelled() => {}
+                        // The reader's end tells: a program that stops reading ends with its own error.
+                        _ = tokio::io::copy(&mut input, &mut stdin) => {
+                            let _ = stdin.shutdown().await;
+                        }
+                    }
                 }),
             );
         }
@@ -77,14 +123,21 @@ impl Platform {
             Box::pin(async move {
                 let waited = async {
                     let mut tail = Vec::new();
-                    let _ = read_tail(&mut errors, &mut tail).await;
-                    let status = status.await;
+                    let status = async {
+                        let status = status.await;
+                        if status.is_none() {
+                            lost.cancel();
+                        }
+                        status
+                    };
+                    let (status, _) = tokio::join!(status, read_tail(&mut errors, &mut tail));
                     (exit_code(status.as_ref()), String::from_utf8_lossy(&tail).trim().to_owned())
                 };
                 tokio::select! {
                     () = sender.closed() => process.abort(),
                     outcome = waited => { let _ = sender.send(outcome); }
                 }
+                over.cancel();
             }),
         );
         Ok(RunningTool { output: Box::new(output), ended })

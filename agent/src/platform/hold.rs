@@ -3,6 +3,10 @@
 //! What they were stands in a config map of the same namespace, written before anything is scaled: whoever comes next,
 //! after a kill too, can let go. As long as it stands there, an application counts as running as before
 //! ([`Platform::held`]).
+//!
+//! An attempt that lost its task may still be at work beside the one that took its place. Each record carries its round:
+//! who holds in a later one takes over what is there, who comes late finds that out and leaves, and whoever lets go
+//! looks whether somebody else holds the same.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,6 +19,7 @@ use kube::{
 use ocopea_protocol::{failure::TaskFailure, ids::OperationId, inventory::ObjectRef};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::{HELD, OPERATION, Platform};
 use crate::failures::kubernetes;
@@ -50,6 +55,9 @@ struct HeldRecord {
     workloads: Vec<HeldWorkload>,
     /// It is being let go: who else holds the same decides without it.
     leaving: bool,
+    /// Which opening of the save's snapshots, and which attempt at it.
+    #[serde(default)]
+    round: (u32, u32),
 }
 
 /// Its place in the cluster.
@@ -59,6 +67,7 @@ pub struct Hold {
     namespace: String,
     operation: OperationId,
     claim: String,
+    round: (u32, u32),
 }
 
 impl Platform {
@@ -90,9 +99,9 @@ impl Platform {
 }
 
 impl Hold {
-    /// For one volume and one operation.
-    pub fn new(platform: &Platform, namespace: &str, operation: OperationId, claim: &str) -> Self {
-        Self { platform: platform.clone(), namespace: namespace.to_owned(), operation, claim: claim.to_owned() }
+    /// For one volume, one operation, and one round of it.
+    pub fn new(platform: &Platform, namespace: &str, operation: OperationId, claim: &str, round: (u32, u32)) -> Self {
+        Self { platform: platform.clone(), namespace: namespace.to_owned(), operation, claim: claim.to_owned(), round }
     }
 
     fn what(&self) -> String {
@@ -149,7 +158,12 @@ impl Hold {
 
     /// Scales to zero what `pods` belong to, and waits until `writers` says that none is left. Answers with what
     /// [`Self::let_go`] takes, if there was anything to end.
-    pub async fn hold<W>(&self, pods: &[Pod], writers: impl Fn() -> W) -> Result<Option<String>, TaskFailure>
+    pub async fn hold<W>(
+        &self,
+        pods: &[Pod],
+        stop: &CancellationToken,
+        writers: impl Fn() -> W,
+    ) -> Result<Option<String>, TaskFailure>
     where
         W: Future<Output = Result<Vec<String>, TaskFailure>>,
     {
@@ -191,11 +205,15 @@ impl Hold {
             return Ok(None);
         }
         let earlier = self.mine().await?;
+        if earlier.iter().any(|(_, record)| record.round > self.round) {
+            let cause = "a later attempt holds them";
+            return Err(TaskFailure::retryable("save.freeze-late", self.what(), cause));
+        }
         let name = self.write_down(&workloads).await?;
         for (earlier, _) in &earlier {
             self.forget(earlier).await?;
         }
-        match self.end(&workloads, writers).await {
+        match self.end(&workloads, stop, writers).await {
             Ok(()) => Ok(Some(name)),
             Err(failure) => {
                 self.let_go(Some(&name)).await?;
@@ -204,7 +222,12 @@ impl Hold {
         }
     }
 
-    async fn end<W>(&self, workloads: &[HeldWorkload], writers: impl Fn() -> W) -> Result<(), TaskFailure>
+    async fn end<W>(
+        &self,
+        workloads: &[HeldWorkload],
+        stop: &CancellationToken,
+        writers: impl Fn() -> W,
+    ) -> Result<(), TaskFailure>
     where
         W: Future<Output = Result<Vec<String>, TaskFailure>>,
     {
@@ -222,14 +245,22 @@ impl Hold {
                 let cause = format!("{} still run {} s after they were told to end", left.join(", "), ENDING.as_secs());
                 return Err(self.refused(cause));
             }
-            clock.sleep(Duration::from_millis(200)).await;
+            if !self.platform.seams.sleep_unless(stop, Duration::from_millis(200)).await {
+                return Err(TaskFailure::cancelled(self.what()));
+            }
         }
     }
 
     async fn replicas(&self, of: &ObjectRef) -> Result<u64, TaskFailure> {
         let Some(api) = self.workload(of) else { return Err(self.refused(format!("{of} can't be scaled"))) };
         let object = api.get(&of.name).await.map_err(|error| self.failure(&error))?;
-        Ok(object.data["spec"]["replicas"].as_u64().unwrap_or(1))
+        let spec = &object.data["spec"];
+        if spec["persistentVolumeClaimRetentionPolicy"]["whenScaled"] == "Delete" {
+            let cause =
+                format!("{of} deletes its claims when it is scaled down (persistentVolumeClaimRetentionPolicy)");
+            return Err(self.refused(cause).next(format!("set whenScaled of {of} to Retain")));
+        }
+        Ok(spec["replicas"].as_u64().unwrap_or(1))
     }
 
     async fn scale(&self, of: &ObjectRef, replicas: u64) -> Result<(), TaskFailure> {
@@ -247,7 +278,8 @@ impl Hold {
     }
 
     async fn write_down(&self, workloads: &[HeldWorkload]) -> Result<String, TaskFailure> {
-        let record = HeldRecord { claim: self.claim.clone(), workloads: workloads.to_vec(), leaving: false };
+        let record =
+            HeldRecord { claim: self.claim.clone(), workloads: workloads.to_vec(), leaving: false, round: self.round };
         let name = format!("ocopea-held-{}", &self.platform.seams.uuid().simple().to_string()[..12]);
         let map: Value = json!({
             "metadata": {"name": name, "labels": {HELD: "true", OPERATION: self.operation.to_string()}},
@@ -274,25 +306,40 @@ impl Hold {
         }
     }
 
-    /// Lets go of one hold, or of all that this operation has on this volume. Harmless where there is none.
+    /// Lets go of one hold and of those of earlier rounds, or of all that this operation has on this volume. Harmless
+    /// where there is none.
     pub async fn let_go(&self, hold: Option<&str>) -> Result<(), TaskFailure> {
-        let mine = self.mine().await?.into_iter().filter(|(name, _)| hold.is_none_or(|hold| hold == name));
-        for (name, mut record) in mine {
+        let ours = |(name, record): &(String, HeldRecord)| {
+            hold.is_none_or(|hold| hold == name.as_str() || record.round < self.round)
+        };
+        for (name, mut record) in self.mine().await?.into_iter().filter(ours) {
             record.leaving = true;
             let patch = Patch::Merge(json!({"data": {KEY: serde_json::to_string(&record).unwrap_or_default()}}));
-            self.maps().patch(&name, &PatchParams::default(), &patch).await.map_err(|error| self.failure(&error))?;
-            let others = self.platform.records(&self.namespace, HELD).await?;
-            let staying = |of: &ObjectRef| {
-                let mut others = others.iter().filter(|(other, record)| *other != name && !record.leaving);
-                others.any(|(_, record)| record.workloads.iter().any(|held| held.workload == *of))
-            };
+            match self.maps().patch(&name, &PatchParams::default(), &patch).await {
+                Ok(_) => {}
+                // Taken over meanwhile.
+                Err(kube::Error::Api(status)) if status.code == 404 => continue,
+                Err(error) => return Err(self.failure(&error)),
+            }
             for held in &record.workloads {
-                if !staying(&held.workload) {
-                    self.scale(&held.workload, held.replicas).await?;
+                if self.stays_held(&name, &held.workload).await? {
+                    continue;
+                }
+                self.scale(&held.workload, held.replicas).await?;
+                // Somebody who began to hold it in this very moment must not find it running.
+                if self.stays_held(&name, &held.workload).await? {
+                    self.scale(&held.workload, 0).await?;
                 }
             }
             self.forget(&name).await?;
         }
         Ok(())
+    }
+
+    /// Whether somebody else than the record `name` holds a workload.
+    async fn stays_held(&self, name: &str, of: &ObjectRef) -> Result<bool, TaskFailure> {
+        let records = self.platform.records(&self.namespace, HELD).await?;
+        let mut others = records.iter().filter(|(other, record)| other != name && !record.leaving);
+        Ok(others.any(|(_, record)| record.workloads.iter().any(|held| held.workload == *of)))
     }
 }

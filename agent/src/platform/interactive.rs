@@ -13,8 +13,13 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{mpsc, oneshot},
 };
+use tokio_util::sync::CancellationToken;
 
-use super::{Platform, exec::exit_code, logs::means};
+use super::{
+    Platform,
+    exec::{Carried, exit_code},
+    logs::means,
+};
 use crate::failures::kubernetes;
 
 /// What to run.
@@ -59,10 +64,12 @@ impl Platform {
         let mut process =
             pods.exec(&pod, wish.command.clone(), &parameters).await.map_err(|error| kubernetes(&what, &error))?;
         let missing = || TaskFailure::retryable("exec.streams", what.clone(), "the API server opened no streams");
-        let output = process.stdout().ok_or_else(missing)?;
+        let lost = CancellationToken::new();
+        let output = Carried::new(process.stdout().ok_or_else(missing)?, &lost);
         let status = process.take_status().ok_or_else(missing)?;
         let input = process.stdin().map(|input| Box::new(input) as Box<dyn AsyncWrite + Send + Unpin>);
-        let errors = process.stderr().map(|errors| Box::new(errors) as Box<dyn AsyncRead + Send + Unpin>);
+        let errors = process.stderr().map(|errors| Carried::new(errors, &lost));
+        let errors = errors.map(|errors| Box::new(errors) as Box<dyn AsyncRead + Send + Unpin>);
         let size = process.terminal_size().map(|mut terminal| {
             let (size, mut sizes) = mpsc::channel::<(u16, u16)>(4);
             let follow = async move {
@@ -83,6 +90,10 @@ impl Platform {
                     () = sender.closed() => process.abort(),
                     status = status => {
                         let outcome = match &status {
+                            None => {
+                                lost.cancel();
+                                Err(TaskFailure::retryable("exec.lost", what, "the connection to the API server broke"))
+                            }
                             Some(status) if status.reason.as_deref() == Some("InternalError") => {
                                 // The program isn't there, or may not be run: the runtime's own words.
                                 let cause = status.message.clone().unwrap_or_default();

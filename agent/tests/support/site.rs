@@ -263,6 +263,10 @@ impl Holder {
         self.ended.await.unwrap()
     }
 
+    pub async fn ended(self) -> Result<TaskOutput, TaskFailure> {
+        self.ended.await.unwrap()
+    }
+
     pub async fn cancel(self) -> Result<TaskOutput, TaskFailure> {
         self.stop.cancel();
         self.ended.await.unwrap()

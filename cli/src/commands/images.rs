@@ -1,6 +1,6 @@
 //! The catalog.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use ocopea_coordinator::api::ImageView;
 use reqwest::Method;
@@ -116,6 +116,20 @@ pub(super) async fn show(client: &Client, format: Format, image: &str) -> Result
                     size(stream["bytes"].as_u64().unwrap_or(0)),
                     text(&stream["content"])
                 ));
+            }
+            if let Some(frozen) = consistency["frozen_ms"].as_u64().filter(|frozen| *frozen > 0) {
+                line(format!("                writes held for {:.1} s", Duration::from_millis(frozen).as_secs_f64()));
+            }
+            let named = consistency["changed"].as_array().map_or(&[][..], Vec::as_slice);
+            for changed in named {
+                line(format!("                changed: {}", text(changed)));
+            }
+            let more = consistency["changed_count"].as_u64().unwrap_or(0).saturating_sub(named.len() as u64);
+            if more > 0 {
+                line(format!("                changed: {more} more"));
+            }
+            for notice in data["notices"].as_array().into_iter().flatten() {
+                line(format!("                {}", text(notice)));
             }
         }
     }

@@ -42,10 +42,12 @@ impl Remarks {
                     Change::WhileRead => "changed while it was read",
                     Change::Vanished => "vanished while it was read",
                     Change::AfterStart => "made or changed after the copy began",
+                    Change::Unnamed => "something in it changed after the copy began",
                 };
                 self.changed_count += 1;
                 if self.changed.len() < MOST_NAMED {
-                    self.changed.push(format!("{} ({how})", show(path)));
+                    let path = if path.is_empty() { ".".to_owned() } else { show(path) };
+                    self.changed.push(format!("{path} ({how})"));
                 }
             }
             Message::Skipped(why, path) if self.notices.len() < MOST_NAMED => {

@@ -83,12 +83,13 @@ impl Prepared for Ready {
     async fn open(self: Box<Self>) -> Result<Box<dyn Held>, TaskFailure> {
         let writers = self.volume.writers().await?;
         let snapshot = Snapshot { writers, frozen: self.ended.is_some() };
-        Ok(Box::new(Open { subject: self.subject, snapshot, ended: self.ended }))
+        Ok(Box::new(Open { subject: self.subject, volume: self.volume, snapshot, ended: self.ended }))
     }
 }
 
 struct Open {
     subject: Subject,
+    volume: Arc<dyn VolumeReach>,
     snapshot: Snapshot,
     ended: Option<Ended>,
 }
@@ -101,10 +102,19 @@ impl Held for Open {
     }
 
     async fn check(&mut self) -> Result<(), TaskFailure> {
-        match &self.ended {
-            Some(ended) if ended.held() > LONGEST_FREEZE => Err(frozen_too_long(&self.subject.name)),
-            _ => Ok(()),
+        let Some(ended) = &self.ended else { return Ok(()) };
+        if ended.held() > LONGEST_FREEZE {
+            return Err(frozen_too_long(&self.subject.name));
         }
+        // An API server that doesn't answer for a moment says nothing about writers; the copy's end asks once more.
+        let writers = self.volume.writers().await.unwrap_or_default();
+        if writers.is_empty() {
+            return Ok(());
+        }
+        let what = format!("can't hold the writers of volume {}", self.subject.name);
+        let cause = format!("somebody started them again: {} can write to it", writers.join(", "));
+        Err(TaskFailure::retryable("save.freeze-lost", what, cause)
+            .next("pause what scales them (GitOps, an operator), or save without --freeze"))
     }
 
     async fn release(self: Box<Self>) -> Result<u64, TaskFailure> {

@@ -32,7 +32,8 @@ pub(super) async fn inspect(subject: &Subject) -> Result<Inspected, TaskFailure>
                 name: subject.name.to_string(),
                 what: format!("\"{}\" in volume {}", show(path), subject.name),
                 why: skipped(why).to_owned(),
-                blocking: false,
+                // Files below it are files of the application, for all we know.
+                blocking: why == Skip::MountPoint,
                 next: String::new(),
             }),
             Message::End(totals) => break totals,
@@ -56,7 +57,7 @@ pub(super) fn skipped(why: Skip) -> &'static str {
         Skip::Socket => "a socket means something only to the process that made it",
         Skip::Device => "device files are not saved",
         Skip::MountPoint => "another filesystem is mounted there",
-        Skip::Attribute => "it has an extended attribute of a kind that can't be saved",
+        Skip::Attribute => "it has an attribute of a kind that isn't saved",
     }
 }
 
