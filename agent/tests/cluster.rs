@@ -172,10 +172,11 @@ async fn an_application_is_found_whole_and_without_what_the_cluster_made() {
             assert_eq!(String::from_utf8_lossy(&copied[path]), String::from_utf8_lossy(bytes), "{path}");
         }
 
-        // A selector takes what carries the label, and nothing else.
+        // A selector takes what carries the label, what that can't run without, and nothing else.
         let selected = Source { selector: Some("app=web".to_owned()), ..source };
         let part = Application::gather(&platform, &selected).await.unwrap();
-        assert_eq!(part.objects.iter().map(|o| object_ref(o).to_string()).collect::<Vec<_>>(), ["deployment/web"]);
+        let names: Vec<String> = part.objects.iter().map(|o| object_ref(o).to_string()).collect();
+        assert_eq!(names, ["configmap/settings", "persistentvolumeclaim/files", "service/web", "deployment/web"]);
     })
     .await;
 }
