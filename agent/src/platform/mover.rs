@@ -134,7 +134,7 @@ impl PodVolume {
         )))
     }
 
-    /// As whom the volume's users run, where they agree with each other.
+    /// As whom the volume's users run: the first of which that can be known, they share its files.
     fn runs_as(&self, users: &[Pod]) -> Option<RunsAs> {
         let found = users.iter().find_map(|pod| {
             let pod = serde_json::to_value(pod).ok()?;
