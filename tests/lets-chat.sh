@@ -1,7 +1,7 @@
 #!/bin/bash
 # lets-chat.sh: the sample in its shape of two data services (accounts, rooms and messages in PostgreSQL, uploads in a
 # volume), saved while people write, restored at the other site, with the fixed version, and brought to the next schema
-# by its Job. About 50 s on the testbed. Prints one line per check and ends with "N passed, N failed".
+# by its Job. Prints one line per check and ends with "N passed, N failed".
 . "$(dirname "$0")/testbed/lib.sh"
 export KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH
 OCOPEA=${CARGO_TARGET_DIR:-$TOP/target}/debug/ocopea
@@ -39,7 +39,7 @@ count() { chat "$1" "$2" count | jq -c 'del(.entries[] | select(.[0] == "session
 messages() { jq '[.entries[] | select(.[0] == "messages")][0][1]' <<<"$1"; }
 
 first=$(count a $NS)
-chat a $NS load --keep-writing --rate 40 --seed 1 --seconds 8 >"$W/writer" 2>&1 & writer=$!
+chat a $NS load --keep-writing --rate 40 --seed 1 --seconds 6 >"$W/writer" 2>&1 & writer=$!
 sleep 2
 check "it is saved while people write" bash -c "'$OCOPEA' save a/$NS --name while-writing -o json > '$W/saved'"
 check "nobody who wrote noticed" wait $writer
