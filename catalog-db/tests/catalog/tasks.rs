@@ -45,7 +45,7 @@ async fn now(world: &World, task: &Task) -> Task {
 }
 
 fn lost() -> TaskFailure {
-    TaskFailure::retryable("task.lost", "it was not finished", "its agent is gone")
+    TaskFailure::retryable("data.broken", "it was not finished", "its agent is gone")
 }
 
 async fn eight_at_once_claim_every_task_once(world: &World) {

@@ -29,6 +29,8 @@ use super::Problem;
 
 /// Connections at the same time; more wait to be taken.
 const CONNECTIONS: usize = 2048;
+/// Bytes of a request's head.
+const LONGEST_HEAD: usize = 192 * 1024;
 /// How long a connection may take to say what it wants.
 const HEAD: Duration = Duration::from_secs(30);
 
@@ -70,6 +72,7 @@ async fn attend(stream: TcpStream, router: Router, stop: &CancellationToken) -> 
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
+        .max_buf_size(LONGEST_HEAD)
         .serve_connection(io, TowerToHyperService::new(router))
         .with_upgrades();
     tokio::pin!(connection);

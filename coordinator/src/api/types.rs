@@ -21,6 +21,7 @@ pub struct Page<T> {
 #[serde(deny_unknown_fields)]
 pub struct Paging {
     /// The cursor that the page before gave.
+    #[param(format = Uuid)]
     pub cursor: Option<String>,
     /// Items per page, 100 unless told, at most 1000.
     pub limit: Option<u64>,
@@ -46,12 +47,14 @@ pub struct IssuedToken {
 #[serde(deny_unknown_fields)]
 pub struct NewToken {
     /// What it is for.
+    #[schema(min_length = 1, max_length = 200)]
     pub name: String,
     /// `viewer`, `operator` or `administrator`: the most that it allows.
+    #[schema(pattern = "^(viewer|operator|administrator)$")]
     pub scope: String,
     /// For how many seconds it works, ten years at most; without end unless told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(maximum = 315360000)]
+    #[schema(minimum = 1, maximum = 315360000)]
     pub expires_s: Option<u64>,
 }
 
@@ -282,6 +285,7 @@ pub struct ImageQuery {
     /// Milliseconds since 1970: not newer.
     pub until_ms: Option<i64>,
     /// The cursor that the page before gave.
+    #[param(format = Uuid)]
     pub cursor: Option<String>,
     /// Items per page, 100 unless told, at most 1000.
     pub limit: Option<u64>,
@@ -335,6 +339,7 @@ pub struct CommentView {
 #[serde(deny_unknown_fields)]
 pub struct NewComment {
     /// What.
+    #[schema(min_length = 1, max_length = 10000)]
     pub body: String,
 }
 
@@ -403,6 +408,7 @@ pub struct Connection {
 #[serde(deny_unknown_fields)]
 pub struct CollectInput {
     /// Seconds between being found dead first and being deleted.
+    #[schema(maximum = 2592000)]
     pub grace_s: u64,
 }
 
