@@ -725,3 +725,40 @@ async fn a_collection_that_waits_for_its_grace_holds_up_nothing_and_can_be_stopp
     assert_eq!(server.ask(server.request("post", &path, Some(&token))).await.status, StatusCode::ACCEPTED);
     assert_eq!(ends(&collect).await["state"], "cancelled");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_waits_for_its_grace_time_keeps_nothing_else_waiting_and_can_be_called_off() {
+    let server = Server::start().await;
+    let token = server.token(&server.actor, Role::Administrator).await;
+    // Something that nobody needs: the collection waits before it deletes it.
+    let blobs = server._directory.path().join("repository/blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    std::fs::write(blobs.join("a".repeat(64)), "unused").unwrap();
+    let over = async |id: &str| {
+        for _ in 0..300 {
+            let path = format!("/api/v1/operations/{id}");
+            let operation = server.ask(server.request("get", &path, Some(&token))).await.body;
+            if !operation["ended"].is_null() {
+                return operation;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("operation {id} does not end");
+    };
+    let id = |answer: &Answer| answer.body["operation"].as_str().unwrap().to_owned();
+    let collection = id(&server.post("/api/v1/repository/collections", &token, &json!({"grace_s": 3600})).await);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let verified = id(&server.post("/api/v1/repository/verifications", &token, &json!({})).await);
+    assert_eq!(over(&verified).await["state"], "succeeded");
+    // Nor who wants to change keys, and everybody behind them. (This server has no key file: that is what it says.)
+    let refused = server.post("/api/v1/repository/keys", &token, &json!({"rotate": false})).await;
+    assert!(refused.body["type"].as_str().unwrap().ends_with("key-file"), "{}", refused.body);
+    server.post(&format!("/api/v1/operations/{collection}/cancel"), &token, &json!({})).await;
+    assert_eq!(over(&collection).await["state"], "cancelled");
+    // What is broken keeps nothing from being indexed, and is named.
+    std::fs::create_dir_all(server._directory.path().join("repository/refs")).unwrap();
+    std::fs::write(server._directory.path().join("repository/refs").join(NOBODY), "no ref").unwrap();
+    let found = server.post("/api/v1/repository/reindexes", &token, &json!({})).await;
+    assert_eq!((found.status, &found.body["images"], &found.body["added"]), (StatusCode::OK, &json!(1), &json!(0)));
+    assert_eq!(found.body["failed"][0]["object"], format!("refs/{NOBODY}"));
+}

@@ -428,7 +428,6 @@ pub struct Reindexed {
     /// Of these, new to the catalog.
     pub added: u64,
     /// Those that can't be read.
-    #[serde(default)]
     pub failed: Vec<NotReindexed>,
 }
 
