@@ -234,11 +234,11 @@ async fn names_may_hold_anything() {
         &[],
         &[(
             "postgres",
-            "CREATE ROLE \"ro;le '\\ \"\"x\n\" LOGIN; CREATE DATABASE \"data\nbase ;\\'\" OWNER \"ro;le '\\ \"\"x\n\"; \
+            "CREATE ROLE \"ro;le '\\ \"\"x\n\" LOGIN; CREATE DATABASE \"data base ;\\'\" OWNER \"ro;le '\\ \"\"x\n\"; \
              CREATE DATABASE \"=\"; CREATE DATABASE \"postgres://x?y=z\"; CREATE DATABASE \"ÄÖ😀\"",
         )],
     );
-    for database in ["data\nbase ;\\'", "=", "ÄÖ😀"] {
+    for database in ["data base ;\\'", "=", "ÄÖ😀"] {
         source.psql(
             database,
             "CREATE SCHEMA \"sch\nema;--\"; CREATE TABLE \"sch\nema;--\".\"t\\.\" (\"\\\" int, \"$$\" text, \"a\tb\" text, \"/*\" int, \" \" int); \

@@ -77,10 +77,10 @@ async fn settings_of_roles_and_databases_and_functions_in_the_way_change_nothing
             .collect();
         // Both carry all of them before they are taken off for the comparison.
         let count = "SELECT count(*) FROM pg_db_role_setting, unnest(setconfig)";
+        server.psql("postgres", "SET statement_timeout = 0; ALTER ROLE ALL RESET ALL; ALTER ROLE postgres RESET ALL");
         let of_shop = server.psql("postgres", count).parse::<usize>().unwrap();
         assert!(of_shop >= 2 * reset.len(), "{of_shop}");
         server.psql("postgres", &reset.join("; "));
-        server.psql("postgres", "ALTER ROLE postgres RESET ALL");
     }
     let differing = differences(&source.picture(), &target.picture());
     assert!(differing.is_empty(), "{}", differing.join("\n"));
