@@ -237,5 +237,5 @@ async fn what_a_registry_serves_under_a_wrong_digest_is_refused_by_name() {
     let failure = copied(&store, Credentials::default(), &format!("{host}/app"), digest).await.unwrap_err();
     assert_eq!((failure.code.as_str(), failure.is_retryable()), ("container.digest", false), "{failure:?}");
     assert!(failure.what.contains(&host) && failure.cause.contains(&layer.to_string()), "{failure:?}");
-    assert!(!store.session.has_blob(&layer).await.unwrap(), "nothing unverified is kept");
+    assert!(!store.session.has_blob(&layer, 5).await.unwrap(), "nothing unverified is kept");
 }

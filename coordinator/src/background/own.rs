@@ -82,7 +82,7 @@ impl Coordinator {
         stop: &CancellationToken,
     ) -> Result<(), CatalogError> {
         let transaction = self.catalog.begin().await?;
-        let Some(task) = transaction.claim(ready.id, None, self.instance, LEASE).await? else { return Ok(None) };
+        let Some(task) = transaction.claim(ready.id, None, self.instance, LEASE).await? else { return Ok(()) };
         let operation = transaction.operation(task.operation).await?;
         let tasks = transaction.tasks(task.operation).await?;
         transaction.commit().await?;
