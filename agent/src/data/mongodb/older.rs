@@ -136,7 +136,10 @@ mod tests {
 
     #[test]
     fn only_a_servers_own_age_is_told_otherwise_and_only_where_that_works() {
-        assert_eq!(told(&doc! {"ismaster": true, "maxWireVersion": 6, "ok": 1.0}).get_i32("maxWireVersion"), Ok(9));
+        assert_eq!(
+            told(&doc! {"ismaster": true, "maxWireVersion": 6, "ok": 1.0}).get_i32("maxWireVersion").unwrap(),
+            9
+        );
         for same in [
             doc! {"maxWireVersion": 5},
             doc! {"maxWireVersion": 17},
