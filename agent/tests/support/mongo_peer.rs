@@ -339,7 +339,10 @@ async fn serve(mut connection: TcpStream, state: &Mutex<State>, script: &Script)
             }
             other => panic!("operation {other}"),
         };
-        let command = Document::try_from(raw.clone()).unwrap();
+        // Documents that hold what no text may hold stay in `raw` alone.
+        let parts =
+            raw.iter().filter_map(|part| part.ok().and_then(|(name, value)| Some((name, Bson::try_from(value).ok()?))));
+        let command: Document = parts.map(|(name, value)| (name.to_string(), value)).collect();
         let answer = {
             let mut state = state.lock().unwrap();
             state.commands.push((database.clone(), command.clone()));
