@@ -397,6 +397,12 @@ def end(process):
         process.kill()
 
 
+def leave(process):
+    """Ends a command whose Ocopea is dead: it would wait a minute for it to come back."""
+    process.kill()
+    process.wait()
+
+
 def points_of(world, scenario, only):
     """Lets the operation run through once and notes what it passes."""
     world.start()
@@ -436,7 +442,7 @@ def at_each_point(scenario, mover, only, part, parts):
                 asked = scenario.begin(world) if world.process else None
                 dead = world.died(within=60)
                 if asked:
-                    end(asked)
+                    leave(asked)
                 world.stop()
                 world.start()
                 fresh = world.check(before)
@@ -479,7 +485,7 @@ def at_random(names, manifests, mover, times, seed):
                 pause = chance.choice([0.3, 1, 3, 8]) * chance.random()
                 time.sleep(pause)
                 world.stop()
-                end(asked)
+                leave(asked)
                 world.start()
                 fresh = world.check(before)
                 states = ", ".join(o["state"] for o in fresh) or "never accepted"
