@@ -8,23 +8,18 @@
 act=$1 name=$2 number=$3; shift 3
 state=$TESTBED/sites/$name bin=$CACHE/bin pki=$TESTBED/sites/$name/pki
 node_ip=172.31.0.$number pods=10.24$number.0.0/24 services=10.9$number.0.0/16
-components=(etcd apiserver kcm scheduler containerd kubelet proxy coredns local-path)
 
 inside() { nsenter -t "$(cat "$state/pid")" -m -n -p -u -i -- "$@"; }
-# running LOG PROGRAM: whether the daemon that was started as LOG lives. Looked up through the site's own /proc.
-running() {
-  local root pid
-  root=/proc/$(cat "$state/pid")/root
-  pid=$(cat "$root/run/$1.pid" 2>/dev/null) && [ -n "$pid" ] || return 1
-  [ -z "${2:-}" ] || grep -qzFx -- "$2" "$root/proc/$pid/cmdline" 2>/dev/null || return 1
-  [ -s "$root/proc/$pid/cmdline" ]
-}
-# start LOG PROGRAM ARG...: a daemon inside the site; it belongs to the site's pid 1
+declare -A programs=([etcd]=$bin/etcd [apiserver]=$bin/kube-apiserver [kcm]=$bin/kube-controller-manager
+  [scheduler]=$bin/kube-scheduler [containerd]=$(command -v containerd) [kubelet]=$bin/kubelet [proxy]=$bin/kube-proxy
+  [coredns]=$bin/coredns [local-path]=$bin/local-path-provisioner)
+# running COMPONENT: whether its program runs, by the site's own /proc: a file with a number would be a second truth.
+running() { grep -qzFx -- "${programs[$1]}" "/proc/$(cat "$state/pid")/root/proc"/[0-9]*/cmdline 2>/dev/null; }
+# start COMPONENT ARG...: a daemon inside the site, unless it runs; it belongs to the site's pid 1
 start() {
-  local log=$1; shift
-  if running "$log" "$1"; then return 0; fi
-  # shellcheck disable=SC2016 # for the shell inside
-  inside setsid -f bash -c 'echo $$ >"/run/$0.pid"; exec "$@"' "$log" "$@" >>"$state/log/$log.log" 2>&1 </dev/null
+  local component=$1; shift
+  if running "$component"; then return 0; fi
+  inside setsid -f "${programs[$component]}" "$@" >>"$state/log/$component.log" 2>&1 </dev/null
 }
 
 up() {
@@ -57,10 +52,10 @@ control() {
   local server=https://127.0.0.1:6443 who
   for who in admin kcm sched proxy dns; do "$HERE/kubeconfig.sh" $server "$pki/ca.crt" $who-token >"$state/$who.kubeconfig"; done
   "$HERE/kubeconfig.sh" $server "$pki/ca.crt" "cert:$pki/kubelet.crt:$pki/kubelet.key" >"$state/kubelet.kubeconfig"
-  start etcd "$bin/etcd" --name e --data-dir "$state/etcd" --log-level warn \
+  start etcd --name e --data-dir "$state/etcd" --log-level warn \
     --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
     --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster e=http://127.0.0.1:2380
-  start apiserver "$bin/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 --secure-port=6443 --bind-address=0.0.0.0 --advertise-address="$node_ip" \
+  start apiserver --etcd-servers=http://127.0.0.1:2379 --secure-port=6443 --bind-address=0.0.0.0 --advertise-address="$node_ip" \
     --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt" --token-auth-file="$pki/tokens.csv" \
     --service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$pki/sa.pub" --service-account-signing-key-file="$pki/sa.key" \
     --service-cluster-ip-range="$services" --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged=true \
@@ -69,10 +64,10 @@ control() {
     --requestheader-client-ca-file="$pki/ca.crt" --requestheader-allowed-names=front-proxy-client --requestheader-extra-headers-prefix=X-Remote-Extra- \
     --requestheader-group-headers=X-Remote-Group --requestheader-username-headers=X-Remote-User \
     --proxy-client-cert-file="$pki/proxy-client.crt" --proxy-client-key-file="$pki/proxy-client.key"
-  start kcm "$bin/kube-controller-manager" --kubeconfig="$state/kcm.kubeconfig" --service-account-private-key-file="$pki/sa.key" --root-ca-file="$pki/ca.crt" \
+  start kcm --kubeconfig="$state/kcm.kubeconfig" --service-account-private-key-file="$pki/sa.key" --root-ca-file="$pki/ca.crt" \
     --use-service-account-credentials=true --leader-elect=false --cluster-cidr="$pods" --allocate-node-cidrs=false --bind-address=127.0.0.1 \
     --node-monitor-grace-period=12s --node-monitor-period=1s
-  start scheduler "$bin/kube-scheduler" --kubeconfig="$state/sched.kubeconfig" --leader-elect=false --bind-address=127.0.0.1
+  start scheduler --kubeconfig="$state/sched.kubeconfig" --leader-elect=false --bind-address=127.0.0.1
 }
 
 node_files() {
@@ -138,24 +133,24 @@ T
 node() {
   local image
   if ! running kubelet; then node_files; fi
-  start containerd "$(command -v containerd)" --config "$state/containerd.toml"
+  start containerd --config "$state/containerd.toml"
   wait_for "site $name: containerd is ready" 20 inside ctr version || { tail -5 "$state/log/containerd.log" >&2; die "containerd of site $name does not answer (see above)"; }
   if [ "$(cat "$state/imported" 2>/dev/null)" != "$(cat "$CACHE/img/node.key")" ]; then
     for image in pause busybox; do inside ctr -n k8s.io images import "$CACHE/img/$image.tar" >>"$state/log/import.log"; done
     cp "$CACHE/img/node.key" "$state/imported"
   fi
-  start kubelet "$bin/kubelet" --config="$state/kubelet.yaml" --kubeconfig="$state/kubelet.kubeconfig" --hostname-override=node1 --node-ip="$node_ip" --v=2
+  start kubelet --config="$state/kubelet.yaml" --kubeconfig="$state/kubelet.kubeconfig" --hostname-override=node1 --node-ip="$node_ip" --v=2
 }
 
 proxy() {
-  start proxy "$bin/kube-proxy" --kubeconfig="$state/proxy.kubeconfig" --proxy-mode=nftables --cluster-cidr="$pods" --hostname-override=node1 \
+  start proxy --kubeconfig="$state/proxy.kubeconfig" --proxy-mode=nftables --cluster-cidr="$pods" --hostname-override=node1 \
     --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0
 }
 
 kubectl() { inside "$bin/kubectl" --kubeconfig="$state/admin.kubeconfig" "$@"; }
 
 dns() { # on the node's own address, with rights of its own, outside any pod
-  if running coredns "$bin/coredns"; then return; fi
+  if running coredns; then return; fi
   cat >"$state/Corefile" <<T
 .:53 {
   bind $node_ip
@@ -183,11 +178,11 @@ metadata: {name: coredns}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: coredns}
 subjects: [{kind: User, name: coredns, apiGroup: rbac.authorization.k8s.io}]
 T
-  start coredns "$bin/coredns" -conf "$state/Corefile"
+  start coredns -conf "$state/Corefile"
 }
 
 storage() { # a default StorageClass with dynamic volumes, by local-path-provisioner beside the control plane
-  if running local-path "$bin/local-path-provisioner"; then return; fi
+  if running local-path; then return; fi
   mkdir -p "$state/volumes"
   cat >"$state/local-path.json" <<T
 {"nodePathMap": [{"node": "DEFAULT_PATH_FOR_NON_LISTED_NODES", "paths": ["$state/volumes"]}]}
@@ -233,14 +228,14 @@ provisioner: rancher.io/local-path
 volumeBindingMode: WaitForFirstConsumer
 reclaimPolicy: Delete
 T
-  start local-path "$bin/local-path-provisioner" start --config "$state/local-path.json" --kubeconfig "$state/admin.kubeconfig" \
+  start local-path start --config "$state/local-path.json" --kubeconfig "$state/admin.kubeconfig" \
     --helper-image localhost/busybox:1 --helper-pod-file "$state/helper-pod.yaml" --namespace local-path-storage
 }
 
 healthy() {
   local component
   alive "$name" || return 1
-  for component in "${components[@]}"; do running "$component" || return 1; done
+  for component in "${!programs[@]}"; do running "$component" || return 1; done
   api_ready "$name"
 }
 
