@@ -22,7 +22,10 @@ use lets_chat::{
 };
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 const SIZES: Sizes = Sizes { seed: 11, messages: 3_000, users: 6, rooms: 17, uploads: 12, until: 1_793_610_000_000 };
@@ -256,13 +259,22 @@ async fn a_steady_writer_loses_nothing(server: &Server) {
     assert_eq!(messages(store.counts().await.unwrap()), before + written.posted as i64);
     let findings = store.check().await.unwrap();
     assert_eq!((findings.broken, findings.drift), (0, 0), "{findings:?}");
-    // While a request is under way, a stop lets it end.
-    let (asked, stopped) = tokio::join!(app.bodies("general"), async {
-        world::sleep(Duration::from_millis(1)).await;
-        app.stop.cancel();
-    });
-    assert!(!asked.is_empty());
-    let () = stopped;
+    // While a request is under way, a stop lets it end. It is under way when its body is asked for.
+    let body = json!({ "name": "dana", "password": "not this one" }).to_string();
+    let mut connection = TcpStream::connect(app.base.trim_start_matches("http://")).await.unwrap();
+    let head = format!(
+        "POST /api/sign-in HTTP/1.1\r\nhost: chat\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let mut go_on = [0; 25];
+    connection.read_exact(&mut go_on).await.unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    app.stop.cancel();
+    connection.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
     app.stop().await.unwrap();
 }
 
