@@ -26,7 +26,9 @@ begin_build() {
 finish_build() {
   kill -0 $BUILD 2>/dev/null && say "waiting for the build"
   wait $BUILD || { cat "$BUILD_LOG" >&2; die "the build failed (see above)"; }
-  cat "$BUILD_LOG"
+  cat "$BUILD_LOG"; rm -f "$BUILD_LOG"
+  # Its number may be another process's by the end.
+  trap - EXIT
 }
 
 # One clock for a script and those that it calls.

@@ -51,7 +51,7 @@ java)
   command -v mvn >/dev/null || need maven
   install_packages;;
 testbed)
-  for p in containerd runc containernetworking-plugins nftables conntrack iproute2 procps openssl socat busybox-static catatonit mmdebstrap skopeo docker-registry python3 curl jq util-linux gettext-base binutils; do need "$p"; done
+  for p in containerd runc containernetworking-plugins nftables conntrack iproute2 procps openssl socat busybox-static catatonit mmdebstrap skopeo docker-registry python3 curl jq util-linux binutils; do need "$p"; done
   install_packages;;
 tests)
   for p in postgresql curl jq python3 skopeo docker-registry; do need "$p"; done
