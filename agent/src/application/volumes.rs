@@ -80,7 +80,7 @@ impl Gathering<'_> {
             if owned.contains(name) {
                 continue;
             }
-            if self.replica_of_owned(name, owned) {
+            if self.claim_of_template(claim) && replica_of_owned(name, owned) {
                 replicas.push(name.to_owned());
                 continue;
             }
@@ -145,13 +145,6 @@ impl Gathering<'_> {
             .collect()
     }
 
-    /// `data-db-1` beside an owned `data-db-0`: another replica's own copy of the same data.
-    fn replica_of_owned(&self, claim: &str, owned: &BTreeSet<String>) -> bool {
-        claim.rsplit_once('-').is_some_and(|(stem, number)| {
-            number.bytes().all(|b| b.is_ascii_digit()) && owned.contains(&format!("{stem}-0"))
-        })
-    }
-
     /// Volumes of pods that aren't claims.
     pub(super) fn volume_gaps(&mut self) {
         let mut gaps = Vec::new();
@@ -212,7 +205,12 @@ pub(super) fn made_by_template(claim: &Value, set: &Value) -> bool {
     })
 }
 
-/// Whether two claims come from one template of a stateful set: `data-db-0` and `data-db-1`.
+/// `data-db-1` beside an owned `data-db-0`: another replica's own copy of the same data, where a template made both.
+fn replica_of_owned(claim: &str, owned: &BTreeSet<String>) -> bool {
+    owned.iter().any(|of| of.ends_with("-0") && are_replicas(of, claim))
+}
+
+/// Whether two claims come from one template of a stateful set, by their names: `data-db-0` and `data-db-1`.
 fn are_replicas(one: &str, other: &str) -> bool {
     let stem = |claim: &str| -> Option<String> {
         let (stem, number) = claim.rsplit_once('-')?;
