@@ -64,7 +64,7 @@ section_repository() {
     (cd "$TOP" && cargo build --quiet --release -p ocopea-repository --example bench)
     bench=${CARGO_TARGET_DIR:-$TOP/target}/release/examples/bench
     say "saves and restores of $MEGABYTES MB, $ROUNDS rounds"
-    "$bench" "$PLACE/tree" "$ROUNDS" "$MEGABYTES" "$SEED" > "$figures" || { cat "$figures" >&2; die "the bench failed"; }
+    "$bench" "$PLACE/tree" "$ROUNDS" "${TREE:-$MEGABYTES}" "$SEED" > "$figures" || { cat "$figures" >&2; die "the bench failed"; }
     rm -rf "$PLACE/tree"
     say "one stream of $GIGABYTES GB"
     "$bench" memory "$PLACE/memory-test" "$GIGABYTES" > "$memory" || { cat "$memory" >&2; die "more memory than may be"; }

@@ -96,9 +96,11 @@ impl Cutter {
         if region.len() > SHORTEST {
             let cdc =
                 FastCDC::with_level_and_seed(&region, SHORTEST, AVERAGE, LONGEST, Normalization::Level1, self.seed);
-            while region.len() - start >= LONGEST || (last && start < region.len()) {
+            while start < region.len() {
                 let (_, end) = cdc.cut(start, region.len() - start);
-                if end <= start {
+                // A cut before the end is one whatever follows; at the end, only the longest chunk's is.
+                let certain = end < region.len() || end - start == LONGEST;
+                if end <= start || !(certain || last) {
                     break;
                 }
                 chunks.push(region.slice(start..end));

@@ -1,6 +1,7 @@
 //! Saves and restores a seeded directory tree, beside restic, in interleaved rounds; prints medians and ratios.
 //!
-//! `bench PLACE [ROUNDS] [MEGABYTES] [SEED]`: everything lies under PLACE, which is emptied first.
+//! `bench PLACE [ROUNDS] [MEGABYTES|DIRECTORY] [SEED]`: everything lies under PLACE, which is emptied first. With a
+//! directory, copies of its regular files are saved instead of what is made up.
 //! Each measured run is a process of its own (`bench save|restore …`), so that its peak memory is its own.
 #![expect(clippy::print_stdout, reason = "it reports to the terminal")]
 
@@ -32,9 +33,10 @@ fn main() -> Result<()> {
         ["memory", place, size] => memory(Path::new(place), size.parse()?, &seams)?,
         [place, rest @ ..] => {
             let number = |at: usize, default: u64| rest.get(at).map_or(Ok(default), |text| text.parse());
-            compare(Path::new(place), number(0, 3)?, number(1, 2000)?, number(2, 1)?, &seams)?;
+            let content = rest.get(1).copied().unwrap_or("2000");
+            compare(Path::new(place), number(0, 3)?, content, number(2, 1)?, &seams)?;
         }
-        [] => bail!("usage: bench PLACE [ROUNDS] [MEGABYTES] [SEED]\n       bench memory PLACE [GIGABYTES]"),
+        [] => bail!("usage: bench PLACE [ROUNDS] [MEGABYTES|DIRECTORY] [SEED]\n       bench memory PLACE [GIGABYTES]"),
     }
     Ok(())
 }
@@ -57,13 +59,16 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
-fn compare(place: &Path, rounds: u64, megabytes: u64, seed: u64, seams: &Seams) -> Result<()> {
+fn compare(place: &Path, rounds: u64, content: &str, seed: u64, seams: &Seams) -> Result<()> {
     if place.exists() {
         std::fs::remove_dir_all(place)?;
     }
     std::fs::create_dir_all(place)?;
     let (one, two) = (place.join("tree-1"), place.join("tree-2"));
-    let bytes = tree::make(&one, megabytes << 20, seed)?;
+    let bytes = match content.parse::<u64>() {
+        Ok(megabytes) => tree::make(&one, megabytes << 20, seed)?,
+        Err(_) => tree::copy(Path::new(content), &one)?,
+    };
     let changed = tree::change(&one, &two, seed + 1)?;
     println!("tree of {} MB (seed {seed}), then {} MB of it changed", bytes / 1_000_000, changed / 1_000_000);
     let (mut ours, mut restic) = (Times::default(), Times::default());

@@ -19,8 +19,8 @@ use crate::{
     toc::{PAGE_ROWS, StreamRow},
 };
 
-/// Bytes that are cut and stored together. Two longest chunks: one at least can always be cut off.
-const REGION: usize = 2 * LONGEST;
+/// Bytes that are cut and stored together. More than a longest chunk: one at least can always be cut off.
+const REGION: usize = 4 * LONGEST;
 
 /// Writes one stream.
 pub struct StreamWriter {
