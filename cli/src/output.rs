@@ -5,6 +5,7 @@ use std::{
     process::ExitCode,
 };
 
+pub use ocopea_protocol::words::{count, size};
 use serde::Serialize;
 
 use crate::{arguments::Format, client::Failure};
@@ -71,27 +72,6 @@ pub fn width() -> usize {
         0 => of(rustix::termios::tcgetwinsize(std::io::stderr())),
         width => width,
     }
-}
-
-/// `1.2 GB`.
-pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 999.5 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 || value >= 99.5 {
-        format!("{value:.0} {}", UNITS[unit])
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
-}
-
-/// `1 stream`, `2 streams`.
-pub fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `3 h ago`, from two moments in milliseconds.

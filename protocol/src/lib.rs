@@ -17,3 +17,4 @@ pub mod seams;
 pub mod secret;
 pub mod task;
 pub mod time;
+pub mod words;

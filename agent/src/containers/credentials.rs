@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use ocopea_protocol::secret::Secret;
+use ocopea_protocol::{seams::Seams, secret::Secret};
 use serde::Deserialize;
+
+use super::credential_helpers::CredentialHelpers;
 
 /// A Docker configuration file or pull secret is never longer.
 const LONGEST: usize = 1024 * 1024;
@@ -22,6 +24,7 @@ pub struct Credential {
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     by_prefix: BTreeMap<String, Vec<Credential>>,
+    helpers: CredentialHelpers,
 }
 
 /// Why a configuration could not be used.
@@ -33,9 +36,13 @@ pub struct CredentialsError {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct DockerConfig {
     #[serde(default)]
     auths: BTreeMap<String, Auth>,
+    #[serde(default)]
+    cred_helpers: BTreeMap<String, String>,
+    creds_store: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -47,8 +54,14 @@ struct Auth {
 }
 
 impl Credentials {
-    /// Reads `config.json` as Docker and `kubernetes.io/dockerconfigjson` secrets have it.
+    /// Reads `config.json` as Docker and `kubernetes.io/dockerconfigjson` secrets have it. Programs that it names are
+    /// not asked: it may be anybody's.
     pub fn parse(origin: &str, text: &[u8]) -> Result<Self, CredentialsError> {
+        Ok(Self { helpers: CredentialHelpers::default(), ..Self::parse_own(origin, text)? })
+    }
+
+    /// As [`Self::parse`], for the user's own configuration: the programs that it names are asked.
+    fn parse_own(origin: &str, text: &[u8]) -> Result<Self, CredentialsError> {
         let fault = |why: String| CredentialsError { origin: origin.to_owned(), why };
         if text.len() > LONGEST {
             return Err(fault(format!("longer than {LONGEST} bytes")));
@@ -61,20 +74,24 @@ impl Credentials {
                 by_prefix.entry(normal(&key)).or_insert_with(Vec::new).push(credential);
             }
         }
-        Ok(Self { by_prefix })
+        let store = config.creds_store.filter(|store| !store.is_empty());
+        Ok(Self { by_prefix, helpers: CredentialHelpers { by_host: config.cred_helpers, store, search: None } })
     }
 
-    /// Reads a file; a missing one is an empty configuration.
+    /// Reads the user's own file; a missing one is an empty configuration.
     pub async fn read(path: &Path) -> Result<Self, CredentialsError> {
         match tokio::fs::read(path).await {
-            Ok(text) => Self::parse(&path.display().to_string(), &text),
+            Ok(text) => Self::parse_own(&path.display().to_string(), &text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(CredentialsError { origin: path.display().to_string(), why: error.to_string() }),
         }
     }
 
-    /// Adds others, to be tried after those that are here.
+    /// Adds others, to be tried after those that are here. The last that names programs is the one whose are asked.
     pub fn extend(&mut self, others: Self) {
+        if others.helpers != CredentialHelpers::default() {
+            self.helpers = others.helpers;
+        }
         for (prefix, more) in others.by_prefix {
             let known = self.by_prefix.entry(prefix).or_default();
             for credential in more {
@@ -85,8 +102,18 @@ impl Credentials {
         }
     }
 
-    /// The credentials for `repository` (`HOST/PATH/NAME`), those with the longest prefix first.
-    pub fn find(&self, repository: &str) -> Vec<&Credential> {
+    /// The credentials for `repository` (`HOST/PATH/NAME`): those that stand here, then what the program for its host
+    /// knows.
+    pub async fn find(&self, repository: &str, seams: &Seams) -> Vec<Credential> {
+        let mut found: Vec<Credential> = self.listed(repository).into_iter().cloned().collect();
+        let host = repository.split('/').next().unwrap_or_default();
+        let asked = self.helpers.find(host, seams).await;
+        found.extend(asked.filter(|asked| !found.contains(asked)));
+        found
+    }
+
+    /// Those that stand here, with the longest prefix first.
+    fn listed(&self, repository: &str) -> Vec<&Credential> {
         let mut fitting: Vec<_> = self.by_prefix.iter().filter(|(prefix, _)| fits(prefix, repository)).collect();
         fitting.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
         fitting.into_iter().flat_map(|(_, credentials)| credentials).collect()
@@ -127,7 +154,7 @@ impl Auth {
 }
 
 /// `https://index.docker.io/v1/` and its like, as a prefix of image references.
-fn normal(key: &str) -> String {
+pub(super) fn normal(key: &str) -> String {
     let bare = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
     let bare = bare.strip_suffix("/v1").or_else(|| bare.strip_suffix("/v2")).unwrap_or(bare);
     if bare == "index.docker.io" { "docker.io".to_owned() } else { bare.to_owned() }
@@ -146,13 +173,13 @@ mod tests {
             "empty.example": {}
         }}"#;
         let found = Credentials::parse("test", text).unwrap();
-        assert_eq!(found.find("docker.io/library/x")[0].user, "u");
-        assert_eq!(found.find("registry.example:5000/other/x")[0].user, "a");
-        let team = found.find("registry.example:5000/team/x")[0];
+        assert_eq!(found.listed("docker.io/library/x")[0].user, "u");
+        assert_eq!(found.listed("registry.example:5000/other/x")[0].user, "a");
+        let team = found.listed("registry.example:5000/team/x")[0];
         assert_eq!((team.user.as_str(), team.password.reveal()), ("team", "s:ecret"));
-        assert_eq!(found.find("registry.example:5000/teamwork")[0].user, "a");
-        assert!(found.find("empty.example/x").is_empty());
-        assert!(found.find("registry.example:50001/x").is_empty());
+        assert_eq!(found.listed("registry.example:5000/teamwork")[0].user, "a");
+        assert!(found.listed("empty.example/x").is_empty());
+        assert!(found.listed("registry.example:50001/x").is_empty());
         assert!(!format!("{found:?}").contains("s:ecret"));
     }
 
@@ -162,10 +189,10 @@ mod tests {
             Credentials::parse("secret", br#"{"auths": {"*.example": {"username": "a", "password": "old"}}}"#).unwrap();
         let more = br#"{"auths": {"r.example": {"username": "b", "password": "new"}, "*.example": {"username": "c", "password": "x"}}}"#;
         own.extend(Credentials::parse("docker", more).unwrap());
-        let users: Vec<&str> = own.find("r.example/x").into_iter().map(|c| c.user.as_str()).collect();
+        let users: Vec<&str> = own.listed("r.example/x").into_iter().map(|c| c.user.as_str()).collect();
         assert_eq!(users.len(), 3, "{users:?}");
         assert_eq!(users.iter().position(|u| *u == "a").unwrap() + 1, users.iter().position(|u| *u == "c").unwrap());
-        assert!(own.find("a.b.example/x").is_empty() && own.find("example/x").is_empty());
+        assert!(own.listed("a.b.example/x").is_empty() && own.listed("example/x").is_empty());
     }
 
     #[test]
@@ -174,5 +201,34 @@ mod tests {
             let error = Credentials::parse("secret/pull", text).unwrap_err().to_string();
             assert!(error.contains("secret/pull") && !error.contains("c2VjcmV0"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn programs_of_the_users_own_configuration_are_asked_and_those_of_others_are_not() {
+        let place = tempfile::tempdir().unwrap();
+        let program = format!("ocopea-test-{}", std::process::id());
+        let path = place.path().join(format!("docker-credential-{program}"));
+        let script = "#!/bin/sh\nread -r host\ncase $host in\n\
+            known.example) echo '{\"ServerURL\":\"known.example\",\"Username\":\"u\",\"Secret\":\"s\"}' ;;\n\
+            https://index.docker.io/v1/) echo '{\"Username\":\"hub\",\"Secret\":\"h\"}' ;;\n\
+            *) echo 'credentials not found in native keychain'; exit 1 ;;\nesac\n";
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let search = std::env::var_os("PATH").unwrap_or_default();
+        let search =
+            std::env::join_paths(std::iter::once(place.path().to_owned()).chain(std::env::split_paths(&search)));
+        let text = format!(r#"{{"credsStore": "{program}", "credHelpers": {{"bad.example": "../x"}}}}"#);
+        let seams = Seams::real(tokio_util::task::TaskTracker::new());
+        let own = Credentials::parse_own("test", text.as_bytes()).unwrap();
+        let own = Credentials { helpers: CredentialHelpers { search: search.ok(), ..own.helpers }, ..own };
+        let users = async |repository| -> Vec<String> {
+            own.find(repository, &seams).await.into_iter().map(|found| found.user).collect()
+        };
+        assert_eq!(users("known.example/x").await, ["u"]);
+        assert_eq!(users("docker.io/library/x").await, ["hub"]);
+        assert!(users("other.example/x").await.is_empty());
+        assert!(users("bad.example/x").await.is_empty());
+        let others = Credentials::parse("secret", text.as_bytes()).unwrap();
+        assert!(others.find("known.example/x", &seams).await.is_empty(), "a pull secret runs nothing");
     }
 }

@@ -7,6 +7,7 @@
 //! removes exactly that path's manifests, whatever else the registry holds.
 
 mod copy_in;
+mod credential_helpers;
 mod credentials;
 mod manifest;
 mod push;

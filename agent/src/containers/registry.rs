@@ -123,13 +123,14 @@ impl RegistryContext {
             return Err(fault("a name without tag and digest was expected".to_owned()));
         }
         let canonical = format!("{}/{}", reference.registry(), reference.repository());
-        let mut known = self.credentials.find(repository);
-        known.extend(
-            self.credentials.find(&canonical).into_iter().filter(|more| !known.contains(more)).collect::<Vec<_>>(),
-        );
+        let mut known = self.credentials.find(repository, &self.seams).await;
+        if canonical != repository {
+            let more = self.credentials.find(&canonical, &self.seams).await;
+            known.extend(more.into_iter().filter(|more| !known.contains(more)).collect::<Vec<_>>());
+        }
         let mut auths: Vec<RegistryAuth> = known
             .into_iter()
-            .map(|known| RegistryAuth::Basic(known.user.clone(), known.password.reveal().to_owned()))
+            .map(|known| RegistryAuth::Basic(known.user, known.password.reveal().to_owned()))
             .collect();
         if auths.is_empty() {
             auths.push(RegistryAuth::Anonymous);

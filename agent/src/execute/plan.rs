@@ -8,6 +8,7 @@ use ocopea_protocol::{
     inventory::ContainerFound,
     plan::{ContainerPlacement, DataPlacement, PlanStep, Refusal, RestorePlan, StepAction, VersionChoice},
     task::{RestoreTarget, TaskOutput},
+    words,
 };
 use ocopea_repository::Body;
 use serde_json::Value;
@@ -101,7 +102,10 @@ impl Task {
             let streams = streams_of(&saved.record, placement);
             let items: u64 = streams.iter().map(|s| s.items).sum();
             let bytes: u64 = streams.iter().map(|s| s.bytes).sum();
-            let detail = format!("as saved, load {} streams, {items} items, {bytes} bytes", streams.len());
+            let unit = streams.first().map_or("items", |s| s.unit.as_str());
+            let unit = if streams.iter().all(|s| s.unit == unit) { unit } else { "items" };
+            let streams = words::count(streams.len() as u64, "stream");
+            let detail = format!("as saved, load {streams}, {items} {unit}, {}", words::size(bytes));
             step(
                 StepAction::Load,
                 format!("{} {}", placement.kind, placement.component),

@@ -236,15 +236,26 @@ fn all_copied(inventory: &Inventory, epoch: u32, tasks: &Tasks<'_>) -> bool {
 fn refuse_gaps(source: &Source, inventory: &Inventory) -> Result<(), TaskFailure> {
     let rights = inventory.data.iter().flat_map(|data| &data.rights);
     let blocking: Vec<&Gap> = inventory.gaps.iter().chain(rights).filter(|gap| gap.blocking).collect();
-    let Some(first) = blocking.first() else { return Ok(()) };
-    let cause: Vec<String> = blocking.iter().map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
-    let mut next: Vec<String> =
-        blocking.iter().filter(|gap| !gap.next.is_empty()).map(|gap| gap.next.clone()).collect();
-    // What was to be left out and isn't there needs no leaving out.
-    if !first.what.starts_with("--without") {
-        next.push(format!("or leave it out by name: --without {}", first.name));
+    if blocking.is_empty() {
+        return Ok(());
     }
-    next.dedup();
+    let cause: Vec<String> = blocking.iter().map(|gap| format!("{}: {}", gap.what, gap.why)).collect();
+    let mut next: Vec<&str> = Vec::new();
+    let mut leave_out: Vec<String> = Vec::new();
+    for gap in &blocking {
+        let without = format!("--without {}", gap.name);
+        if !gap.next.is_empty() && !next.contains(&gap.next.as_str()) {
+            next.push(&gap.next);
+        }
+        // What was to be left out and isn't there needs no leaving out.
+        let said = gap.what.starts_with("--without") || gap.next.contains(&without);
+        if !said && !leave_out.contains(&without) {
+            leave_out.push(without);
+        }
+    }
+    let what = if leave_out.len() > 1 { "these" } else { "it" };
+    let leave_out = (!leave_out.is_empty()).then(|| format!("or leave {what} out by name: {}", leave_out.join(" ")));
+    next.extend(leave_out.as_deref());
     Err(TaskFailure::permanent("save.refused", format!("can't save \"{}\"", source.namespace), cause.join("; "))
         .next(next.join("; ")))
 }
