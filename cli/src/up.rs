@@ -41,6 +41,7 @@ use ocopea_protocol::{
     secret::Secret32,
 };
 use ocopea_repository::{Keyring, Repository};
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -275,16 +276,26 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     say_what_waits(&catalog, &workers.iter().map(|(_, _, id)| *id).collect::<Vec<_>>()).await.map_err(catalog_fault)?;
     let agents = TaskTracker::new();
+    let mut looks = BTreeMap::new();
     for (site, worker, _) in workers {
         let token = agents_stop.clone();
         let one = Arc::clone(&worker);
         let running = agents.track_future(async move { one.run(token).await });
         seams.spawner.spawn("agent", Box::pin(running));
         let (token, clock) = (agents_stop.clone(), seams.clone());
+        let look = Arc::new(Notify::new());
+        looks.insert(site.name.clone(), Arc::clone(&look));
         seams.spawner.spawn(
             "agent.reports",
             Box::pin(async move {
-                while clock.sleep_unless(&token, clock.jittered(REPORT)).await {
+                loop {
+                    let goes_on = tokio::select! {
+                        slept = clock.sleep_unless(&token, clock.jittered(REPORT)) => slept,
+                        () = look.notified() => true,
+                    };
+                    if !goes_on {
+                        break;
+                    }
                     let report = site.report(worker.instance()).await;
                     worker.tell(&Request::Report(Box::new(report))).await;
                 }
@@ -312,7 +323,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     ));
     let router = api::router(api::State {
         coordinator: Arc::clone(&coordinator),
-        access: Arc::new(Access { platforms }),
+        access: Arc::new(Access { platforms, looks }),
         keys: Arc::new(KeyFile(data.join("repository.key"))),
     });
     let closed = CancellationToken::new();
@@ -501,6 +512,8 @@ impl api::KeyFile for KeyFile {
 /// Logs and ports of environments, through the sites' own clusters.
 struct Access {
     platforms: BTreeMap<String, Platform>,
+    /// Rung to have a site looked at before its time.
+    looks: BTreeMap<String, Arc<Notify>>,
 }
 
 impl Access {
@@ -518,6 +531,10 @@ impl Access {
 
 #[async_trait]
 impl SiteAccess for Access {
+    fn look_again(&self, site: &str) -> bool {
+        self.looks.get(site).inspect(|look| look.notify_one()).is_some()
+    }
+
     async fn logs(
         &self,
         site: &str,

@@ -43,6 +43,10 @@ fn absent() -> TaskFailure {
 
 #[async_trait]
 impl SiteAccess for NoSites {
+    fn look_again(&self, _: &str) -> bool {
+        false
+    }
+
     async fn logs(
         &self,
         _: &str,
@@ -457,6 +461,26 @@ async fn the_same_request_twice_at_once_is_one_operation_and_its_events_go_on_wh
     assert!(cancel.status.is_success(), "{}", cancel.body);
     let again = read(Some(&last)).await;
     assert!(again.contains("data:") && !again.contains(&format!("id: {last}\n")), "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_ends_with_the_token_that_opened_it() {
+    let server = Server::start().await;
+    let (own, given) =
+        (server.token(&server.actor, Role::Administrator).await, server.token(&server.actor, Role::Viewer).await);
+    // No agent takes it: it stays as it is.
+    let save = server.post("/api/v1/saves", &own, &json!({"site": "desk", "namespace": "shop"})).await;
+    let path = format!("/api/v1/operations/{}/events", save.body["operation"].as_str().unwrap());
+    let (kept, ended) = (server.request("get", &path, Some(&own)), server.request("get", &path, Some(&given)));
+    let (kept, ended) = (kept.send().await.unwrap(), ended.send().await.unwrap());
+    let tokens = server.ask(server.request("get", "/api/v1/tokens", Some(&own))).await;
+    let viewer = tokens.body.as_array().unwrap().iter().find(|token| token["scope"] == "viewer").unwrap();
+    let path = format!("/api/v1/tokens/{}", viewer["id"].as_str().unwrap());
+    assert_eq!(server.ask(server.request("delete", &path, Some(&own))).await.status, StatusCode::NO_CONTENT);
+    let rest = ended.bytes_stream().for_each(|_| std::future::ready(()));
+    tokio::time::timeout(Duration::from_secs(30), rest).await.expect("a revoked token's stream ends");
+    let rest = kept.bytes_stream().for_each(|_| std::future::ready(()));
+    assert!(tokio::time::timeout(Duration::from_secs(1), rest).await.is_err(), "the other's goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -119,11 +119,12 @@ pub(super) async fn logs(
     Path(environment): Path<String>,
     Query(query): Query<LogQuery>,
 ) -> Result<Response, Problem> {
-    let actor = caller.at_least(Role::Viewer)?;
+    let (actor, ended) = caller.while_at_least(Role::Viewer, &state)?;
     let found = state.coordinator.catalog.environment(actor.team, &environment).await?;
     let site = state.coordinator.catalog.site(&found.site.to_string()).await?;
     let lines = state.access.logs(&site.name, &found.name, query.component.as_deref(), query.follow).await?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], HttpBody::from_stream(lines)).into_response())
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], HttpBody::from_stream(lines.take_until(ended)))
+        .into_response())
 }
 
 /// Opens a loopback port to a service on the coordinator's machine; it stays open as long as this response does.
@@ -137,7 +138,7 @@ pub(super) async fn connect(
     Path((environment, service)): Path<(String, String)>,
     Query(query): Query<ConnectQuery>,
 ) -> Result<Response, Problem> {
-    let actor = caller.at_least(Role::Operator)?;
+    let (actor, ended) = caller.while_at_least(Role::Operator, &state)?;
     let found = state.coordinator.catalog.environment(actor.team, &environment).await?;
     let site = state.coordinator.catalog.site(&found.site.to_string()).await?;
     // The answer holds credentials: who got them is written down before.
@@ -157,6 +158,6 @@ pub(super) async fn connect(
         let _held = &guard;
         never
     });
-    let body = HttpBody::from_stream(first.chain(forever));
+    let body = HttpBody::from_stream(first.chain(forever).take_until(ended));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }

@@ -109,7 +109,7 @@ pub(super) async fn exec(
     Query(query): Query<ExecQuery>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let actor = caller.at_least(Role::Operator)?;
+    let (actor, no_longer) = caller.while_at_least(Role::Operator, &state)?;
     let command: Vec<String> = serde_json::from_str(&query.command)
         .map_err(|_| Problem::invalid("command", "a JSON array of strings is expected"))?;
     if command.is_empty() || command.len() > MOST_WORDS || command.iter().any(|word| word.contains('\0')) {
@@ -142,7 +142,11 @@ pub(super) async fn exec(
         Box::pin(async move {
             match upgrade.await {
                 Ok(connection) => {
-                    if let Err(error) = carry(TokioIo::new(connection), started).await {
+                    let carried = tokio::select! {
+                        carried = carry(TokioIo::new(connection), started) => carried,
+                        () = no_longer => Err(std::io::Error::other("its token is no longer good")),
+                    };
+                    if let Err(error) = carried {
                         tracing::debug!(%error, "a connection to a program ended");
                     }
                 }

@@ -36,6 +36,9 @@ use crate::Coordinator;
 /// What environments offer while they run; given by the program that has agents in its own process.
 #[async_trait]
 pub trait SiteAccess: Send + Sync {
+    /// Asks the agent of a site to look at it now and report; whether there is one here to ask.
+    fn look_again(&self, site: &str) -> bool;
+
     /// Lines of an environment's logs.
     async fn logs(
         &self,

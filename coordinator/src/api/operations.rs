@@ -370,7 +370,7 @@ pub(super) async fn events(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
-    let actor = caller.at_least(Role::Viewer)?;
+    let (actor, ended) = caller.while_at_least(Role::Viewer, &state)?;
     let first = one(&state, &actor, &id).await?;
     let changes = state.coordinator.version.subscribe();
     let stream = futures::stream::unfold(Some((Some(first), 0u64, changes)), move |now| {
@@ -403,7 +403,7 @@ pub(super) async fn events(
             }
         }
     });
-    Ok(Sse::new(stream.map(Ok)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+    Ok(Sse::new(stream.map(Ok).take_until(ended)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
 
 /// Asks an operation to stop: what it made is taken back.

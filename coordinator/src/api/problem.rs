@@ -1,11 +1,14 @@
 //! Errors as RFC 9457 has them, with what to do.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::{FromRequest, FromRequestParts, Request, rejection::JsonRejection},
     http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
+use futures::future::BoxFuture;
 use ocopea_catalog_db::{CatalogError, access::Actor, model::Role};
 use ocopea_protocol::failure::{FailureClass, TaskFailure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -161,19 +164,45 @@ pub(super) async fn in_our_shape(response: Response) -> Response {
 }
 
 /// Who asks.
-pub struct Caller(pub Actor);
+pub struct Caller {
+    actor: Actor,
+    /// The hash of the token that they came with.
+    token: String,
+}
+
+/// How long what is open may go on after its token was revoked or its person's rights were taken.
+const LOOKED_AFTER: Duration = Duration::from_secs(3);
 
 impl Caller {
     /// The actor, if their role suffices.
     pub fn at_least(self, role: Role) -> Result<Actor, Problem> {
-        if self.0.role >= role {
-            return Ok(self.0);
+        if self.actor.role >= role {
+            return Ok(self.actor);
         }
         Err(Problem::new(
             StatusCode::FORBIDDEN,
             "forbidden",
-            format!("this needs the role {}, yours is {}", role.as_str(), self.0.role.as_str()),
+            format!("this needs the role {}, yours is {}", role.as_str(), self.actor.role.as_str()),
         ))
+    }
+
+    /// As [`Self::at_least`], for answers that stay open: the second ends when this is no longer so.
+    pub fn while_at_least(self, role: Role, state: &State) -> Result<(Actor, BoxFuture<'static, ()>), Problem> {
+        let (token, state) = (self.token.clone(), state.clone());
+        let actor = self.at_least(role)?;
+        let (user, team) = (actor.user, actor.team);
+        let ended = async move {
+            loop {
+                state.coordinator.seams.clock.sleep(LOOKED_AFTER).await;
+                match state.coordinator.catalog.authenticate(&token).await {
+                    Ok(Some(now)) if now.role >= role && now.user == user && now.team == team => {}
+                    Ok(_) => return,
+                    // A catalog that doesn't answer takes no rights away.
+                    Err(error) => tracing::debug!(%error, "can't see whether a token is still good"),
+                }
+            }
+        };
+        Ok((actor, Box::pin(ended)))
     }
 }
 
@@ -188,8 +217,10 @@ impl FromRequestParts<State> for Caller {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim())
             .ok_or_else(|| Problem::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
-        let actor = state.coordinator.catalog.authenticate(&tokens::hash(token)).await?;
-        actor.map(Self).ok_or_else(|| Problem::unauthorized("this token is unknown, expired or revoked"))
+        let token = tokens::hash(token);
+        let actor = state.coordinator.catalog.authenticate(&token).await?;
+        let actor = actor.ok_or_else(|| Problem::unauthorized("this token is unknown, expired or revoked"))?;
+        Ok(Self { actor, token })
     }
 }
 

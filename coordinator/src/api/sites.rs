@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use axum::{Json, extract::State as Extract, http::StatusCode};
 use ocopea_catalog_db::{images::ImageSearch, model::Role, sites::Site};
-use ocopea_protocol::{message::SiteState, time::Timestamp};
+use ocopea_protocol::{
+    ids::SiteId,
+    message::{SiteReport, SiteState},
+    time::Timestamp,
+};
 
 use super::{
     ApplicationView, SiteView, State,
@@ -38,12 +42,44 @@ pub(super) async fn attended(coordinator: &Coordinator, name: &str) -> Result<Si
     })
 }
 
+/// A report that is younger needs no new look.
+const FRESH: Duration = Duration::from_secs(3);
+/// How long an answer waits for agents that look again, and how often it sees whether they have.
+const PATIENCE: u32 = 20;
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// The sites as they are now: agents of this process look again, and are waited for a little; of others, and of
+/// clusters that don't answer, the last word counts.
+async fn sites_now(state: &State) -> Result<Vec<Site>, Problem> {
+    let (catalog, clock) = (&state.coordinator.catalog, &state.coordinator.seams.clock);
+    let asked = clock.now();
+    let mut sites = catalog.sites().await?;
+    let looking: Vec<SiteId> = sites
+        .iter()
+        .filter(|site| site.reported.is_none_or(|at| at.plus(FRESH) < asked) && state.access.look_again(&site.name))
+        .filter(|site| {
+            let answers = |report: &SiteReport| !matches!(report.state, SiteState::Unreachable(_));
+            site.report.as_ref().is_some_and(answers)
+        })
+        .map(|site| site.id)
+        .collect();
+    for _ in 0..PATIENCE {
+        let waits = |site: &Site| looking.contains(&site.id) && site.reported.is_none_or(|at| at < asked);
+        if !sites.iter().any(waits) {
+            break;
+        }
+        clock.sleep(INTERVAL).await;
+        sites = catalog.sites().await?;
+    }
+    Ok(sites)
+}
+
 /// All sites with their last report and its age.
 #[utoipa::path(get, path = "/api/v1/sites", responses((status = 200, body = Vec<SiteView>)))]
 pub(super) async fn list(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Vec<SiteView>>, Problem> {
     caller.at_least(Role::Viewer)?;
+    let sites = sites_now(&state).await?;
     let now = state.coordinator.seams.clock.now();
-    let sites = state.coordinator.catalog.sites().await?;
     let views = sites.into_iter().map(|site| {
         let (word, why) = match &site.report {
             Some(_) if is_silent(&site, now) => ("unknown", silence(&site)),
@@ -76,7 +112,7 @@ pub(super) async fn applications(
     let actor = caller.at_least(Role::Viewer)?;
     let catalog = &state.coordinator.catalog;
     let mut views = Vec::new();
-    for site in catalog.sites().await? {
+    for site in sites_now(&state).await? {
         for application in site.report.map(|report| report.applications).unwrap_or_default() {
             let search = ImageSearch {
                 application: Some(application.namespace.clone()),
