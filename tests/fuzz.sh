@@ -5,7 +5,7 @@
 set -euo pipefail
 TOP=$(cd "$(dirname "$0")/.." && pwd)
 cd "$TOP/fuzz"
-command -v c++ > /dev/null || { echo "fuzz.sh: libFuzzer is built from C++ sources: install a C++ compiler (g++ or clang++)" >&2; exit 1; }
+"$TOP/tests/testbed/prereqs.sh" rust fuzz
 HOST=$(rustc -vV | sed -n 's/^host: //p')
 DIR=${CARGO_TARGET_DIR:-$TOP/fuzz/target}
 # With --target, build scripts and macros are built without the counters.

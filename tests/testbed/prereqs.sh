@@ -1,5 +1,5 @@
 #!/bin/bash
-# prereqs.sh [rust] [deny] [go] [java] [testbed] [tests] [bench]: installs what is missing on a Debian machine, nothing twice.
+# prereqs.sh [rust] [deny] [go] [java] [testbed] [tests] [bench] [fuzz]: installs what is missing on a Debian machine, nothing twice.
 . "$(dirname "$0")/lib.sh"
 
 packages=()
@@ -68,5 +68,8 @@ tests)
   done;;
 bench)
   need postgresql; need restic; install_packages;;
+fuzz)
+  # libFuzzer is built from C++ sources.
+  command -v c++ >/dev/null || need g++; install_packages;;
 *) die "prereqs.sh: no part is called $part";;
 esac; done
