@@ -121,6 +121,7 @@ clusterDomain: cluster.local
 clusterDNS: [$node_ip]
 resolvConf: ""
 maxPods: 150
+serializeImagePulls: false
 nodeStatusUpdateFrequency: 5s
 T
   local registry
