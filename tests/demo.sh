@@ -88,11 +88,28 @@ if [ -z "$own_clusters" ]; then
   export KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH
 fi
 finish_build
-say "Lets-chat's images"
+# What goes on beside the rest ends with it.
+# shellcheck disable=SC2046 # one process each
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+# beside NAME COMMAND...: starts it, and keeps what it says; joined NAME: waits for it, and says it
+declare -A started=()
+beside() { local name=$1; shift; "$@" >"$STATE/$name.out" 2>&1 & started[$name]=$!; }
+joined() { wait "${started[$1]}" || { cat "$STATE/$1.out" >&2; die "$2 failed (see above)"; }; cat "$STATE/$1.out"; }
+
+say "Lets-chat's images, and the mover's"
+beside mover "$HERE/mover-image.sh" "$registry"
 "$TOP/samples/lets-chat/images.sh" "$samples"
 
-mover=$("$HERE/mover-image.sh" "$registry" | tail -1)
+deploy() {
+  k "$CONTEXT_A" get namespace $NAMESPACE >/dev/null 2>&1 || k "$CONTEXT_A" create namespace $NAMESPACE >/dev/null
+  k "$CONTEXT_A" label --overwrite namespace $NAMESPACE $OURS >/dev/null
+  "$TOP/samples/lets-chat/deploy.sh" --context "$CONTEXT_A" --namespace $NAMESPACE --registry "$samples" --database "$database" --shape mongodb --version 1.4.1 "${deploying[@]}"
+}
+say "deploying Lets-chat at $SITE_A, as its users would"
+beside deployment deploy
 
+joined mover "the mover's image"
+mover=$(tail -1 "$STATE/mover.out")
 if ! { [ -s "$STATE/pid" ] && kill -0 "$(cat "$STATE/pid")" 2>/dev/null; }; then
   say "starting ocopea up with both sites"
   setsid -f bash -c 'echo $$ > "$0/pid"; exec "$@"' "$STATE" "$OCOPEA" up --data "$STATE/data" --mover-image "$mover" --site "$SITE_A=$CONTEXT_A,registry=$registry" --site "$SITE_B=$CONTEXT_B,registry=$registry" >"$STATE/up.log" 2>&1 </dev/null
@@ -104,10 +121,7 @@ for i in $(seq 150); do
 done
 cat "$STATE/up.log"
 
-say "deploying Lets-chat at $SITE_A, as its users would"
-k "$CONTEXT_A" get namespace $NAMESPACE >/dev/null 2>&1 || k "$CONTEXT_A" create namespace $NAMESPACE >/dev/null
-k "$CONTEXT_A" label --overwrite namespace $NAMESPACE $OURS >/dev/null
-"$TOP/samples/lets-chat/deploy.sh" --context "$CONTEXT_A" --namespace $NAMESPACE --registry "$samples" --database "$database" --shape mongodb --version 1.4.1 "${deploying[@]}"
+joined deployment "the deployment of Lets-chat"
 chat() { k "$1" -n "$2" exec deploy/lets-chat -- /lets-chat "${@:3}"; }
 say "filling it with 100 000 messages"
 clear_away() {
@@ -131,12 +145,12 @@ damaged=$(chat "$CONTEXT_A" $NAMESPACE count)
 [ "$before" != "$damaged" ] || die "the damage is not to be seen: the demo proves nothing"
 run ocopea restore "$image" --site "$SITE_B" --as $COPY --dry-run
 run ocopea restore "$image" --site "$SITE_B" --as $COPY
-say "is the restored data what was saved?"
+say "meanwhile it is restored with the fixed version, too; and is the restored data what was saved?"
+beside fixed run ocopea restore "$image" --site "$SITE_B" --as $FIXED --set lets-chat=1.4.2
 chat "$CONTEXT_B" $COPY check
 after=$(chat "$CONTEXT_B" $COPY count)
 [ "$before" = "$after" ] || die "the restored copy differs from what was saved" "before: $before" "after: $after"
 say "yes: the same counts and newest message as before the damage, every document's content hash equal"
-run ocopea restore "$image" --site "$SITE_B" --as $FIXED --set lets-chat=1.4.2
 run ocopea save "$SITE_B/$COPY" --name "the same, saved again" --label bug=4711
 again=$(ocopea images --application $COPY -o name | head -1)
 content() { ocopea show "$1" -o json | jq -c '[.body.components[].body.data.streams // empty | .[] | [.name, .items, .content]] | sort'; }
@@ -146,6 +160,7 @@ stable() { content "$1" | jq -c 'map(select(.[0] | endswith(".sessions") | not))
 say "the image and a new save of its restored copy have the same content hash per collection"
 say "the same by a reader that shares no code with Ocopea (tests/reader, written from docs/repository-format.md)"
 "$TOP/tests/reader.sh" "$STATE/data/repository" "$STATE/data/repository.key" | tail -1
+joined fixed "the restore with the fixed version"
 run ocopea images
 run ocopea environments
 url() { ocopea environments -o json | jq -r --arg e "$1" '.[] | select(.name == $e) | .url // "ocopea connect \($e) lets-chat"'; }

@@ -220,31 +220,26 @@ async fn a_snapshot_that_the_server_forgot_fails_the_copy_and_is_worth_another_t
 async fn a_collection_made_while_a_snapshot_is_read_is_no_silent_mixture() {
     let repository = TestRepository::new().await;
     for late in [false, true] {
-        let peer = Peer::plain(State::replica_set().with("shop", "messages", numbers(10))).await;
-        let subject = subject(peer.address);
-        let held = open(&subject, false).await.unwrap();
         let change = |state: &mut State| {
             state.collections.insert(("shop".to_owned(), "new".to_owned()), numbers(1));
             let messages = state.collections.get_mut(&("shop".to_owned(), "messages".to_owned())).unwrap();
             messages.uuid = 9;
         };
-        let image = repository.image().await;
-        let failure = if late {
-            let state = Arc::clone(&peer.state);
-            let changer = async move {
-                // As soon as documents are read.
-                while !state.lock().unwrap().commands.iter().any(|(_, c)| is(c, "find") && c.contains_key("batchSize"))
-                {
-                    tokio::task::yield_now().await;
-                }
-                change(&mut state.lock().unwrap());
-            };
-            let (outcome, ()) = tokio::join!(copy(&subject, held.as_ref(), &image), changer);
-            outcome.err()
-        } else {
+        // As soon as documents are read.
+        let script = scripted(move |state, _, command| {
+            if late && is(command, "find") && command.contains_key("batchSize") {
+                change(state);
+            }
+            None
+        });
+        let peer = Peer::start(State::replica_set().with("shop", "messages", numbers(10)), script).await;
+        let subject = subject(peer.address);
+        let held = open(&subject, false).await.unwrap();
+        if !late {
             change(&mut peer.state.lock().unwrap());
-            copy(&subject, held.as_ref(), &image).await.err()
-        };
+        }
+        let image = repository.image().await;
+        let failure = copy(&subject, held.as_ref(), &image).await.err();
         let failure = failure.unwrap();
         assert_eq!(
             (failure.code.as_str(), failure.class),

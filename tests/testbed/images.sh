@@ -29,7 +29,7 @@ mongodb() {
   chown -R 999:999 "$root/data"
   layer "$root" "$W/mongodb.tar"
   "$HERE/mkimage.py" "$W/mongodb.tar" "$1" mongodb:6 --user 999 \
-    --entrypoint '["/opt/java/bin/java","-Xmx512m","-XX:+UseSerialGC","-XX:TieredStopAtLevel=1","-cp","/opt/mongod/*","dev.ocopea.testbed.Mongod"]'
+    --entrypoint '["/opt/java/bin/java","-Xms512m","-Xmx512m","-XX:+UseSerialGC","-XX:TieredStopAtLevel=1","-cp","/opt/mongod/*","dev.ocopea.testbed.Mongod"]'
 }
 
 postgres() {

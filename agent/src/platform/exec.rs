@@ -8,13 +8,15 @@ use std::{
 };
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::AttachParams};
+use futures::{SinkExt, Stream, StreamExt};
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Status};
+use kube::{Resource, api::AttachParams, core::Request};
 use ocopea_protocol::{failure::TaskFailure, seams::Seams, secret::Secret};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::Platform;
+use super::{Platform, channels};
 use crate::{
     data::{RunningTool, Tools},
     failures::kubernetes,
@@ -24,6 +26,13 @@ use crate::{
 const TAIL: usize = 16 * 1024;
 /// Bytes that may wait between the API server and the reader.
 const BUFFER: usize = 1024 * 1024;
+/// The channels of a program, by Kubernetes' remote command protocol.
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const STATUS: u8 = 3;
+/// Followed by a channel's number, since version 5 of the protocol: nothing more will come on it.
+const CLOSE: u8 = 255;
 
 /// What a program in a container says, until the connection that carries it breaks: the client's own streams would then
 /// stay silent for ever.
@@ -84,68 +93,79 @@ impl Platform {
         input: Option<Box<dyn AsyncRead + Send + Unpin>>,
     ) -> Result<RunningTool, TaskFailure> {
         let what = format!("can't run {} in pod {pod}", command.first().map_or("nothing", String::as_str));
-        let pods: Api<Pod> = Api::namespaced(self.streams.clone(), namespace);
-        let mut parameters = AttachParams::default()
-            .stdin(input.is_some())
-            .stdout(true)
-            .stderr(true)
-            .max_stdin_buf_size(BUFFER)
-            .max_stdout_buf_size(BUFFER)
-            .max_stderr_buf_size(TAIL);
+        let mut parameters = AttachParams::default().stdin(input.is_some()).stdout(true).stderr(true);
         if let Some(container) = container {
             parameters = parameters.container(container);
         }
-        let mut process =
-            pods.exec(pod, command.to_vec(), &parameters).await.map_err(|error| kubernetes(&what, &error))?;
-        let missing = || TaskFailure::retryable("exec.streams", what.clone(), "the API server opened no streams");
-        let (lost, over) = (CancellationToken::new(), CancellationToken::new());
-        let output = Carried::new(process.stdout().ok_or_else(missing)?, &lost);
-        let mut errors = Carried::new(process.stderr().ok_or_else(missing)?, &lost);
-        let status = process.take_status().ok_or_else(missing)?;
-        if let (Some(mut input), Some(mut stdin)) = (input, process.stdin()) {
-            let over = over.clone();
-            self.seams.spawner.spawn(
-                "exec.input",
-                Box::pin(async move {
-                    tokio::select! {
-                        () = over.cancelled() => {}
-                        // The reader's end tells: a program that stops reading ends with its own error.
-                        _ = tokio::io::copy(&mut input, &mut stdin) => {
-                            let _ = stdin.shutdown().await;
-                        }
-                    }
-                }),
-            );
-        }
+        let request = Request::new(Pod::url_path(&(), Some(namespace))).exec(pod, command.to_vec(), &parameters);
+        let request = request.map_err(kube::Error::BuildRequest);
+        let connected = async { self.streams.connect(request?).await };
+        let connection = connected.await.map_err(|error| kubernetes(&what, &error))?;
+        let closes = connection.supports_stream_close();
+        let (mut to, mut from) = connection.into_stream().split();
+        let lost = CancellationToken::new();
+        let (output, mut said) = tokio::io::simplex(BUFFER);
+        let output = Carried::new(output, &lost);
+        let seams = self.seams.clone();
         let (mut sender, ended) = tokio::sync::oneshot::channel();
         self.seams.spawner.spawn(
-            "exec.wait",
+            "exec.run",
             Box::pin(async move {
-                let waited = async {
-                    let mut tail = Vec::new();
-                    let status = async {
-                        let status = status.await;
-                        if status.is_none() {
-                            lost.cancel();
+                let sending = async {
+                    if let Some(mut input) = input {
+                        channels::send(&mut input, STDIN, &mut to, &seams).await?;
+                        if closes {
+                            to.send(Message::binary(vec![CLOSE, STDIN])).await?;
+                        } else {
+                            // Older servers know no other end of the input than that of everything.
+                            to.close().await?;
                         }
-                        status
-                    };
-                    let (status, _) = tokio::join!(status, read_tail(&mut errors, &mut tail));
-                    (exit_code(status.as_ref()), String::from_utf8_lossy(&tail).trim().to_owned())
+                    }
+                    channels::keep(&mut to, &seams).await
                 };
-                tokio::select! {
-                    () = sender.closed() => process.abort(),
-                    outcome = waited => { let _ = sender.send(outcome); }
+                // A program that stops reading ends with its own error: the other direction tells.
+                let sending = async {
+                    let _ = sending.await;
+                    std::future::pending::<()>().await;
+                };
+                let mut tail = Vec::new();
+                let outcome = tokio::select! {
+                    () = sender.closed() => None,
+                    () = sending => None,
+                    status = receive(&mut from, &mut said, &mut tail) => Some(status),
+                };
+                // Nobody waits any more: the end of the connection ends the program.
+                let Some(status) = outcome else { return };
+                match &status {
+                    Some(_) => drop(said.shutdown().await),
+                    None => lost.cancel(),
                 }
-                over.cancel();
+                let _ = sender.send((exit_code(status.as_ref()), String::from_utf8_lossy(&tail).trim().to_owned()));
             }),
         );
         Ok(RunningTool { output: Box::new(output), ended })
     }
 }
 
+/// Takes what a program says, until the API server tells how it ended; nothing when the connection breaks before.
+async fn receive(
+    from: &mut (impl Stream<Item = Result<Message, tungstenite::Error>> + Unpin),
+    said: &mut (impl AsyncWrite + Unpin),
+    tail: &mut Vec<u8>,
+) -> Option<Status> {
+    while let Some(message) = from.next().await {
+        match channels::received(message.ok()?) {
+            Some((STDOUT, bytes)) => said.write_all(&bytes).await.ok()?,
+            Some((STDERR, bytes)) => keep_tail(tail, &bytes),
+            Some((STATUS, bytes)) => return serde_json::from_slice(&bytes).ok(),
+            _ => {}
+        }
+    }
+    None
+}
+
 /// The exit status that the API server reports.
-pub(crate) fn exit_code(status: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Status>) -> i32 {
+pub(crate) fn exit_code(status: Option<&Status>) -> i32 {
     let Some(status) = status else { return -1 };
     if status.status.as_deref() == Some("Success") {
         return 0;
@@ -168,10 +188,14 @@ async fn read_tail(from: &mut (impl AsyncRead + Unpin), tail: &mut Vec<u8>) -> s
         if read == 0 {
             return Ok(());
         }
-        tail.extend_from_slice(&buffer[..read]);
-        if tail.len() > 2 * TAIL {
-            tail.drain(..tail.len() - TAIL);
-        }
+        keep_tail(tail, &buffer[..read]);
+    }
+}
+
+fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
+    tail.extend_from_slice(bytes);
+    if tail.len() > 2 * TAIL {
+        tail.drain(..tail.len() - TAIL);
     }
 }
 

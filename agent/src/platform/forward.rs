@@ -2,13 +2,21 @@
 
 use std::net::SocketAddr;
 
+use futures::{SinkExt, Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
+use kube::{Resource, core::Request};
 use ocopea_protocol::failure::TaskFailure;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Platform;
+use super::{Platform, channels};
+
+/// The channel of a port's bytes; the next one is of its errors.
+const DATA: u8 = 0;
 
 /// A forwarded port; dropping it closes it and all of its connections.
 pub struct Forward {
@@ -98,16 +106,50 @@ impl Platform {
                 ready.ok_or_else(|| format!("no pod with {labels} is ready"))?
             }
         };
-        let pods: Api<Pod> = Api::namespaced(self.streams.clone(), namespace);
-        let mut forwarder = pods.portforward(&pod, &[port]).await.map_err(|error| error.to_string())?;
-        let mut upstream = forwarder.take_stream(port).ok_or("no stream for the port")?;
+        let request = Request::new(Pod::url_path(&(), Some(namespace))).portforward(&pod, &[port]);
+        let request = request.map_err(|error| error.to_string())?;
+        let upstream = self.streams.connect(request).await.map_err(|error| error.to_string())?;
+        let (mut to, mut from) = upstream.into_stream().split();
         // Small requests and answers go back and forth: waiting for more bytes would only add latency.
         connection.set_nodelay(true).map_err(|error| error.to_string())?;
-        tokio::io::copy_bidirectional_with_sizes(&mut connection, &mut upstream, 256 * 1024, 256 * 1024)
-            .await
-            .map_err(|error| error.to_string())?;
-        drop(upstream);
-        forwarder.abort();
+        let (mut reading, mut writing) = connection.split();
+        let sending = async {
+            channels::send(&mut reading, DATA, &mut to, &self.seams).await.map_err(|error| error.to_string())?;
+            // The protocol has no end of one direction.
+            to.close().await.map_err(|error| error.to_string())
+        };
+        tokio::select! {
+            sent = sending => return sent,
+            received = receive(&mut from, &mut writing, port) => received?,
+        }
+        // What was received stays readable until the other side has taken it.
+        writing.shutdown().await.map_err(|error| error.to_string())?;
+        let _ = tokio::io::copy(&mut reading, &mut tokio::io::sink()).await;
         Ok(())
     }
+}
+
+/// Takes what the port says, until it ends.
+async fn receive(
+    from: &mut (impl Stream<Item = Result<Message, tungstenite::Error>> + Unpin),
+    into: &mut (impl AsyncWrite + Unpin),
+    port: u16,
+) -> Result<(), String> {
+    // Each channel begins with the number of its port.
+    let mut begun = [false; 2];
+    while let Some(message) = from.next().await {
+        let Some((channel, bytes)) = channels::received(message.map_err(|error| error.to_string())?) else { continue };
+        match begun.get_mut(usize::from(channel)) {
+            Some(begun) if !*begun => {
+                if bytes[..] != port.to_le_bytes() {
+                    return Err(format!("channel {channel} is not of port {port}"));
+                }
+                *begun = true;
+            }
+            Some(_) if channel == DATA => into.write_all(&bytes).await.map_err(|error| error.to_string())?,
+            Some(_) => return Err(String::from_utf8_lossy(&bytes).into_owned()),
+            None => return Err(format!("there is no channel {channel}")),
+        }
+    }
+    Ok(())
 }

@@ -22,6 +22,9 @@ use super::{
 };
 use crate::failures::kubernetes;
 
+/// Bytes of a stream that may wait: left to itself the client takes 1 KiB at a time.
+const ROOM: usize = 128 * 1024;
+
 /// What to run.
 #[derive(Clone, Debug, Default)]
 pub struct Wish {
@@ -59,8 +62,15 @@ impl Platform {
         );
         let (pod, container) = self.running_container(namespace, wish.component.as_deref(), &what).await?;
         let pods: Api<Pod> = Api::namespaced(self.streams.clone(), namespace);
-        let parameters =
-            AttachParams::default().container(container).stdin(wish.stdin).tty(wish.tty).stdout(true).stderr(!wish.tty);
+        let parameters = AttachParams::default()
+            .container(container)
+            .stdin(wish.stdin)
+            .tty(wish.tty)
+            .stdout(true)
+            .stderr(!wish.tty)
+            .max_stdin_buf_size(ROOM)
+            .max_stdout_buf_size(ROOM)
+            .max_stderr_buf_size(ROOM);
         let mut process =
             pods.exec(&pod, wish.command.clone(), &parameters).await.map_err(|error| kubernetes(&what, &error))?;
         let missing = || TaskFailure::retryable("exec.streams", what.clone(), "the API server opened no streams");

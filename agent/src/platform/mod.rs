@@ -1,6 +1,7 @@
 //! Kubernetes: the only place of the agent that speaks with a cluster's API.
 
 pub mod apply;
+mod channels;
 pub mod claim;
 pub mod discover;
 pub mod exec;

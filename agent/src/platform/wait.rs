@@ -19,6 +19,10 @@ use crate::failures::kubernetes;
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long an image may not be had: registries stumble, but what isn't there doesn't come.
 const PULL_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks: often while most things become ready, and less so when it takes long.
+const LOOK: Duration = Duration::from_millis(200);
+const LATER_LOOK: Duration = Duration::from_millis(700);
+const SOON: Duration = Duration::from_secs(20);
 /// Warnings of the cluster that are quoted.
 const WARNINGS: usize = 5;
 
@@ -80,7 +84,8 @@ impl Platform {
                 )
                 .next(format!("see what they say: kubectl --context {} -n {namespace} get events", self.context)));
             }
-            if !self.seams.sleep_unless(stop, Duration::from_millis(700)).await {
+            let pause = if waited < SOON { LOOK } else { LATER_LOOK };
+            if !self.seams.sleep_unless(stop, pause).await {
                 return Err(TaskFailure::cancelled(format!("stopped waiting for {namespace}")));
             }
         }

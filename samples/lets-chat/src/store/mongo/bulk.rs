@@ -1,5 +1,6 @@
 //! Loading much at once.
 
+use futures::{TryStreamExt, stream};
 use mongodb::bson::{Document, doc, oid::ObjectId};
 
 use super::{
@@ -9,14 +10,18 @@ use super::{
 use crate::store::{LoadMark, Result, SeedAccount, SeedMessage, SeedRoom, SeedUpload};
 
 /// Documents of one command.
-const BATCH: usize = 2_000;
+const BATCH: usize = 1_000;
+/// Commands under way at once: while the server works on one, the next is written.
+const AT_ONCE: usize = 2;
 
 impl Mongo {
     async fn insert_all(&self, collection: &str, documents: &[Document]) -> Result<()> {
-        for batch in documents.chunks(BATCH) {
-            self.collection(collection).insert_many(batch).await?;
-        }
-        Ok(())
+        stream::iter(documents.chunks(BATCH).map(Ok))
+            .try_for_each_concurrent(AT_ONCE, async |batch| {
+                self.collection(collection).insert_many(batch).await?;
+                Ok(())
+            })
+            .await
     }
 
     pub(super) async fn put_accounts(&self, accounts: &[SeedAccount]) -> Result<()> {
