@@ -117,6 +117,10 @@ $(row "$figures" "save, s (pg_dump -Fc)" ">=2"
 row "$figures" "load, s (pg_restore -j2)" ">=1"
 row "$figures" "save of text, s (pg_dump -Fc)" ">=2"
 row "$figures" "load of text, s (pg_restore -j2)" ">=1"
+row "$figures" "save, CPU s, server's too" ""
+row "$figures" "load, CPU s, server's too" ""
+row "$figures" "save of text, CPU s, server's too" ""
+row "$figures" "load of text, CPU s, server's too" ""
 row "$figures" "memory beyond idle, MB" "")
 
 One server with $(head -1 "$small") of two small tables: $(awk '/^save/ {print $NF}' "$small") s each (at most 0.3).

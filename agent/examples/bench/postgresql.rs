@@ -106,38 +106,55 @@ async fn one(source: &Postgres, target: &Postgres, rounds: u64, of: &str) {
     let dump = place.path().join("dump");
     let (mut saves, mut dumps, mut loads, mut restores) =
         (Rounds::default(), Rounds::default(), Rounds::default(), Rounds::default());
+    // CPU seconds of both processes, client and server: they don't depend on what else the machine does.
+    let (mut save_cpu, mut dump_cpu, mut load_cpu, mut restore_cpu) =
+        (Rounds::default(), Rounds::default(), Rounds::default(), Rounds::default());
     for _ in 0..rounds {
         source.psql("postgres", "CHECKPOINT");
-        let started = Instant::now();
+        let (before, started) = (cpu(source), Instant::now());
         run(source.command("pg_dump").args(["-Fc", "-f"]).arg(&dump).arg("bench"));
         dumps.took(started);
+        dump_cpu.0.push(cpu(source) - before);
 
         let repository = TestRepository::new().await;
         let image = repository.image().await;
         let reach = subject(source);
         source.psql("postgres", "CHECKPOINT");
-        let started = Instant::now();
+        let (before, started) = (cpu(source), Instant::now());
         let (copied, manifest) = save(&reach, &image).await;
         saves.took(started);
+        save_cpu.0.push(cpu(source) - before);
 
         let reader = image.reader(&manifest).await;
         let reach = subject(target);
         empty(target);
-        let started = Instant::now();
+        let (before, started) = (cpu(target), Instant::now());
         let loaded = PostgreSql.load(&reach, &reader, &copied.streams).await.unwrap();
         loads.took(started);
+        load_cpu.0.push(cpu(target) - before);
         assert_eq!(loaded.streams.len(), copied.streams.len());
 
         empty(target);
-        let started = Instant::now();
+        let (before, started) = (cpu(target), Instant::now());
         target.psql("postgres", "CREATE DATABASE bench");
         run(target.command("pg_restore").args(["-j2", "-d", "bench"]).arg(&dump));
         restores.took(started);
+        restore_cpu.0.push(cpu(target) - before);
     }
     let (own, peer) = (saves.median(), dumps.median());
     figure(&format!("save{of}, s (pg_dump -Fc)"), own, peer, peer / own);
     let (own, peer) = (loads.median(), restores.median());
     figure(&format!("load{of}, s (pg_restore -j2)"), own, peer, peer / own);
+    let (own, peer) = (save_cpu.median(), dump_cpu.median());
+    figure(&format!("save{of}, CPU s, server's too"), own, peer, peer / own);
+    let (own, peer) = (load_cpu.median(), restore_cpu.median());
+    figure(&format!("load{of}, CPU s, server's too"), own, peer, peer / own);
+}
+
+fn cpu(server: &Postgres) -> f64 {
+    // A session that has just ended counts when it is gone.
+    crate::postgres::pause(std::time::Duration::from_millis(200));
+    crate::postgres::cpu_of("self") + server.cpu()
 }
 
 fn empty(target: &Postgres) {

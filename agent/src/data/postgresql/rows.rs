@@ -33,14 +33,14 @@ use crate::failures;
 const BATCH: usize = 512 * 1024;
 /// What is written at once at most.
 const PIECE: usize = 4 * 1024 * 1024;
-/// A table of more blocks than this is read in several parts: 4 MiB of blocks, about as much text.
-const PART: i64 = 512;
+/// A table of more blocks than this is read in several parts: 2 MiB of blocks, about as much text.
+const PART: i64 = 256;
 /// Blocks that make one more connection worth its start.
 const WORTH: i64 = 4096;
 /// Batches that wait for their turn, for each part that is being read.
-const WAITING: usize = 16;
+const WAITING: usize = 8;
 /// Bytes of one connection that are under way at most; a single row that is longer is under way alone.
-const ROOM: usize = 16 * BATCH;
+const ROOM: usize = 8 * BATCH;
 
 /// How a stream is told apart from others at the load.
 pub(super) fn attributes(kind: &str, database: &str, schema: &str, name: &str) -> BTreeMap<String, String> {
