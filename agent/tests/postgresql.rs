@@ -6,10 +6,6 @@
     reason = "a test's helpers stop at the first surprise too"
 )]
 
-#[path = "support/image.rs"]
-mod image;
-#[path = "support/postgres.rs"]
-mod postgres;
 #[path = "support/postgres_copy.rs"]
 mod postgres_copy;
 
@@ -18,11 +14,15 @@ use std::{
     time::Duration,
 };
 
-use image::TestRepository;
 use ocopea_agent::data::{DataService, LoginOf, Subject, postgresql::PostgreSql};
 use ocopea_protocol::{failure::FailureClass, image::DataKind, task::Progress};
-use postgres::{PASSWORD, Postgres, differences, pause};
-use postgres_copy::{Saved, administrator, copy_under, load, login, open, save, stream, subject, subject_with, text};
+use postgres_copy::{
+    Saved, administrator, copy_under,
+    image::TestRepository,
+    load, login, open,
+    postgres::{PASSWORD, Postgres, binaries, differences, pause},
+    save, stream, subject, subject_with, text,
+};
 
 const CORPUS: &str = include_str!("corpus/postgresql.sql");
 
@@ -479,7 +479,7 @@ async fn rows_that_something_at_the_target_swallows_fail_the_load_and_name_the_s
             let statement = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.x % 10 = 0 THEN RETURN NULL; END IF; RETURN NEW; END'; \
                  CREATE TRIGGER swallow BEFORE INSERT ON victim FOR EACH ROW EXECUTE FUNCTION swallow();";
             for _ in 0..400 {
-                let status = std::process::Command::new(postgres::binaries().join("psql"))
+                let status = std::process::Command::new(binaries().join("psql"))
                     .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-1", "-h", "127.0.0.1", "-U", "postgres", "-d", "shop", "-p", &address.to_string(), "-c", statement])
                     .env("PGPASSWORD", PASSWORD)
                     .stderr(std::process::Stdio::null())

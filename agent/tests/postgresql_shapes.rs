@@ -6,17 +6,17 @@
     reason = "a test's helpers stop at the first surprise too"
 )]
 
-#[path = "support/image.rs"]
-mod image;
-#[path = "support/postgres.rs"]
-mod postgres;
 #[path = "support/postgres_copy.rs"]
 mod postgres_copy;
 
-use image::TestRepository;
 use ocopea_agent::data::{DataService, Loaded, postgresql::PostgreSql};
-use postgres::{Postgres, differences};
-use postgres_copy::{Saved, load, save, stream, subject, text};
+use postgres_copy::{
+    Saved,
+    image::TestRepository,
+    load,
+    postgres::{Postgres, differences},
+    save, stream, subject, text,
+};
 
 /// Runs scripts in databases of a new server.
 fn server(settings: &[(&str, &str)], scripts: &[(&str, &str)]) -> Postgres {
@@ -65,6 +65,20 @@ async fn extensions_come_back_in_their_own_schemas_with_their_owners() {
         ],
     );
     there_and_back(&source, &Postgres::start(&[])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_big_table_is_loaded_in_parts_and_rows_that_fill_the_room_earlier_ones_left_are_hashed_once() {
+    let table = "CREATE TABLE t AS SELECT i, repeat('x', i * 7919 % 1801) AS x FROM generate_series(1, 50000) i";
+    let source = server(&[], &[("postgres", table)]);
+    let target = Postgres::start(&[]);
+    there_and_back(&source, &target).await;
+    let parts = target.psql("postgres", "SELECT count(DISTINCT xmin::text) FROM t");
+    assert_eq!(parts, "2");
+    // Or else there was nothing to be told apart.
+    let between = "WITH first AS (SELECT xmin::text AS by FROM t ORDER BY ctid LIMIT 1) SELECT EXISTS (SELECT 1 FROM t, first \
+         WHERE xmin::text <> by AND ctid < (SELECT max(ctid) FROM t, first WHERE xmin::text = by))";
+    assert_eq!(target.psql("postgres", between), "t");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,20 +6,20 @@
     reason = "a test's helpers stop at the first surprise too"
 )]
 
-#[path = "support/image.rs"]
-mod image;
-#[path = "support/postgres.rs"]
-mod postgres;
 #[path = "support/postgres_copy.rs"]
 mod postgres_copy;
 
 use std::time::Duration;
 
-use image::TestRepository;
 use ocopea_agent::data::{DataService, LoginOf, postgresql::PostgreSql};
 use ocopea_protocol::failure::FailureClass;
-use postgres::{Postgres, differences, pause};
-use postgres_copy::{administrator, load, login, open, save, stream, subject, subject_at, subject_with, text};
+use postgres_copy::{
+    administrator,
+    image::TestRepository,
+    load, login, open,
+    postgres::{Postgres, differences, pause},
+    save, stream, subject, subject_at, subject_with, text,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_of_roles_and_databases_and_functions_in_the_way_change_nothing() {

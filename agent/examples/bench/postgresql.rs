@@ -53,50 +53,113 @@ fn run(command: &mut std::process::Command) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A pgbench database of this scale (15 MB each), saved and loaded.
+/// What fills the longest column of the biggest table.
+#[derive(Clone, Copy)]
+enum Filler {
+    /// pgbench's own: 84 blanks in each row, which compress to nothing.
+    Blank,
+    /// Text of which a third remains when it is compressed, as it is with most applications.
+    Text,
+}
+
+/// A pgbench database of this scale (15 MB each), saved and loaded; then one whose rows hold something.
 pub async fn compare(scale: u64, rounds: u64) {
     let durable = [("fsync", "on"), ("max_wal_size", "4GB")];
     let source = Postgres::start(&durable);
-    source.psql("postgres", "CREATE DATABASE bench");
-    run(source.command("pgbench").args(["-i", "-q", "-s", &scale.to_string(), "bench"]));
-    let size = source.psql("bench", "SELECT pg_database_size('bench') / 1000000");
-    println!("pgbench database of scale {scale}: {} MB, {rounds} rounds", size.trim());
     let target = Postgres::start(&durable);
+    let idle = peak();
+    for (filler, of) in [(Filler::Blank, ""), (Filler::Text, " of text")] {
+        source.psql("postgres", "DROP DATABASE IF EXISTS bench");
+        source.psql("postgres", "CREATE DATABASE bench");
+        fill(&source, scale, filler);
+        let size = source.psql("bench", "SELECT pg_database_size('bench') / 1000000");
+        println!("pgbench database{of} of scale {scale}: {} MB, {rounds} rounds", size.trim());
+        one(&source, &target, rounds, of).await;
+    }
+    alone("memory beyond idle, MB", peak() - idle);
+}
+
+fn fill(source: &Postgres, scale: u64, filler: Filler) {
+    let scale = scale.to_string();
+    let steps = |steps: &str| run(source.command("pgbench").args(["-i", "-q", "-s", &scale, "-I", steps, "bench"]));
+    match filler {
+        Filler::Blank => steps("dtgvp"),
+        Filler::Text => {
+            steps("dtg");
+            source.psql(
+                "bench",
+                &format!(
+                    "TRUNCATE pgbench_accounts; INSERT INTO pgbench_accounts SELECT n, (n - 1) / 100000 + 1, 0, \
+                     left(concat_ws(' ', md5(n::text), md5((n / 7)::text), timestamp '2020-01-01' + n * interval '1 s'), 84) \
+                     FROM generate_series(1, 100000 * {scale}) n"
+                ),
+            );
+            steps("vp");
+        }
+    }
+}
+
+/// Rounds of both sides. Each begins behind a checkpoint, and loads find no database: else the first would write, and
+/// drop, what the one before it left.
+async fn one(source: &Postgres, target: &Postgres, rounds: u64, of: &str) {
     let place = tempfile::tempdir().unwrap();
     let dump = place.path().join("dump");
-    let idle = peak();
     let (mut saves, mut dumps, mut loads, mut restores) =
         (Rounds::default(), Rounds::default(), Rounds::default(), Rounds::default());
+    // CPU seconds of both processes, client and server: they don't depend on what else the machine does.
+    let (mut save_cpu, mut dump_cpu, mut load_cpu, mut restore_cpu) =
+        (Rounds::default(), Rounds::default(), Rounds::default(), Rounds::default());
     for _ in 0..rounds {
-        let started = Instant::now();
+        source.psql("postgres", "CHECKPOINT");
+        let (before, started) = (cpu(source), Instant::now());
         run(source.command("pg_dump").args(["-Fc", "-f"]).arg(&dump).arg("bench"));
         dumps.took(started);
+        dump_cpu.0.push(cpu(source) - before);
 
         let repository = TestRepository::new().await;
         let image = repository.image().await;
-        let reach = subject(&source);
-        let started = Instant::now();
+        let reach = subject(source);
+        source.psql("postgres", "CHECKPOINT");
+        let (before, started) = (cpu(source), Instant::now());
         let (copied, manifest) = save(&reach, &image).await;
         saves.took(started);
+        save_cpu.0.push(cpu(source) - before);
 
         let reader = image.reader(&manifest).await;
-        let reach = subject(&target);
-        let started = Instant::now();
+        let reach = subject(target);
+        empty(target);
+        let (before, started) = (cpu(target), Instant::now());
         let loaded = PostgreSql.load(&reach, &reader, &copied.streams).await.unwrap();
         loads.took(started);
+        load_cpu.0.push(cpu(target) - before);
         assert_eq!(loaded.streams.len(), copied.streams.len());
 
-        target.psql("postgres", "DROP DATABASE IF EXISTS bench");
-        let started = Instant::now();
+        empty(target);
+        let (before, started) = (cpu(target), Instant::now());
         target.psql("postgres", "CREATE DATABASE bench");
         run(target.command("pg_restore").args(["-j2", "-d", "bench"]).arg(&dump));
         restores.took(started);
+        restore_cpu.0.push(cpu(target) - before);
     }
     let (own, peer) = (saves.median(), dumps.median());
-    figure("save, s (pg_dump -Fc)", own, peer, peer / own);
+    figure(&format!("save{of}, s (pg_dump -Fc)"), own, peer, peer / own);
     let (own, peer) = (loads.median(), restores.median());
-    figure("load, s (pg_restore -j2)", own, peer, peer / own);
-    alone("memory beyond idle, MB", peak() - idle);
+    figure(&format!("load{of}, s (pg_restore -j2)"), own, peer, peer / own);
+    let (own, peer) = (save_cpu.median(), dump_cpu.median());
+    figure(&format!("save{of}, CPU s, server's too"), own, peer, peer / own);
+    let (own, peer) = (load_cpu.median(), restore_cpu.median());
+    figure(&format!("load{of}, CPU s, server's too"), own, peer, peer / own);
+}
+
+fn cpu(server: &Postgres) -> f64 {
+    // A session that has just ended counts when it is gone.
+    crate::postgres::pause(std::time::Duration::from_millis(200));
+    crate::postgres::cpu_of("self") + server.cpu()
+}
+
+fn empty(target: &Postgres) {
+    target.psql("postgres", "DROP DATABASE IF EXISTS bench");
+    target.psql("postgres", "CHECKPOINT");
 }
 
 /// Databases of a few rows in one server: what each costs beside its rows.

@@ -218,6 +218,12 @@ impl Postgres {
         let _ = self.child.wait();
     }
 
+    /// CPU seconds of the server, its finished sessions included.
+    #[allow(dead_code, reason = "each test takes what it needs")]
+    pub fn cpu(&self) -> f64 {
+        cpu_of(&self.child.id().to_string())
+    }
+
     /// Freezes every process of it: connections stay open and nothing answers.
     #[allow(dead_code, reason = "each test takes what it needs")]
     pub fn freeze(&self) {
@@ -285,6 +291,14 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// CPU seconds of a process and of its children that ended, in hundredths as the kernel counts them.
+#[allow(dead_code, reason = "each test takes what it needs")]
+pub fn cpu_of(process: &str) -> f64 {
+    let line = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let fields = line.rsplit(") ").next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(4).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 /// A client that runs beside a test, ended with it.

@@ -1,4 +1,4 @@
-//! Whole saves and loads of PostgreSQL servers, as a test asks for them.
+//! Whole saves and loads of PostgreSQL servers, as a test asks for them, with the servers and a repository.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,10 +16,13 @@ use ocopea_protocol::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    image::TestImage,
-    postgres::{PASSWORD, Postgres},
-};
+#[path = "image.rs"]
+pub mod image;
+#[path = "postgres.rs"]
+pub mod postgres;
+
+use image::TestImage;
+use postgres::{PASSWORD, Postgres};
 
 pub fn seams() -> Seams {
     Seams::real(TaskTracker::new())

@@ -34,16 +34,27 @@ impl Table {
     }
 
     /// `COPY` of its rows, or of those in some of its blocks; `with` as [`encoded`] answers it.
-    pub(super) fn copy_out(&self, blocks: Option<(i64, Option<i64>)>, with: &str) -> String {
+    pub(super) fn copy_out(&self, blocks: Option<Blocks>, with: &str) -> String {
         let table = sql::qualified(&self.schema, &self.name);
         let columns: Vec<String> = self.columns.iter().map(|column| sql::ident(column)).collect();
         let columns = columns.join(", ");
         let filter = self.filter.as_deref().unwrap_or_default();
         match blocks {
-            Some((from, to)) => {
+            Some(Blocks { from, to, written }) => {
                 let end = to.map(|to| format!(" AND ctid < '({to},0)'::pg_catalog.tid")).unwrap_or_default();
+                let (than, by) = match written {
+                    Written::Ever => ("", 0),
+                    Written::UpTo(by) => (">=", by),
+                    Written::After(by) => ("<", by),
+                };
+                // The age of the transaction is asked once, that of each row is a subtraction.
+                let age = if than.is_empty() {
+                    String::new()
+                } else {
+                    format!(" AND pg_catalog.age(xmin) {than} (SELECT pg_catalog.age('{by}'::pg_catalog.xid))")
+                };
                 format!(
-                    "COPY (SELECT {columns} FROM ONLY {table} WHERE ctid >= '({from},0)'::pg_catalog.tid{end}) TO STDOUT{with}"
+                    "COPY (SELECT {columns} FROM ONLY {table} WHERE ctid >= '({from},0)'::pg_catalog.tid{end}{age}) TO STDOUT{with}"
                 )
             }
             None if !filter.is_empty() => format!("COPY (SELECT {columns} FROM ONLY {table} {filter}) TO STDOUT{with}"),
@@ -62,6 +73,23 @@ impl Table {
             format!("COPY {table} ({}) FROM STDIN{with}", columns.join(", "))
         }
     }
+}
+
+/// Some blocks of a table, and which of the rows in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Blocks {
+    pub from: i64,
+    /// The first one behind them; `None`: all that follow.
+    pub to: Option<i64>,
+    pub written: Written,
+}
+
+/// Rows by the transaction that wrote them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    Ever,
+    UpTo(u32),
+    After(u32),
 }
 
 /// The end of a `COPY` whose rows are to be bytes as the database holds them. Converted to UTF-8 they would not all

@@ -251,11 +251,12 @@ async fn one(
     let encoding = sessions.first().map(|session| session.encoding.clone()).unwrap_or_default();
     let schema = schema(server, opened, &encoding, dump, restore, writer);
     let with = encoded(&encoding);
-    let rows = rows::copy(&mut sessions, &tables, name, &with, writer, count);
-    let (schema, mut streams) = futures::try_join!(schema, rows)?;
+    let rows = rows::copy(sessions, tables, name, &with, writer, count);
+    let (schema, (mut sessions, mut streams)) = futures::try_join!(schema, rows)?;
     streams.push(schema);
-    sessions.truncate(1);
-    let Some(mut session) = sessions.pop() else { return Err(server.failure("data.snapshot", "no session is left")) };
+    let last = sessions.pop();
+    futures::future::join_all(sessions.into_iter().map(Session::close)).await;
+    let Some(mut session) = last else { return Err(server.failure("data.snapshot", "no session is left")) };
     streams.extend(large_objects::copy(&mut session, writer, count).await?);
     streams.extend(sequences(&mut session, writer).await?);
     session.close().await;

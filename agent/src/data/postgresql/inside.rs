@@ -1,20 +1,19 @@
 //! One database's load, from `CREATE DATABASE` to the last refresh.
 
-use std::{collections::BTreeMap, collections::VecDeque, sync::Mutex};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream::FuturesUnordered};
+use futures::StreamExt;
 use ocopea_protocol::{failure::TaskFailure, image::StreamInfo};
 use ocopea_repository::StreamEntry;
 use serde::Deserialize;
-use tokio::sync::mpsc;
 
 use super::{
     apply,
-    catalog::{Table, encoded},
-    connect::{ENDLESS, STALL, Server, Session, patient},
+    connect::{Server, Session},
     copy,
     facts::{Database, Extension, MaterialisedView},
+    fill,
     large_objects::{self, Object},
     load::{self, Context, OTHER, TEMPLATE},
     owners, roles, rows, sql,
@@ -69,7 +68,9 @@ pub(super) async fn load(
     each(&mut sessions, &format!("SET search_path = {}", search_path(database))).await?;
     // The administrator's session asks the catalogs: on the application's own path anything may be called `pg_class`.
     let there = admin.tables().await?;
-    found.extend(tables(context, database, &mut sessions, there, &streams).await?);
+    let (back, loaded) = fill::tables(context, database, sessions, there, &streams).await?;
+    sessions = back;
+    found.extend(loaded);
     let mut objects = Vec::new();
     if let (Some(stream), Some(session)) = (of(&streams, "large-objects"), sessions.first_mut()) {
         session.run("SET search_path = ''").await?;
@@ -350,115 +351,6 @@ type Pieces = futures::stream::BoxStream<'static, ocopea_repository::Result<Byte
 
 async fn read(context: &Context<'_>, stream: &StreamEntry) -> Result<Pieces, TaskFailure> {
     context.reader.read(&stream.name).await.map_err(|error| rows::store(context.admin, &error))
-}
-
-/// Loads all tables, and reads each one back.
-async fn tables(
-    context: &Context<'_>,
-    database: &Database,
-    sessions: &mut [Session],
-    there: Vec<Table>,
-    streams: &[StreamEntry],
-) -> Result<Vec<StreamInfo>, TaskFailure> {
-    let with = if context.raw { encoded(&database.encoding) } else { String::new() };
-    let mut there: BTreeMap<String, Table> =
-        there.into_iter().map(|table| (table.stream(&database.name), table)).collect();
-    let mut jobs: Vec<(&StreamEntry, Table)> = Vec::new();
-    for stream in streams.iter().filter(|stream| stream.attributes.get("kind").is_some_and(|kind| kind == "table")) {
-        let name = String::from_utf8_lossy(&stream.name).into_owned();
-        match there.remove(&name) {
-            Some(table) => jobs.push((stream, table)),
-            None => {
-                return Err(context.admin.failure("data.missing", format!("the restored schema has no table {name}")));
-            }
-        }
-    }
-    jobs.sort_by_key(|(stream, _)| std::cmp::Reverse(stream.bytes));
-    let queue = Mutex::new(VecDeque::from(jobs));
-    let loaded = Mutex::new(Vec::new());
-    let workers: FuturesUnordered<_> = sessions
-        .iter_mut()
-        .map(async |session| {
-            loop {
-                let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
-                let Some((stream, table)) = next else { return Ok::<(), TaskFailure>(()) };
-                let info = table_of(context, session, stream, &table, &with).await?;
-                if let Ok(mut loaded) = loaded.lock() {
-                    loaded.push(info);
-                }
-            }
-        })
-        .collect();
-    workers.try_collect::<Vec<()>>().await?;
-    Ok(loaded.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
-}
-
-/// Loads one table and reads it back: rows that a trigger, a rule or anything else kept out are found here.
-async fn table_of(
-    context: &Context<'_>,
-    session: &mut Session,
-    stream: &StreamEntry,
-    table: &Table,
-    with: &str,
-) -> Result<StreamInfo, TaskFailure> {
-    let name = String::from_utf8_lossy(&stream.name).into_owned();
-    let server = session.server.clone();
-    let database = session.database.clone();
-    let mut found =
-        StreamInfo { name: name.clone(), unit: "rows".to_owned(), items: 0, bytes: 0, content: String::new() };
-    if stream.items > 0 {
-        let doing = format!("loading {name}");
-        let mut pieces = read(context, stream).await?;
-        let mut copy = session.copy_in(&table.copy_in(with), &doing).await?;
-        while let Some(piece) = pieces.next().await {
-            let piece = match piece {
-                Ok(piece) => piece,
-                Err(error) => {
-                    // Nothing unverified stays: the whole table's rows are one transaction.
-                    let _ = copy.abort("the copy in the repository is damaged").await;
-                    return Err(rows::store(&server, &error));
-                }
-            };
-            (context.count)(piece.len() as u64, 0);
-            patient(&server, &database, &doing, STALL, async { copy.send(piece).await.map(|_| ()) }).await?;
-        }
-        let taken = patient(&server, &database, &doing, ENDLESS, copy.finish()).await?;
-        (context.count)(0, taken);
-        if taken != stream.items {
-            return Err(
-                server.failure("data.count", format!("the target took {taken} of {} rows of {name}", stream.items))
-            );
-        }
-    }
-    let (sink, mut drain) = mpsc::channel::<Option<rows::Batch>>(2);
-    let mut bytes = 0u64;
-    let draining = async {
-        while let Some(batch) = drain.recv().await {
-            bytes += batch.map_or(0, |batch| batch.rows.len() as u64);
-        }
-        Ok::<(), TaskFailure>(())
-    };
-    let hasher = context.reader.item_hasher();
-    let reading = async {
-        let sink = sink;
-        rows::read(session, &table.copy_out(None, with), &name, &rows::room(), hasher, &sink, &|_, _| {}).await
-    };
-    let (sum, ()) = futures::try_join!(reading, draining)?;
-    found.items = sum.items();
-    found.bytes = bytes;
-    found.content = hex::encode(sum.sum());
-    if found.items != stream.items {
-        let cause = format!("the target holds {} of {} rows of {name}", found.items, stream.items);
-        return Err(server
-            .failure("data.count", cause)
-            .next("something at the target changes rows while they are loaded (a trigger, a rule, another session)"));
-    }
-    if sum.sum() != stream.item_hash {
-        return Err(
-            server.failure("data.content", format!("the rows of {name} at the target are not those that were saved"))
-        );
-    }
-    Ok(found)
 }
 
 async fn large(

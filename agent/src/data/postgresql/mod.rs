@@ -24,6 +24,7 @@ mod connect;
 mod copy;
 mod facts;
 mod fault;
+mod fill;
 mod hold;
 mod inside;
 mod inspect;

@@ -1,26 +1,31 @@
 //! Rows out of a database, hashed one by one, in order and in parallel.
 //!
-//! A table is cut into parts (ranges of blocks when it is big). Workers, one connection each, take parts in order; a
-//! part's batches wait in a small channel until its turn has come, so a stream is always in heap order — an unchanged
-//! table gives the same bytes again — while several parts are read at once. A batch holds whole rows: `COPY`'s text
-//! format has a line feed only at the end of a row, so hashing needs no second parse. Hashes are summed over the set
-//! of rows, so it doesn't matter which worker adds which.
+//! A table is cut into parts (ranges of blocks when it is big). Readers, one connection and one task each, take parts
+//! in order; a part's batches wait in a small channel until its turn has come, so a stream is always in heap order (an
+//! unchanged table gives the same bytes again) while several parts are read at once. A part is no bigger than what may
+//! wait: else all but one reader would stand still. A batch holds whole rows: `COPY`'s text format has a line feed only
+//! at the end of a row, so hashing needs no second parse. Hashes are summed over the set of rows, so it doesn't matter
+//! which reader adds which.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex},
+    future::{Future, poll_fn},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
-use futures::{FutureExt, StreamExt, TryStreamExt, stream::FuturesUnordered};
+use futures::{
+    StreamExt, TryStreamExt,
+    stream::{BoxStream, FuturesUnordered},
+};
 use ocopea_protocol::failure::TaskFailure;
 use ocopea_repository::{DataWriter, ItemHasher, StreamFacts, StreamSummary};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
-    catalog::Table,
+    catalog::{Blocks, Table, Written},
     connect::{STALL, Server, Session, patient},
-    fault,
 };
 use crate::failures;
 
@@ -28,12 +33,12 @@ use crate::failures;
 const BATCH: usize = 512 * 1024;
 /// What is written at once at most.
 const PIECE: usize = 4 * 1024 * 1024;
-/// A table of more blocks than this is read in several parts.
-const PART: i64 = 4096;
-/// At most so many parts of one table.
-const MOST_PARTS: i64 = 1024;
+/// A table of more blocks than this is read in several parts: 2 MiB of blocks, about as much text.
+const PART: i64 = 256;
+/// Blocks that make one more connection worth its start.
+const WORTH: i64 = 4096;
 /// Batches that wait for their turn, for each part that is being read.
-const WAITING: usize = 3;
+const WAITING: usize = 8;
 /// Bytes of one connection that are under way at most; a single row that is longer is under way alone.
 const ROOM: usize = 8 * BATCH;
 
@@ -49,11 +54,11 @@ pub(super) fn attributes(kind: &str, database: &str, schema: &str, name: &str) -
 /// Something that counts what was read; cheap.
 pub(super) type Count<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 
-/// One part of one table.
-struct Part {
-    table: usize,
-    blocks: Option<(i64, Option<i64>)>,
-    sink: mpsc::Sender<Option<Batch>>,
+/// What a part's reader sends on.
+pub(super) enum Sent {
+    Rows(Batch),
+    /// The part is whole, and has so many rows.
+    Whole(u64),
 }
 
 /// Whole rows, and the room that they take until they are dropped.
@@ -69,118 +74,198 @@ pub(super) fn room() -> Arc<Semaphore> {
 
 /// How many connections a database's tables are worth, up to `most`.
 pub(super) fn workers(tables: &[Table], most: usize) -> usize {
-    let blocks: i64 = tables.iter().map(|table| table.blocks.min(PART * 64)).sum();
-    usize::try_from(blocks / PART).unwrap_or(0).clamp(1, most)
+    let blocks: i64 = tables.iter().map(|table| table.blocks.min(WORTH * 64)).sum();
+    usize::try_from(blocks / WORTH).unwrap_or(0).clamp(1, most)
 }
 
-/// The ranges that a table is read in.
-fn parts(table: &Table) -> Vec<Option<(i64, Option<i64>)>> {
+/// The part of a table that begins at this block.
+fn part(table: &Table, from: i64) -> Option<Blocks> {
     if !table.ranges || table.blocks <= PART {
-        return vec![None];
+        return None;
     }
-    let size = PART.max(table.blocks / MOST_PARTS + 1);
-    let mut out = Vec::new();
-    let mut from = 0;
-    while from < table.blocks {
-        let to = from + size;
-        // The last one has no end: the file may have grown since it was measured.
-        out.push(Some((from, (to < table.blocks).then_some(to))));
-        from = to;
-    }
-    out
+    let to = from + PART;
+    // The last one has no end: the file may have grown since it was measured.
+    Some(Blocks { from, to: (to < table.blocks).then_some(to), written: Written::Ever })
 }
 
-/// Copies all rows of these tables to streams of their own.
+/// One part of one table, and where its rows go.
+struct Part {
+    table: usize,
+    blocks: Option<Blocks>,
+    sink: mpsc::Sender<Sent>,
+}
+
+/// A table whose parts are being given out, and its writer, who is told of each in order.
+struct Turn {
+    table: usize,
+    from: i64,
+    parts: mpsc::UnboundedSender<mpsc::Receiver<Sent>>,
+}
+
+/// What readers of one database share.
+struct Work {
+    tables: Vec<Table>,
+    database: String,
+    with: String,
+    empty: ItemHasher,
+    sums: Vec<Mutex<ItemHasher>>,
+    turns: Mutex<VecDeque<Turn>>,
+}
+
+impl Work {
+    /// The next part in order. There are as many unread as there are readers: they are made when they are taken.
+    fn next(&self) -> Option<Part> {
+        let mut turns = locked(&self.turns);
+        let turn = turns.front_mut()?;
+        let index = turn.table;
+        let blocks = part(self.tables.get(index)?, turn.from);
+        let (sink, receiver) = mpsc::channel(WAITING);
+        // Its writer is gone only when the copy has failed.
+        let _ = turn.parts.send(receiver);
+        match blocks.and_then(|blocks| blocks.to) {
+            Some(to) => turn.from = to,
+            None => drop(turns.pop_front()),
+        }
+        Some(Part { table: index, blocks, sink })
+    }
+
+    /// Reads parts until there are none.
+    async fn read(&self, mut session: Session) -> Result<Session, TaskFailure> {
+        let room = room();
+        while let Some(part) = self.next() {
+            let (Some(table), Some(sum)) = (self.tables.get(part.table), self.sums.get(part.table)) else { break };
+            let statement = table.copy_out(part.blocks, &self.with);
+            let name = table.stream(&self.database);
+            let hasher = read(&mut session, &statement, &name, &room, self.empty.clone(), &part.sink).await?;
+            locked(sum).merge(&hasher);
+            // The word that this part is whole; without it the writer waits for the failure.
+            if part.sink.send(Sent::Whole(hasher.items())).await.is_err() {
+                return Err(TaskFailure::cancelled(session.server.what()));
+            }
+        }
+        Ok(session)
+    }
+}
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives each session a task of its own, so that one thread isn't the limit of them all, and waits for their ends. What
+/// fails first, or the caller's going away, ends the others.
+pub(super) async fn beside<F>(
+    sessions: Vec<Session>,
+    name: &'static str,
+    work: impl Fn(Session) -> F,
+) -> Result<Vec<Session>, TaskFailure>
+where
+    F: Future<Output = Result<Session, TaskFailure>> + Send + 'static,
+{
+    let Some(first) = sessions.first() else { return Ok(sessions) };
+    let server = first.server.clone();
+    let stop = server.stop.child_token();
+    let _ends_with_us = stop.clone().drop_guard();
+    let what = &server;
+    let ends: FuturesUnordered<_> = sessions
+        .into_iter()
+        .map(|mut session| {
+            session.server.stop = stop.clone();
+            let (done, result) = oneshot::channel();
+            let (work, stop) = (work(session), stop.clone());
+            let work = async move {
+                let ended = tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return,
+                    ended = work => ended,
+                };
+                // Nobody waits when another one failed.
+                let _ = done.send(ended);
+            };
+            server.seams.spawner.spawn(name, Box::pin(work));
+            async move { result.await.unwrap_or_else(|_| Err(TaskFailure::cancelled(what.what()))) }
+        })
+        .collect();
+    let mut sessions: Vec<Session> = ends.try_collect().await?;
+    sessions.iter_mut().for_each(|session| session.server.stop = server.stop.clone());
+    Ok(sessions)
+}
+
+/// Copies all rows of these tables to streams of their own. The sessions come back.
 pub(super) async fn copy(
-    sessions: &mut [Session],
-    tables: &[Table],
+    sessions: Vec<Session>,
+    tables: Vec<Table>,
     database: &str,
     with: &str,
     writer: &DataWriter,
     count: Count<'_>,
-) -> Result<Vec<StreamSummary>, TaskFailure> {
-    let Some(first) = sessions.first() else { return Ok(vec![]) };
-    let out = Mutex::new(Vec::with_capacity(tables.len()));
+) -> Result<(Vec<Session>, Vec<StreamSummary>), TaskFailure> {
+    let Some(first) = sessions.first() else { return Ok((sessions, vec![])) };
     let server = first.server.clone();
     // The biggest first, so that the end isn't one connection's work alone.
     let mut order: Vec<usize> = (0..tables.len()).collect();
     order.sort_by_key(|index| std::cmp::Reverse(tables[*index].blocks));
-    let mut queue = VecDeque::new();
+    let mut turns = VecDeque::with_capacity(tables.len());
     let mut streams = Vec::with_capacity(tables.len());
-    for index in order {
-        let mut receivers = Vec::new();
-        for blocks in parts(&tables[index]) {
-            let (sink, receiver) = mpsc::channel(WAITING);
-            queue.push_back(Part { table: index, blocks, sink });
-            receivers.push(receiver);
-        }
-        streams.push((index, receivers));
+    for table in order {
+        let (parts, receivers) = mpsc::unbounded_channel();
+        turns.push_back(Turn { table, from: 0, parts });
+        streams.push((table, receivers));
     }
-    let queue = Mutex::new(queue);
-    let sums: Vec<Mutex<ItemHasher>> = tables.iter().map(|_| Mutex::new(writer.item_hasher())).collect();
-    let readers: FuturesUnordered<_> = sessions
-        .iter_mut()
-        .map(async |session| {
-            let room = room();
-            loop {
-                let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
-                let Some(part) = next else { return Ok::<(), TaskFailure>(()) };
-                let table = &tables[part.table];
-                let name = table.stream(database);
-                let statement = table.copy_out(part.blocks, with);
-                let hasher = read(session, &statement, &name, &room, writer.item_hasher(), &part.sink, count).await?;
-                if let Ok(mut sum) = sums[part.table].lock() {
-                    sum.merge(&hasher);
-                }
-                // The word that this part is whole; without it the writer waits for the failure.
-                if part.sink.send(None).await.is_err() {
-                    return Err(TaskFailure::cancelled(session.server.what()));
-                }
-            }
-        })
-        .collect();
+    let work = Arc::new(Work {
+        sums: tables.iter().map(|_| Mutex::new(writer.item_hasher())).collect(),
+        tables,
+        database: database.to_owned(),
+        with: with.to_owned(),
+        empty: writer.item_hasher(),
+        turns: Mutex::new(turns),
+    });
+    let readers = beside(sessions, "postgresql.read", |session| {
+        let work = work.clone();
+        async move { work.read(session).await }
+    });
     let writers: FuturesUnordered<_> = streams
         .into_iter()
-        .map(async |(index, receivers)| {
-            let table = &tables[index];
-            let name = table.stream(database);
+        .map(async |(index, mut parts)| {
+            let table = &work.tables[index];
             let mut stream = None;
-            for mut receiver in receivers {
+            while let Some(mut part) = parts.recv().await {
+                if stream.is_none() {
+                    let begun = writer.stream(table.stream(database).as_bytes()).await;
+                    stream = Some(begun.map_err(|error| store(&server, &error))?);
+                }
+                let Some(stream) = &mut stream else { break };
                 loop {
-                    let Some(received) = receiver.recv().await else {
+                    match part.recv().await {
+                        Some(Sent::Rows(batch)) => {
+                            count(batch.rows.len() as u64, 0);
+                            let mut rows = batch.rows.clone();
+                            while !rows.is_empty() {
+                                let piece = rows.split_to(rows.len().min(PIECE));
+                                stream.write(piece).await.map_err(|error| store(&server, &error))?;
+                            }
+                        }
+                        Some(Sent::Whole(rows)) => {
+                            count(0, rows);
+                            break;
+                        }
                         // Its reader failed, and that failure is what ends the copy: never a stream cut short.
-                        std::future::pending::<()>().await;
-                        continue;
-                    };
-                    if stream.is_none() {
-                        stream = Some(writer.stream(name.as_bytes()).await.map_err(|error| store(&server, &error))?);
-                    }
-                    let (Some(stream), Some(batch)) = (&mut stream, received) else { break };
-                    let mut rows = batch.rows.clone();
-                    while !rows.is_empty() {
-                        let piece = rows.split_to(rows.len().min(PIECE));
-                        stream.write(piece).await.map_err(|error| store(&server, &error))?;
+                        None => std::future::pending::<()>().await,
                     }
                 }
             }
-            let Some(stream) = stream else { return Ok(()) };
-            let sum =
-                sums[index].lock().map(|sum| sum.clone()).unwrap_or_else(|poisoned| poisoned.into_inner().clone());
+            let Some(stream) = stream else { return Err(TaskFailure::cancelled(server.what())) };
+            let sum = locked(&work.sums[index]).clone();
             let facts = StreamFacts {
                 unit: "rows".to_owned(),
                 items: sum.items(),
                 item_hash: sum.sum(),
                 attributes: attributes("table", database, &table.schema, &table.name),
             };
-            let summary = stream.finish(facts).await.map_err(|error| store(&server, &error))?;
-            if let Ok(mut out) = out.lock() {
-                out.push(summary);
-            }
-            Ok::<(), TaskFailure>(())
+            stream.finish(facts).await.map_err(|error| store(&server, &error))
         })
         .collect();
-    futures::try_join!(writers.try_collect::<Vec<()>>(), readers.try_collect::<Vec<()>>())?;
-    Ok(out.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+    let (streams, sessions) = futures::try_join!(writers.try_collect::<Vec<_>>(), readers)?;
+    Ok((sessions, streams))
 }
 
 /// The repository's word as a failure.
@@ -195,8 +280,7 @@ pub(super) async fn read(
     name: &str,
     room: &Arc<Semaphore>,
     hasher: ItemHasher,
-    sink: &mpsc::Sender<Option<Batch>>,
-    count: Count<'_>,
+    sink: &mpsc::Sender<Sent>,
 ) -> Result<ItemHasher, TaskFailure> {
     let server = session.server.clone();
     let database = session.database.clone();
@@ -213,27 +297,26 @@ pub(super) async fn read(
         let mut rows = session.copy_out(statement, &doing).await?;
         let mut batch = BytesMut::with_capacity(BATCH + BATCH / 8);
         loop {
-            // Most rows are already there: the guard with its timer is only for those that aren't.
-            let next = match rows.next().now_or_never() {
-                Some(next) => next.transpose().map_err(|error| fault::of(&server, &doing, &error))?,
-                None => patient(&server, &database, &doing, STALL, async { rows.next().await.transpose() }).await?,
-            };
-            let Some(row) = next else { break };
-            let long = row.len() >= BATCH;
-            if !long {
-                batch.extend_from_slice(&row);
+            let next = poll_fn(|context| gather(&mut rows, &mut batch, context));
+            match patient(&server, &database, &doing, STALL, next).await? {
+                Gathered::Some => {}
+                Gathered::Long(row) => {
+                    if !batch.is_empty() {
+                        let full = std::mem::replace(&mut batch, BytesMut::with_capacity(BATCH + BATCH / 8));
+                        send(full.freeze()).await?;
+                    }
+                    // Not copied, and gone before the next one comes: there may be hundreds of megabytes in a row.
+                    let alone = row.len() >= ROOM;
+                    send(row).await?;
+                    if alone {
+                        drop(room.acquire_many(ROOM as u32).await);
+                    }
+                }
+                Gathered::All => break,
             }
-            if batch.len() >= BATCH || (long && !batch.is_empty()) {
+            if batch.len() >= BATCH {
                 let full = std::mem::replace(&mut batch, BytesMut::with_capacity(BATCH + BATCH / 8));
                 send(full.freeze()).await?;
-            }
-            if long {
-                // Not copied, and gone before the next one comes: there may be hundreds of megabytes in a row.
-                let alone = row.len() >= ROOM;
-                send(row).await?;
-                if alone {
-                    drop(room.acquire_many(ROOM as u32).await);
-                }
             }
         }
         if !batch.is_empty() {
@@ -245,15 +328,12 @@ pub(super) async fn read(
         let mut hasher = hasher;
         while let Some(batch) = batched.recv().await {
             let of = batch.rows.clone();
-            let length = of.len() as u64;
-            let before = hasher.items();
             let hashed = server.seams.compute("hash rows", move || {
                 hash_rows(&mut hasher, &of);
                 hasher
             });
-            let (hashed, sent) = futures::join!(hashed, sink.send(Some(batch)));
+            let (hashed, sent) = futures::join!(hashed, sink.send(Sent::Rows(batch)));
             hasher = hashed.ok_or_else(|| TaskFailure::cancelled(server.what()))?;
-            count(length, hasher.items() - before);
             if sent.is_err() {
                 return Err(TaskFailure::cancelled(server.what()));
             }
@@ -262,6 +342,37 @@ pub(super) async fn read(
     };
     let ((), hasher) = futures::try_join!(reading, hashing)?;
     Ok(hasher)
+}
+
+/// What came of the rows that were there.
+enum Gathered {
+    /// They are in the batch.
+    Some,
+    /// One is too long to be copied; those in front of it are in the batch.
+    Long(Bytes),
+    /// There are no more.
+    All,
+}
+
+/// Takes as many rows as are there already: most are, so that nothing is set up for each of them.
+fn gather(
+    rows: &mut BoxStream<'_, Result<Bytes, sqlx::Error>>,
+    batch: &mut BytesMut,
+    context: &mut Context<'_>,
+) -> Poll<Result<Gathered, sqlx::Error>> {
+    let before = batch.len();
+    while batch.len() < BATCH {
+        match rows.poll_next_unpin(context) {
+            Poll::Ready(Some(Ok(row))) if row.len() >= BATCH => return Poll::Ready(Ok(Gathered::Long(row))),
+            Poll::Ready(Some(Ok(row))) => batch.extend_from_slice(&row),
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+            Poll::Ready(None) => return Poll::Ready(Ok(Gathered::All)),
+            // A stream that moves is no stream that stands still.
+            Poll::Pending if batch.len() == before => return Poll::Pending,
+            Poll::Pending => break,
+        }
+    }
+    Poll::Ready(Ok(Gathered::Some))
 }
 
 /// Adds every row of a batch, without its line feed.
@@ -292,19 +403,20 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_big_table_meet_without_gap_or_overlap_and_the_last_is_open() {
-        for blocks in [PART + 1, PART * 3, PART * 5000 + 17] {
-            let parts = parts(&table(blocks, true));
-            assert!(parts.len() as i64 <= MOST_PARTS && parts.len() > 1);
-            let mut at = 0;
-            for part in &parts[..parts.len() - 1] {
-                let (from, to) = part.unwrap();
-                assert_eq!(from, at);
-                at = to.unwrap();
+        for blocks in [PART + 1, PART * 2, PART * 5000 + 17] {
+            let (table, mut at) = (table(blocks, true), 0);
+            while let Some(to) = {
+                let blocks = part(&table, at).unwrap();
+                assert_eq!(blocks.from, at);
+                blocks.to
+            } {
+                assert!(to > at && to < blocks);
+                at = to;
             }
-            assert_eq!(parts.last().unwrap().unwrap(), (at, None));
+            assert!(blocks - at <= PART);
         }
-        assert_eq!(parts(&table(PART * 9, false)), vec![None]);
-        assert_eq!(parts(&table(0, true)), vec![None]);
+        assert_eq!(part(&table(PART * 9, false), 0), None);
+        assert_eq!(part(&table(0, true), 0), None);
     }
 
     #[test]
@@ -312,7 +424,7 @@ mod tests {
         let table = table(9, true);
         assert_eq!(table.copy_out(None, ""), "COPY \"s\".\"t\" (\"a\"\"b\", \"c\") TO STDOUT");
         assert_eq!(
-            table.copy_out(Some((5, Some(9))), &encoded("LATIN1")),
+            table.copy_out(Some(Blocks { from: 5, to: Some(9), written: Written::Ever }), &encoded("LATIN1")),
             "COPY (SELECT \"a\"\"b\", \"c\" FROM ONLY \"s\".\"t\" WHERE ctid >= '(5,0)'::pg_catalog.tid AND \
              ctid < '(9,0)'::pg_catalog.tid) TO STDOUT (ENCODING 'LATIN1')"
         );
