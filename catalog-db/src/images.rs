@@ -202,8 +202,14 @@ impl Catalog {
     }
 
     /// The last image of an application, for reuse of its chunks.
-    pub async fn last_image_of(&self, team: TeamId, application: &str) -> Result<Option<Image>, CatalogError> {
-        let search = ImageSearch { application: Some(application.to_owned()), limit: 1, ..ImageSearch::default() };
+    pub async fn last_image_of(
+        &self,
+        team: TeamId,
+        application: &str,
+        site: Option<&str>,
+    ) -> Result<Option<Image>, CatalogError> {
+        let (application, site) = (Some(application.to_owned()), site.map(str::to_owned));
+        let search = ImageSearch { application, site, limit: 1, ..ImageSearch::default() };
         Ok(self.images(team, &search).await?.pop())
     }
 

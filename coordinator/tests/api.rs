@@ -484,6 +484,37 @@ async fn what_is_open_ends_with_the_token_that_opened_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_save_builds_on_the_image_that_its_bytes_are_most_likely_in() {
+    let server = Server::start().await;
+    let token = server.token(&server.actor, Role::Operator).await;
+    let add = async |application: &str| {
+        let image = image(&server, &server.actor, "base", application);
+        let transaction = server.catalog.begin().await.unwrap();
+        transaction.add_image(&image).await.unwrap();
+        transaction.commit().await.unwrap();
+        // The next is newer by more than a clock's smallest step.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        image.record.to_string()
+    };
+    let base = async |namespace: &str| {
+        let save = server.post("/api/v1/saves", &token, &json!({"site": "desk", "namespace": namespace})).await;
+        let id = save.body["operation"].as_str().unwrap().parse().unwrap();
+        let operation = server.catalog.operation(server.actor.team, id).await.unwrap();
+        serde_json::from_str::<Value>(&operation.context).unwrap()["base"].clone()
+    };
+    assert_eq!(base("copy").await, Value::Null);
+    let earlier = add("copy").await;
+    assert_eq!(base("copy").await, json!(earlier));
+    // Another copy of the same name was made since: its bytes are those of the image that it came from.
+    let (image, _) = furnish(&server, &server.actor, "copy").await;
+    let from = server.catalog.image(server.actor.team, &image.to_string()).await.unwrap().record.to_string();
+    assert_eq!(base("copy").await, json!(from));
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let later = add("copy").await;
+    assert_eq!(base("copy").await, json!(later));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_belongs_to_another_team_is_not_found() {
     let server = Server::start().await;
     let token = server.token(&server.actor, Role::Operator).await;
@@ -508,23 +539,7 @@ async fn what_belongs_to_another_team_is_not_found() {
 /// An image, and an environment of it, as if they had been made.
 async fn furnish(server: &Server, owner: &Actor, name: &str) -> (ImageId, EnvironmentId) {
     let seams = &server.catalog.seams;
-    let mut record = [0u8; 32];
-    seams.entropy.fill(&mut record);
-    let image = Image {
-        id: ImageId::generate(seams),
-        team: owner.team,
-        record: Digest(record),
-        name: name.to_owned(),
-        application: "shop".to_owned(),
-        site: "desk".to_owned(),
-        creator: owner.user_name.clone(),
-        comment: String::new(),
-        bytes: 1,
-        new_bytes: 1,
-        created: seams.clock.now(),
-        labels: BTreeMap::from([("of".to_owned(), name.to_owned())]),
-        body: json!({"components": []}).to_string(),
-    };
+    let image = image(server, owner, name, "shop");
     let environment = Environment {
         id: EnvironmentId::generate(seams),
         team: owner.team,
@@ -544,6 +559,28 @@ async fn furnish(server: &Server, owner: &Actor, name: &str) -> (ImageId, Enviro
     transaction.add_environment(&environment).await.unwrap();
     transaction.commit().await.unwrap();
     (image.id, environment.id)
+}
+
+/// An image that was saved at this moment; it isn't in the catalog yet.
+fn image(server: &Server, owner: &Actor, name: &str, application: &str) -> Image {
+    let seams = &server.catalog.seams;
+    let mut record = [0u8; 32];
+    seams.entropy.fill(&mut record);
+    Image {
+        id: ImageId::generate(seams),
+        team: owner.team,
+        record: Digest(record),
+        name: name.to_owned(),
+        application: application.to_owned(),
+        site: "desk".to_owned(),
+        creator: owner.user_name.clone(),
+        comment: String::new(),
+        bytes: 1,
+        new_bytes: 1,
+        created: seams.clock.now(),
+        labels: BTreeMap::from([("of".to_owned(), name.to_owned())]),
+        body: json!({"components": []}).to_string(),
+    }
 }
 
 /// What an operation of the API has to do with teams.

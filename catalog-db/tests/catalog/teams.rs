@@ -68,7 +68,10 @@ async fn everything_seen(catalog: &Catalog, asker: &Actor, ids: &Own) -> BTreeMa
         ("images by person", with(creator).await),
         ("image by id", found(catalog.image(team, &ids.image.to_string()).await.map(|i| i.id.to_string()))),
         ("image by name", found(catalog.image(team, "same name").await.map(|i| i.id.to_string()))),
-        ("last image", catalog.last_image_of(team, "shop").await.unwrap().iter().map(|i| i.id.to_string()).collect()),
+        (
+            "last image",
+            catalog.last_image_of(team, "shop", None).await.unwrap().iter().map(|i| i.id.to_string()).collect(),
+        ),
         ("comments", catalog.comments(team, ids.image).await.unwrap().into_iter().map(|c| c.body).collect()),
         (
             "environments",

@@ -15,11 +15,12 @@ use ocopea_catalog_db::{
     environments::Environment,
     model::{EnvironmentState, Role},
     operations::Operation,
+    sites::Site,
     tasks::Task,
 };
 use ocopea_protocol::{
-    ids::{EnvironmentId, ImageId, OperationId},
-    names::{ComponentName, EnvironmentName, Namespace, check_text},
+    ids::{EnvironmentId, ImageId, OperationId, TeamId},
+    names::{ComponentName, Digest, EnvironmentName, Namespace, check_text},
     plan::VersionChoice,
     secret::Secret,
     task::{GivenCredentials, Source},
@@ -202,6 +203,26 @@ pub(super) async fn inspect(
     repeatable.take(coordinator, &actor, order).await
 }
 
+/// The image that a save most likely shares its bytes with: the newest of the same application at the same site, or,
+/// where that is older, the one that a copy was made from; else the newest of an application of that name anywhere.
+async fn base_of(
+    coordinator: &Coordinator,
+    team: TeamId,
+    application: &str,
+    namespace: &str,
+    site: &Site,
+) -> Result<Option<Digest>, Problem> {
+    let catalog = &coordinator.catalog;
+    let environment = catalog.environment(team, namespace).await.ok().filter(|found| found.site == site.id);
+    let here = catalog.last_image_of(team, application, Some(&site.name)).await?;
+    Ok(match (here, environment) {
+        (Some(image), Some(environment)) if image.created < environment.created => Some(environment.record),
+        (Some(image), _) => Some(image.record),
+        (None, Some(environment)) => Some(environment.record),
+        (None, None) => catalog.last_image_of(team, application, None).await?.map(|image| image.record),
+    })
+}
+
 /// Saves an application. The image is there when the operation has succeeded, and not before.
 #[utoipa::path(post, path = "/api/v1/saves", params(Idempotency), request_body = SaveInput, responses((status = 202, body = Accepted), (status = 422, body = Problem)))]
 pub(super) async fn save(
@@ -224,12 +245,7 @@ pub(super) async fn save(
         .as_deref()
         .and_then(|s| s.split(['=', ',']).nth(1))
         .unwrap_or(request.source.namespace.as_str());
-    let mut base = coordinator.catalog.last_image_of(actor.team, application).await?.map(|image| image.record);
-    if base.is_none() {
-        // A copy that Ocopea deployed shares its bytes with the image that it came from.
-        let environment = coordinator.catalog.environment(actor.team, request.source.namespace.as_str()).await;
-        base = environment.ok().filter(|e| e.site == site.id).map(|e| e.record);
-    }
+    let base = base_of(coordinator, actor.team, application, request.source.namespace.as_str(), &site).await?;
     let key_of_image = coordinator.repository.read().await.new_image_key(actor.team).await?;
     let context = Context {
         image: Some(ImageId::generate(&coordinator.seams)),

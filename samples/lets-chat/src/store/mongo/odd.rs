@@ -105,7 +105,8 @@ impl Mongo {
         let mut refused = Vec::new();
         for (name, document) in documents() {
             if let Err(error) = self.collection("settings").insert_one(document).await {
-                refused.push(format!("this server doesn't take the setting {name}: {error}"));
+                tracing::debug!(%error, "this server doesn't take the setting {name}");
+                refused.push(name.to_owned());
             }
         }
         Ok(refused)
