@@ -317,7 +317,9 @@ class World:
             if not any(repository.startswith(f"{self.prefix}/{name}") for name in running):
                 raise Wrong(f"{repository} is still in the registry")
         images = [image["id"] for image in self.get("images")]
-        refs = sorted(os.listdir(os.path.join(self.data, "repository", "refs")))
+        refs = os.path.join(self.data, "repository", "refs")
+        # Before the first image there is none.
+        refs = sorted(os.listdir(refs)) if os.path.isdir(refs) else []
         if sorted(images) != refs:
             raise Wrong(f"the catalog has {images}, the repository {refs}")
         left = [n for n in os.listdir(self.data) if n not in DATA]
