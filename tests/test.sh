@@ -18,27 +18,28 @@ lane() { # NAME FUNCTION
   (cd "$TOP"; "$2") >"$lanes/$1" 2>&1 &
   names+=("$1") pids+=($!)
 }
+# Always the whole workspace: with a part of it, crates would be built once more with other features.
+run_tests() { cargo test --no-fail-fast --workspace --locked "$@"; }
+named() { printf -- '--test\n%s\n' "$@"; }
+of_clusters=(cluster end_to_end volume)
+mapfile -t others < <(cd "$TOP" && cargo metadata --no-deps --format-version 1 --locked |
+  jq -r '[.packages[].targets[] | select(.kind == ["test"]) | .name] | unique[]' | grep -vxF -f <(printf '%s\n' "${of_clusters[@]}"))
 in_clusters() {
-  cargo test --no-fail-fast -p ocopea-agent --test cluster --test end_to_end --test volume
+  run_tests $(named "${of_clusters[@]}")
   echo "the sample's other shape: PostgreSQL and a volume, saved while people write"
   tests/lets-chat.sh
-}
-beside_clusters() {
-  cargo test --no-fail-fast -p ocopea-agent --lib --test mongodb --test mongodb_peer --test postgresql --test postgresql_shapes --test postgresql_surroundings --test registry
-  cargo test --no-fail-fast --workspace --exclude ocopea-agent
-}
-by_command() {
   echo "the journey, through the command itself"
   tests/journey.sh
+}
+beside_clusters() {
+  run_tests --lib --bins $(named "${others[@]}")
+  run_tests --doc
+}
+by_command() {
   echo "an end at every step of every operation, and at five random moments"
   tests/faults.py quick
   OCOPEA_MOVER_IMAGE=$("$HERE/mover-image.sh" | tail -1) tests/faults.py kills 5
 }
-# Every test of the agent is in one lane.
-listed=$(declare -f in_clusters beside_clusters)
-for test in "$TOP"/agent/tests/*.rs; do
-  grep -q -- "--test $(basename "$test" .rs)\b" <<<"$listed" || die "no lane of tests/test.sh runs $test"
-done
 say "running them, in three lanes (some ten minutes)"
 lane clusters in_clusters
 lane servers beside_clusters
