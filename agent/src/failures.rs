@@ -20,7 +20,15 @@ pub fn repository(what: &str, error: &ocopea_repository::Error) -> TaskFailure {
 pub fn kubernetes(what: &str, error: &kube::Error) -> TaskFailure {
     match error {
         kube::Error::Api(status) => {
-            let cause = format!("{} ({})", status.message, status.reason);
+            let cause = match status.reason.as_str() {
+                "" => status.message.clone(),
+                // The client's own words for an answer that is no Status: a proxy's, or no Kubernetes at all.
+                "Failed to parse error data" => {
+                    let said = status.message.trim_matches('"').replace("\\n", " ");
+                    format!("HTTP {} from something that doesn't answer as Kubernetes does: {said:.200}", status.code)
+                }
+                reason => format!("{} ({reason})", status.message),
+            };
             match status.code {
                 401 => TaskFailure::permanent("site.unauthorized", what, cause).next(
                     "the cluster no longer accepts the credentials of this context: renew them in the kubeconfig",

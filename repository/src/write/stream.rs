@@ -14,19 +14,23 @@ use super::{
 };
 use crate::{
     Error, Result,
-    chunk::{self, Chunk, LONGEST, SHORTEST},
+    chunk::{self, Chunk, LONGEST},
     pack::Ready,
     toc::{PAGE_ROWS, StreamRow},
 };
 
-/// Bytes that are cut and stored together. More than a longest chunk: one at least can always be cut off.
-const REGION: usize = 4 * LONGEST;
+/// Bytes that are cut and stored together, with what the cut before left over. More than a longest chunk: one at least
+/// can always be cut off.
+const REGION: usize = 3 * LONGEST;
 
-/// Writes one stream.
+/// Writes one stream. While one region is cut and stored, the next is filled.
 pub struct StreamWriter {
     shared: Arc<Shared>,
     name: Vec<u8>,
+    /// While a region is being cut, what comes next stands behind room for a longest chunk: what that cut leaves over
+    /// is put there.
     buffer: BytesMut,
+    cutting: Option<oneshot::Receiver<Vec<u8>>>,
     under_way: VecDeque<oneshot::Receiver<Result<Stored>>>,
     chunks: Vec<Chunk>,
     segments: Vec<(u32, u32, u32)>,
@@ -40,6 +44,7 @@ impl StreamWriter {
             shared,
             name,
             buffer: BytesMut::new(),
+            cutting: None,
             under_way: VecDeque::new(),
             chunks: vec![],
             segments: vec![],
@@ -55,10 +60,11 @@ impl StreamWriter {
         self.shared.bytes.fetch_add(bytes.len() as u64, Relaxed);
         let mut rest = bytes.as_ref();
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(rest.len().min(REGION - self.buffer.len()));
+            let full = REGION + if self.cutting.is_some() { LONGEST } else { 0 };
+            let (now, later) = rest.split_at(rest.len().min(full - self.buffer.len()));
             self.buffer.extend_from_slice(now);
             rest = later;
-            if self.buffer.len() == REGION {
+            if self.buffer.len() == full {
                 self.flush(false).await?;
             }
         }
@@ -94,30 +100,39 @@ impl StreamWriter {
         Ok(StreamSummary { name: self.name, bytes: self.bytes, new_bytes: self.new_bytes, facts })
     }
 
-    /// Cuts the buffer and sends its chunks on their way.
+    /// What is in the buffer, behind what the cut before left over.
+    async fn region(&mut self) -> Result<Bytes> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let Some(cutting) = self.cutting.take() else { return Ok(buffer.freeze()) };
+        let rest = match cutting.await {
+            Ok(rest) => rest,
+            Err(_) => return Err(self.shared.check().err().unwrap_or(Error::Stopped)),
+        };
+        let from = LONGEST.saturating_sub(rest.len());
+        let room = buffer.get_mut(from..from + rest.len()).ok_or(Error::Stopped)?;
+        room.copy_from_slice(&rest);
+        Ok(buffer.freeze().slice(from..))
+    }
+
+    /// Sends the buffer on its way.
     async fn flush(&mut self, last: bool) -> Result<()> {
-        if self.buffer.is_empty() {
+        let region = self.region().await?;
+        if region.is_empty() {
             return Ok(());
         }
-        let region = std::mem::take(&mut self.buffer).freeze();
         let store = &self.shared.core.store;
         let permit = store.limits.writing.acquire_many(u32::try_from(region.len()).unwrap_or(u32::MAX)).await;
         let permit = permit.map_err(|_| Error::Stopped)?;
-        let (chunks, rest) = if region.len() <= SHORTEST {
-            (vec![region], Bytes::new())
-        } else {
-            let core = self.shared.core.clone();
-            store.compute(move || core.cutter.cut(region, last)).await?
-        };
+        let ((left, cutting), (done, result)) = (oneshot::channel(), oneshot::channel());
         if !last {
-            self.buffer.reserve(REGION);
+            self.buffer.reserve(LONGEST + REGION);
+            self.buffer.resize(LONGEST, 0);
+            self.cutting = Some(cutting);
         }
-        self.buffer.extend_from_slice(&rest);
-        drop(rest);
-        let (done, result) = oneshot::channel();
         self.under_way.push_back(result);
         let shared = self.shared.clone();
-        store.seams.spawner.spawn("repository.batch", Box::pin(batch(shared, chunks, permit, done)));
+        let batch = batch(shared, Region { bytes: region, last, left }, permit, done);
+        store.seams.spawner.spawn("repository.batch", Box::pin(batch));
         self.take_what_is_done().await
     }
 
@@ -148,13 +163,22 @@ impl StreamWriter {
     }
 }
 
+/// Bytes to be cut.
+struct Region {
+    bytes: Bytes,
+    /// Nothing comes behind them.
+    last: bool,
+    /// Takes what can't be cut before more is known.
+    left: oneshot::Sender<Vec<u8>>,
+}
+
 async fn batch(
     shared: Arc<Shared>,
-    chunks: Vec<Bytes>,
+    region: Region,
     permit: SemaphorePermit<'static>,
     done: oneshot::Sender<Result<Stored>>,
 ) {
-    let stored = store(&shared, chunks).await;
+    let stored = store(&shared, region).await;
     if let Err(error) = &stored {
         shared.fail(error);
     }
@@ -163,14 +187,18 @@ async fn batch(
     let _ = done.send(stored);
 }
 
-/// Hashes, looks up, compresses and places chunks.
-async fn store(shared: &Arc<Shared>, chunks: Vec<Bytes>) -> Result<Stored> {
+/// Cuts a region; hashes, looks up, compresses and places its chunks.
+async fn store(shared: &Arc<Shared>, region: Region) -> Result<Stored> {
     shared.check()?;
     let store = &shared.core.store;
     let work = shared.clone();
     let alone = shared.reusable.is_empty();
     // Without a base, all that can be known is in the table: hashing and compressing go in one.
     let first = store.compute(move || {
+        let (chunks, rest) = work.core.cutter.cut(region.bytes, region.last);
+        // A copy: the region's memory is given back when its chunks are stored. Nobody waits for the last one's.
+        let _ = region.left.send(rest.to_vec());
+        drop(rest);
         let each = chunks.into_iter().map(|raw| {
             let hash = *blake3::keyed_hash(&work.core.chunk_key.0, &raw).as_bytes();
             match work.known(&hash) {

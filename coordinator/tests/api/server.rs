@@ -1,0 +1,152 @@
+//! A coordinator behind its API, with a catalog and a repository of its own and no agents.
+
+use super::*;
+
+/// No site is here: what would go to one says so.
+pub struct NoSites;
+
+pub fn absent() -> TaskFailure {
+    TaskFailure::permanent("site.absent", "can't reach the site", "there is none")
+}
+
+#[async_trait]
+impl SiteAccess for NoSites {
+    fn look_again(&self, _: &str) -> bool {
+        false
+    }
+
+    async fn logs(
+        &self,
+        _: &str,
+        _: &str,
+        _: Option<&str>,
+        _: bool,
+    ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, TaskFailure> {
+        Err(absent())
+    }
+
+    async fn connect(&self, _: &str, _: &str, _: &str, _: u16) -> Result<OpenConnection, TaskFailure> {
+        Err(absent())
+    }
+
+    async fn exec(&self, _: &str, _: &str, _: &exec::ExecQuery, _: Vec<String>) -> Result<exec::Started, TaskFailure> {
+        Err(absent())
+    }
+}
+
+impl KeyFile for NoSites {
+    fn store(&self, _: &Keyring) -> Result<(), String> {
+        Err("no key file here".to_owned())
+    }
+}
+
+pub fn report(seams: &Seams) -> SiteReport {
+    SiteReport {
+        instance: InstanceId::generate(seams),
+        at: seams.clock.now(),
+        agent_version: String::new(),
+        state: SiteState::Ready,
+        platform: "Kubernetes".to_owned(),
+        nodes: 1,
+        architectures: vec![],
+        data_kinds: vec![],
+        may_create_namespaces: true,
+        registry: None,
+        storage_classes: vec![],
+        missing: vec![],
+        applications: vec![],
+    }
+}
+
+pub struct Server {
+    pub directory: std::path::PathBuf,
+    pub url: String,
+    pub catalog: Catalog,
+    pub actor: Actor,
+    pub http: reqwest::Client,
+    pub stop: CancellationToken,
+    pub _directory: tempfile::TempDir,
+}
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub kind: String,
+    pub body: Value,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        // Twice in one process is once too often, and harmless.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let directory = tempfile::tempdir().unwrap();
+        let seams = Seams::real(TaskTracker::new());
+        let catalog = Catalog::sqlite(&directory.path().join("catalog.sqlite"), seams.clone()).await.unwrap();
+        let actor = catalog.ensure_first_user("team", "dana").await.unwrap();
+        let site = catalog.ensure_site("desk").await.unwrap();
+        catalog.report_site(site, &report(&seams)).await.unwrap();
+        catalog.ensure_site("silent").await.unwrap();
+        let place = directory.path().join("repository");
+        let location = Location::Directory { path: place.to_str().unwrap().to_owned() };
+        let repository = Repository::create(&location, &Keyring::generate(&seams), &seams).await.unwrap();
+        let vault = Vault::new(&Secret32([5; 32])).unwrap();
+        let bus = Arc::new(InProcessBus::new(seams.clone()));
+        let served = seams.clone();
+        let coordinator = Coordinator::new(catalog.clone(), repository, vault, bus, seams);
+        let stop = CancellationToken::new();
+        coordinator.start(&stop);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = api::router(api::State { coordinator, access: Arc::new(NoSites), keys: Arc::new(NoSites) });
+        let stopped = stop.clone();
+        tokio::spawn(api::serve(listener, router, served, stopped));
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
+        Self { directory: directory.path().to_owned(), url, catalog, actor, http, stop, _directory: directory }
+    }
+
+    pub async fn token(&self, actor: &Actor, scope: Role) -> String {
+        tokens::issue(&self.catalog, actor, "test", scope, None).await.unwrap().reveal().to_owned()
+    }
+
+    pub fn request(&self, method: &str, path: &str, token: Option<&str>) -> reqwest::RequestBuilder {
+        let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+        let request = self.http.request(method, format!("{}{path}", self.url));
+        match token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    pub async fn ask(&self, request: reqwest::RequestBuilder) -> Answer {
+        let response = request.send().await.unwrap();
+        let status = response.status();
+        let kind = response.headers().get("content-type").map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
+        // A stream that goes on for ever is not read to its end.
+        let body =
+            if kind.starts_with("text/event-stream") { Vec::new() } else { response.bytes().await.unwrap().to_vec() };
+        let answer = Answer { status, kind, body: serde_json::from_slice(&body).unwrap_or(Value::Null) };
+        if status.is_client_error() || status.is_server_error() {
+            answer.is_a_problem();
+        }
+        answer
+    }
+
+    pub async fn post(&self, path: &str, token: &str, body: &Value) -> Answer {
+        self.ask(self.request("post", path, Some(token)).json(body)).await
+    }
+}
+
+impl Answer {
+    pub fn is_a_problem(&self) {
+        assert_eq!(self.kind, "application/problem+json", "{} {}", self.status, self.body);
+        assert_eq!(self.body["status"], self.status.as_u16(), "{}", self.body);
+        for field in ["type", "title", "detail"] {
+            assert!(self.body[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {}", self.body);
+        }
+    }
+}
