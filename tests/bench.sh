@@ -2,6 +2,8 @@
 # bench.sh [SECTION…]: measures against peers on this machine and writes the figures into docs/benchmarks.md, each
 # section between its own marks. One function `section_NAME` per section; without arguments all of them.
 #   ROUNDS=3 SEED=1 MEGABYTES=1000 GIGABYTES=8 SCALE=40 DATABASES=30 DOCUMENTS=100  how much is measured
+#   TREE=DIR                                    the repository's bench: copies of these files instead of made-up ones
+#   AS=NAME                                     the repository's figures as a section of this name beside the first
 #   BENCH_DIR=DIR                               where (its file system is what is measured; default: a new one in /tmp)
 set -euo pipefail
 TOP=$(cd "$(dirname "$0")/.." && pwd)
@@ -68,8 +70,8 @@ section_repository() {
     rm -rf "$PLACE/tree"
     say "one stream of $GIGABYTES GB"
     "$bench" memory "$PLACE/memory-test" "$GIGABYTES" > "$memory" || { cat "$memory" >&2; die "more memory than may be"; }
-    put repository <<END
-## Repository, beside $(restic version | cut -d' ' -f1,2)
+    put "${AS:-repository}" <<END
+## ${AS:-Repository}, beside $(restic version | cut -d' ' -f1,2)
 
 $when
 \`ROUNDS=$ROUNDS MEGABYTES=$MEGABYTES SEED=$SEED GIGABYTES=$GIGABYTES tests/bench.sh repository\`: a $(head -1 "$figures"). Saves are measured to the moment the image is visible, every stored byte read back. Restores are compared byte by byte; ours writes files of 1 MiB and more around the page cache. Times in seconds, ratio peer ÷ ours; sizes in MB, ratio ours ÷ peer.
