@@ -9,7 +9,7 @@ const BYTES_PER_CORE: usize = 8 << 20;
 /// Raw bytes read ahead of consumers at once, in all.
 const READ_AHEAD: usize = 24 << 20;
 /// Packs being synced and read back at once.
-const SEALING: usize = 3;
+const SEALING: usize = 2;
 
 /// One per process.
 pub(crate) struct Limits {

@@ -21,7 +21,7 @@ use crate::{
 
 /// Bytes that are cut and stored together, with what the cut before left over. More than a longest chunk: one at least
 /// can always be cut off.
-const REGION: usize = 3 * LONGEST;
+const REGION: usize = 2 * LONGEST;
 
 /// Writes one stream. While one region is cut and stored, the next is filled.
 pub struct StreamWriter {
