@@ -1,6 +1,6 @@
 //! A port of a pod, as a port of this machine. One connection through the API server for each connection here.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use futures::{SinkExt, Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
@@ -17,6 +17,9 @@ use super::{Platform, channels};
 
 /// The channel of a port's bytes; the next one is of its errors.
 const DATA: u8 = 0;
+
+/// How long an answer may take to come to an end after its client has said all.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A forwarded port; dropping it closes it and all of its connections.
 pub struct Forward {
@@ -113,15 +116,21 @@ impl Platform {
         // Small requests and answers go back and forth: waiting for more bytes would only add latency.
         connection.set_nodelay(true).map_err(|error| error.to_string())?;
         let (mut reading, mut writing) = connection.split();
-        let sending = async {
-            channels::send(&mut reading, DATA, &mut to, &self.seams).await.map_err(|error| error.to_string())?;
-            // The protocol has no end of one direction.
-            to.close().await.map_err(|error| error.to_string())
+        let received = {
+            let mut receiving = std::pin::pin!(receive(&mut from, &mut writing, port));
+            tokio::select! {
+                sent = channels::send(&mut reading, DATA, &mut to, &self.seams) => {
+                    sent.map_err(|error| error.to_string())?;
+                    // The protocol has no end of one direction: what is still to come is waited for a while, and then
+                    // the other side learns that nobody is here any more.
+                    self.seams.timeout(LAST_WORDS, &mut receiving).await.unwrap_or(Ok(()))
+                }
+                received = &mut receiving => received,
+            }
         };
-        tokio::select! {
-            sent = sending => return sent,
-            received = receive(&mut from, &mut writing, port) => received?,
-        }
+        // The other side may have closed first.
+        let _ = to.close().await;
+        received?;
         // What was received stays readable until the other side has taken it.
         writing.shutdown().await.map_err(|error| error.to_string())?;
         let _ = tokio::io::copy(&mut reading, &mut tokio::io::sink()).await;
