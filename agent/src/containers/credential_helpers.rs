@@ -44,25 +44,18 @@ struct Answer {
 }
 
 impl CredentialHelpers {
-    /// What the program for `host` knows. One that fails is told in the log, and the registry asked without.
-    pub(super) async fn find(&self, host: &str, seams: &Seams) -> Option<Credential> {
+    /// What the program for `host` knows, or why it didn't say.
+    pub(super) async fn find(&self, host: &str, seams: &Seams) -> Result<Option<Credential>, String> {
         let own = self.by_host.iter().find(|(key, _)| super::credentials::normal(key) == host);
-        let (wanted, program) = match own {
-            Some((key, program)) => (key.as_str(), program),
-            None if host == "docker.io" => (DOCKER_HUB, self.store.as_ref()?),
-            None => (host, self.store.as_ref()?),
+        let (wanted, program) = match (own, &self.store) {
+            (Some((key, program)), _) => (key.as_str(), program),
+            (None, Some(store)) if host == "docker.io" => (DOCKER_HUB, store),
+            (None, Some(store)) => (host, store),
+            (None, None) => return Ok(None),
         };
-        let asked = match seams.timeout(PATIENCE, ask(program, wanted, self.search.as_deref())).await {
-            Some(asked) => asked,
-            None => Err(format!("it didn't answer within {} s", PATIENCE.as_secs())),
-        };
-        match asked {
-            Ok(found) => found,
-            Err(why) => {
-                tracing::warn!(host, "docker-credential-{program} gave no password: {why}");
-                None
-            }
-        }
+        let asked = seams.timeout(PATIENCE, ask(program, wanted, self.search.as_deref())).await;
+        let asked = asked.unwrap_or_else(|| Err(format!("it didn't answer within {} s", PATIENCE.as_secs())));
+        asked.map_err(|why| format!("docker-credential-{program} gave no password for {host}: {why}"))
     }
 }
 

@@ -102,18 +102,13 @@ impl Credentials {
         }
     }
 
-    /// The credentials for `repository` (`HOST/PATH/NAME`): those that stand here, then what the program for its host
-    /// knows.
-    pub async fn find(&self, repository: &str, seams: &Seams) -> Vec<Credential> {
-        let mut found: Vec<Credential> = self.listed(repository).into_iter().cloned().collect();
-        let host = repository.split('/').next().unwrap_or_default();
-        let asked = self.helpers.find(host, seams).await;
-        found.extend(asked.filter(|asked| !found.contains(asked)));
-        found
+    /// What the program that keeps the user's passwords knows for the host of `repository`, or why it didn't say.
+    pub async fn ask(&self, repository: &str, seams: &Seams) -> Result<Option<Credential>, String> {
+        self.helpers.find(repository.split('/').next().unwrap_or_default(), seams).await
     }
 
-    /// Those that stand here, with the longest prefix first.
-    fn listed(&self, repository: &str) -> Vec<&Credential> {
+    /// The credentials for `repository` (`HOST/PATH/NAME`) that stand here, those with the longest prefix first.
+    pub fn listed(&self, repository: &str) -> Vec<&Credential> {
         let mut fitting: Vec<_> = self.by_prefix.iter().filter(|(prefix, _)| fits(prefix, repository)).collect();
         fitting.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
         fitting.into_iter().flat_map(|(_, credentials)| credentials).collect()
@@ -221,14 +216,13 @@ mod tests {
         let seams = Seams::real(tokio_util::task::TaskTracker::new());
         let own = Credentials::parse_own("test", text.as_bytes()).unwrap();
         let own = Credentials { helpers: CredentialHelpers { search: search.ok(), ..own.helpers }, ..own };
-        let users = async |repository| -> Vec<String> {
-            own.find(repository, &seams).await.into_iter().map(|found| found.user).collect()
-        };
-        assert_eq!(users("known.example/x").await, ["u"]);
-        assert_eq!(users("docker.io/library/x").await, ["hub"]);
-        assert!(users("other.example/x").await.is_empty());
-        assert!(users("bad.example/x").await.is_empty());
+        let user = async |repository| own.ask(repository, &seams).await.map(|found| found.map(|found| found.user));
+        assert_eq!(user("known.example/x").await, Ok(Some("u".to_owned())));
+        assert_eq!(user("docker.io/library/x").await, Ok(Some("hub".to_owned())));
+        assert_eq!(user("other.example/x").await, Ok(None));
+        let why = user("bad.example/x").await.unwrap_err();
+        assert!(why.contains("docker-credential-../x") && why.contains("bad.example"), "{why}");
         let others = Credentials::parse("secret", text.as_bytes()).unwrap();
-        assert!(others.find("known.example/x", &seams).await.is_empty(), "a pull secret runs nothing");
+        assert_eq!(others.ask("known.example/x", &seams).await, Ok(None), "a pull secret runs nothing");
     }
 }

@@ -14,7 +14,7 @@ use ocopea_protocol::{failure::TaskFailure, names::Digest, seams::Seams};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    credentials::Credentials,
+    credentials::{Credential, Credentials},
     manifest::{self, ACCEPTED, Manifest},
 };
 
@@ -88,6 +88,10 @@ pub struct Resolved {
     pub platforms: Vec<String>,
 }
 
+fn basic(known: &Credential) -> RegistryAuth {
+    RegistryAuth::Basic(known.user.clone(), known.password.reveal().to_owned())
+}
+
 /// How registries are reached.
 #[derive(Clone)]
 pub struct RegistryContext {
@@ -123,28 +127,47 @@ impl RegistryContext {
             return Err(fault("a name without tag and digest was expected".to_owned()));
         }
         let canonical = format!("{}/{}", reference.registry(), reference.repository());
-        let mut known = self.credentials.find(repository, &self.seams).await;
-        if canonical != repository {
-            let more = self.credentials.find(&canonical, &self.seams).await;
-            known.extend(more.into_iter().filter(|more| !known.contains(more)).collect::<Vec<_>>());
-        }
-        let mut auths: Vec<RegistryAuth> = known
-            .into_iter()
-            .map(|known| RegistryAuth::Basic(known.user, known.password.reveal().to_owned()))
-            .collect();
-        if auths.is_empty() {
-            auths.push(RegistryAuth::Anonymous);
-        }
+        let mut known = self.credentials.listed(repository);
+        let more = self.credentials.listed(&canonical);
+        known.extend(more.into_iter().filter(|more| !known.contains(more)).collect::<Vec<_>>());
         let mut denied = None;
-        for auth in auths {
-            let remote = self.with(&reference, auth).map_err(|error| fault(error.to_string()))?;
-            match remote.sign_in(operation).await {
-                Ok(()) => return Ok(remote),
+        for known in &known {
+            match self.signed_in(&reference, basic(known), operation).await {
                 Err(failure) if failure.code == DENIED => denied = denied.or(Some(failure)),
-                Err(failure) => return Err(failure),
+                other => return other,
             }
         }
-        Err(denied.unwrap_or_else(|| fault("no way to sign in is known".to_owned())))
+        // What stands in files is not enough: the program that keeps passwords is asked, which may take its time.
+        let (asked, silence) = match self.credentials.ask(&canonical, &self.seams).await {
+            Ok(asked) => (asked, None),
+            Err(why) => (None, Some(why)),
+        };
+        let last = match (asked, denied) {
+            (None, Some(denied)) => Err(denied),
+            (None, None) => self.signed_in(&reference, RegistryAuth::Anonymous, operation).await,
+            (Some(asked), denied) => match self.signed_in(&reference, basic(&asked), operation).await {
+                Err(failure) if failure.code == DENIED => Err(denied.unwrap_or(failure)),
+                other => other,
+            },
+        };
+        last.map_err(|failure| match silence {
+            Some(why) if failure.code == DENIED => {
+                TaskFailure { cause: format!("{}; {why}", failure.cause), ..failure }
+            }
+            _ => failure,
+        })
+    }
+
+    async fn signed_in(
+        &self,
+        reference: &Reference,
+        auth: RegistryAuth,
+        operation: RegistryOperation,
+    ) -> Result<Remote, TaskFailure> {
+        let remote = self.with(reference, auth).map_err(|error| {
+            TaskFailure::permanent("container.reference", format!("can't use container image {reference}"), error)
+        })?;
+        remote.sign_in(operation).await.map(|()| remote)
     }
 
     fn with(&self, reference: &Reference, auth: RegistryAuth) -> Result<Remote, OciDistributionError> {
