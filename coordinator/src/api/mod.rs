@@ -33,7 +33,7 @@ pub use types::*;
 
 use crate::Coordinator;
 
-/// What environments offer while they run; given by the program that has agents in its own process.
+/// Sites, and what environments offer while they run; given by the program that has agents in its own process.
 #[async_trait]
 pub trait SiteAccess: Send + Sync {
     /// Asks the agent of a site to look at it now and report; whether there is one here to ask.

@@ -10,7 +10,7 @@ use axum::{
 };
 use futures::{Stream, StreamExt};
 use ocopea_catalog_db::{
-    Transaction,
+    CatalogError, Transaction,
     access::Actor,
     environments::Environment,
     model::{EnvironmentState, Role},
@@ -213,7 +213,11 @@ async fn base_of(
     site: &Site,
 ) -> Result<Option<Digest>, Problem> {
     let catalog = &coordinator.catalog;
-    let environment = catalog.environment(team, namespace).await.ok().filter(|found| found.site == site.id);
+    let environment = match catalog.environment(team, namespace).await {
+        Ok(found) => (found.site == site.id).then_some(found),
+        Err(CatalogError::NotFound { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
     let here = catalog.last_image_of(team, application, Some(&site.name)).await?;
     Ok(match (here, environment) {
         (Some(image), Some(environment)) if image.created < environment.created => Some(environment.record),

@@ -48,6 +48,11 @@ const FRESH: Duration = Duration::from_secs(3);
 const PATIENCE: u32 = 20;
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// Whether the look that a site's report tells of began at this time or later.
+fn looked_since(site: &Site, time: Timestamp) -> bool {
+    site.report.as_ref().is_some_and(|report| report.at >= time)
+}
+
 /// The sites as they are now: agents of this process look again, and are waited for a little; of others, and of
 /// clusters that don't answer, the last word counts.
 async fn sites_now(state: &State) -> Result<Vec<Site>, Problem> {
@@ -56,7 +61,7 @@ async fn sites_now(state: &State) -> Result<Vec<Site>, Problem> {
     let mut sites = catalog.sites().await?;
     let looking: Vec<SiteId> = sites
         .iter()
-        .filter(|site| site.reported.is_none_or(|at| at.plus(FRESH) < asked) && state.access.look_again(&site.name))
+        .filter(|site| !looked_since(site, asked.minus(FRESH)) && state.access.look_again(&site.name))
         .filter(|site| {
             let answers = |report: &SiteReport| !matches!(report.state, SiteState::Unreachable(_));
             site.report.as_ref().is_some_and(answers)
@@ -64,8 +69,7 @@ async fn sites_now(state: &State) -> Result<Vec<Site>, Problem> {
         .map(|site| site.id)
         .collect();
     for _ in 0..PATIENCE {
-        let waits = |site: &Site| looking.contains(&site.id) && site.reported.is_none_or(|at| at < asked);
-        if !sites.iter().any(waits) {
+        if !sites.iter().any(|site| looking.contains(&site.id) && !looked_since(site, asked)) {
             break;
         }
         clock.sleep(INTERVAL).await;
