@@ -248,7 +248,8 @@ fn refuse_gaps(source: &Source, inventory: &Inventory) -> Result<(), TaskFailure
             next.push(&gap.next);
         }
         // What was to be left out and isn't there needs no leaving out.
-        let said = gap.what.starts_with("--without") || gap.next.contains(&without);
+        let named = |rest: &str| rest.split([' ', ';', ',']).next() == Some(&gap.name);
+        let said = gap.what.starts_with("--without") || gap.next.split("--without ").skip(1).any(named);
         if !said && !leave_out.contains(&without) {
             leave_out.push(without);
         }
