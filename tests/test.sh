@@ -22,8 +22,10 @@ lane() { # NAME FUNCTION
 run_tests() { cargo test --no-fail-fast --workspace --locked "$@"; }
 named() { printf -- '--test\n%s\n' "$@"; }
 of_clusters=(cluster end_to_end volume)
-mapfile -t others < <(cd "$TOP" && cargo metadata --no-deps --format-version 1 --locked |
-  jq -r '[.packages[].targets[] | select(.kind == ["test"]) | .name] | unique[]' | grep -vxF -f <(printf '%s\n' "${of_clusters[@]}"))
+# Whatever is no cluster's is the servers' lane: no test is in none.
+all=$(cd "$TOP" && cargo metadata --no-deps --format-version 1 --locked | jq -r '[.packages[].targets[] | select(.kind == ["test"]) | .name] | unique[]')
+mapfile -t others < <(grep -vxF -f <(printf '%s\n' "${of_clusters[@]}") <<<"$all")
+[ ${#others[@]} = $(($(wc -l <<<"$all") - ${#of_clusters[@]})) ] || die "a test of the clusters' lane is gone: ${of_clusters[*]}"
 in_clusters() {
   run_tests $(named "${of_clusters[@]}")
   echo "the sample's other shape: PostgreSQL and a volume, saved while people write"
