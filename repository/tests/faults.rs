@@ -62,6 +62,63 @@ async fn a_full_store_fails_the_save_with_its_cause_and_leaves_no_image() {
     assert_eq!(left, Vec::<String>::new(), "all space is given back");
 }
 
+/// The store keeps the first blob otherwise than it was given.
+struct Forgetful {
+    root: std::path::PathBuf,
+    harm: fn(&mut Vec<u8>),
+    done: AtomicUsize,
+}
+
+#[async_trait]
+impl Hook for Forgetful {
+    async fn before(&self, _: Action, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn after(&self, action: Action, name: &str) -> Result<(), Error> {
+        if action == Action::Finish && self.done.fetch_add(1, SeqCst) == 0 {
+            let path = self.root.join(name);
+            let mut bytes = std::fs::read(&path).unwrap();
+            (self.harm)(&mut bytes);
+            std::fs::write(path, bytes).unwrap();
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_that_is_kept_otherwise_than_it_was_given_fails_the_save() {
+    let world = World::new().await;
+    let harms: [(&str, fn(&mut Vec<u8>)); 9] = [
+        ("its first byte", |bytes| bytes[0] ^= 1),
+        ("its first chunk", |bytes| bytes[8] ^= 1),
+        ("its middle", |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+        }),
+        ("its index", |bytes| {
+            let index = bytes.len() - 200;
+            bytes[index] ^= 1;
+        }),
+        ("its last byte", |bytes| *bytes.last_mut().unwrap() ^= 1),
+        ("one byte less", |bytes| drop(bytes.pop())),
+        ("one byte more", |bytes| bytes.push(0)),
+        ("half of it", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("nothing", Vec::clear),
+    ];
+    for (what, harm) in harms {
+        let (_, access, _) = world.begin(None).await;
+        let hook = Arc::new(Forgetful { root: world.path(""), harm, done: AtomicUsize::new(0) });
+        let backend = Arc::new(HookedBackend::new(world.backend().await, hook));
+        let session = ImageSession::over(backend, &access, &world.seams).await.unwrap();
+        let failed = put_data(&session, "messages", &[(b"a", noise(9_000_000, 2)), (b"b", prose(90_000, 3))]).await;
+        assert!(
+            matches!(&failed, Err(Error::Damaged { object, .. }) if object.starts_with("blobs/")),
+            "{what}: {failed:?}"
+        );
+    }
+}
+
 /// A small file system; taken down when dropped.
 struct SmallDisk(tempfile::TempDir);
 
