@@ -104,7 +104,7 @@ impl Platform {
         let closes = connection.supports_stream_close();
         let (mut to, mut from) = connection.into_stream().split();
         let lost = CancellationToken::new();
-        let (output, mut said) = tokio::io::duplex(BUFFER);
+        let (output, mut said) = tokio::io::simplex(BUFFER);
         let output = Carried::new(output, &lost);
         let seams = self.seams.clone();
         let (mut sender, ended) = tokio::sync::oneshot::channel();
@@ -155,8 +155,7 @@ async fn receive(
 ) -> Option<Status> {
     while let Some(message) = from.next().await {
         match channels::received(message.ok()?) {
-            // Where nobody reads any more, the end is still waited for.
-            Some((STDOUT, bytes)) => drop(said.write_all(&bytes).await),
+            Some((STDOUT, bytes)) => said.write_all(&bytes).await.ok()?,
             Some((STDERR, bytes)) => keep_tail(tail, &bytes),
             Some((STATUS, bytes)) => return serde_json::from_slice(&bytes).ok(),
             _ => {}
