@@ -376,13 +376,17 @@ async fn writes_are_held_released_and_never_held_for_good() {
     assert!(is_free());
     MongoDb.unfreeze(&subject).await.unwrap();
     // Too long: the watchdog lets go, and the holder says so.
-    let hurried = hurried(subject.clone(), 1000);
+    let hurried = hurried(subject.clone(), |span| if span >= Duration::from_secs(300) { span / 1000 } else { span });
     let mut held = open(&hurried, true).await.unwrap();
     held.check().await.unwrap();
     until(is_free).await;
     assert_eq!(held.check().await.unwrap_err().code, "save.freeze-too-long");
     assert_eq!(held.release().await.unwrap_err().code, "save.freeze-too-long");
     assert_eq!(locks(), 4);
+}
+
+fn pauses_are_short(span: Duration) -> Duration {
+    if span <= Duration::from_secs(2) { span / 20 } else { span }
 }
 
 async fn until(condition: impl Fn() -> bool) {
@@ -575,7 +579,7 @@ async fn a_load_waits_for_a_server_that_is_still_starting() {
     });
     let target = Peer::start(State::default(), script).await;
     let root = login(LoginOf::Administrator, "root", "boss", &[("authMechanism", "PLAIN"), ("authSource", "admin")]);
-    let patient = hurried(subject_with(target.address, vec![root]), 20);
+    let patient = hurried(subject_with(target.address, vec![root]), pauses_are_short);
     let loaded = load(&patient, &image, &saved).await.unwrap();
     assert_eq!(differences(&saved.copied.streams, &loaded.streams), Vec::<String>::new());
     let state = target.state.lock().unwrap();
@@ -616,7 +620,7 @@ async fn a_replica_set_is_initiated_as_it_was_where_nobody_else_does() {
         }
     });
     let target = Peer::start(State::default(), script).await;
-    let loaded = load(&hurried(subject(target.address), 20), &image, &saved).await.unwrap();
+    let loaded = load(&hurried(subject(target.address), pauses_are_short), &image, &saved).await.unwrap();
     assert_eq!(differences(&saved.copied.streams, &loaded.streams), Vec::<String>::new());
     let initiated = target.sent("replSetInitiate");
     let wanted = doc! {"_id": "rs0", "members": [{"host": "mongo-0.mongo:27017", "_id": 0}]};
