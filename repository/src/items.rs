@@ -10,6 +10,9 @@ use ocopea_protocol::secret::Secret32;
 
 use crate::keys;
 
+/// The hash of one item on its way.
+pub type PartHasher = blake3::Hasher;
+
 /// Adds up the hashes of items. Several can work on parts of one stream, then be merged.
 #[derive(Clone)]
 pub struct ItemHasher {
@@ -39,7 +42,7 @@ impl ItemHasher {
     }
 
     /// A hasher for one item that comes in pieces; give its result to [`Self::add_hash`].
-    pub fn part_hasher(&self) -> blake3::Hasher {
+    pub fn part_hasher(&self) -> PartHasher {
         blake3::Hasher::new_keyed(&self.key.0)
     }
 

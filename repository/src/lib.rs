@@ -31,7 +31,7 @@ mod verify;
 mod write;
 
 pub use error::{Error, Result};
-pub use items::ItemHasher;
+pub use items::{ItemHasher, PartHasher};
 pub use keys::{KeyId, Keyring, TeamKeys, Wrap, WrappedKey};
 pub use read::{DataReader, StreamEntry};
 pub use record::{

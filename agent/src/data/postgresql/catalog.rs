@@ -35,26 +35,13 @@ impl Table {
 
     /// `COPY` of its rows, or of those in some of its blocks; `with` as [`encoded`] answers it.
     pub(super) fn copy_out(&self, blocks: Option<Blocks>, with: &str) -> String {
-        let table = sql::qualified(&self.schema, &self.name);
-        let columns: Vec<String> = self.columns.iter().map(|column| sql::ident(column)).collect();
-        let columns = columns.join(", ");
+        let (columns, table) = (self.listed(), sql::qualified(&self.schema, &self.name));
         let filter = self.filter.as_deref().unwrap_or_default();
         match blocks {
-            Some(Blocks { from, to, written }) => {
+            Some(Blocks { from, to }) => {
                 let end = to.map(|to| format!(" AND ctid < '({to},0)'::pg_catalog.tid")).unwrap_or_default();
-                let (than, by) = match written {
-                    Written::Ever => ("", 0),
-                    Written::UpTo(by) => (">=", by),
-                    Written::After(by) => ("<", by),
-                };
-                // The age of the transaction is asked once, that of each row is a subtraction.
-                let age = if than.is_empty() {
-                    String::new()
-                } else {
-                    format!(" AND pg_catalog.age(xmin) {than} (SELECT pg_catalog.age('{by}'::pg_catalog.xid))")
-                };
                 format!(
-                    "COPY (SELECT {columns} FROM ONLY {table} WHERE ctid >= '({from},0)'::pg_catalog.tid{end}{age}) TO STDOUT{with}"
+                    "COPY (SELECT {columns} FROM ONLY {table} WHERE ctid >= '({from},0)'::pg_catalog.tid{end}) TO STDOUT{with}"
                 )
             }
             None if !filter.is_empty() => format!("COPY (SELECT {columns} FROM ONLY {table} {filter}) TO STDOUT{with}"),
@@ -63,33 +50,43 @@ impl Table {
         }
     }
 
+    /// `COPY` of the rows that these transactions wrote, wherever they lie.
+    pub(super) fn copy_written(&self, by: &[u32], with: &str) -> String {
+        let (columns, table) = (self.listed(), sql::qualified(&self.schema, &self.name));
+        let by: Vec<String> = by.iter().map(u32::to_string).collect();
+        format!(
+            "COPY (SELECT {columns} FROM ONLY {table} WHERE xmin = ANY ('{{{}}}'::pg_catalog.xid[])) TO STDOUT{with}",
+            by.join(",")
+        )
+    }
+
+    /// How many rows it has.
+    pub(super) fn counted(&self) -> String {
+        format!("SELECT pg_catalog.count(*) FROM ONLY {}", sql::qualified(&self.schema, &self.name))
+    }
+
+    fn listed(&self) -> String {
+        let columns: Vec<String> = self.columns.iter().map(|column| sql::ident(column)).collect();
+        columns.join(", ")
+    }
+
     /// `COPY` of rows into it.
     pub(super) fn copy_in(&self, with: &str) -> String {
         let table = sql::qualified(&self.schema, &self.name);
-        let columns: Vec<String> = self.columns.iter().map(|column| sql::ident(column)).collect();
-        if columns.is_empty() {
+        if self.columns.is_empty() {
             format!("COPY {table} FROM STDIN{with}")
         } else {
-            format!("COPY {table} ({}) FROM STDIN{with}", columns.join(", "))
+            format!("COPY {table} ({}) FROM STDIN{with}", self.listed())
         }
     }
 }
 
-/// Some blocks of a table, and which of the rows in them.
+/// Some blocks of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Blocks {
     pub from: i64,
     /// The first one behind them; `None`: all that follow.
     pub to: Option<i64>,
-    pub written: Written,
-}
-
-/// Rows by the transaction that wrote them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Written {
-    Ever,
-    UpTo(u32),
-    After(u32),
 }
 
 /// The end of a `COPY` whose rows are to be bytes as the database holds them. Converted to UTF-8 they would not all

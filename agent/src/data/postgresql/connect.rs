@@ -352,6 +352,14 @@ impl Session {
             .ok_or_else(|| self.server.failure("data.answer", "the server answered nothing where one row was due"))
     }
 
+    /// The one number that a query answers, which may take long; `doing` names it in failures.
+    pub(super) async fn number(&mut self, query: &str, doing: &str) -> Result<u64, TaskFailure> {
+        let (server, database) = (self.server.clone(), self.database.clone());
+        let work = sqlx::query_scalar::<_, i64>(AssertSqlSafe(query)).fetch_one(&mut self.connection);
+        let number = patient(&server, &database, doing, ENDLESS, work).await?;
+        u64::try_from(number).map_err(|_| server.failure("data.answer", format!("{number} while {doing}")))
+    }
+
     /// One column of bytes beside a number, for large objects.
     pub(super) async fn pieces(&mut self, query: &str) -> Result<Vec<(i64, Vec<u8>)>, TaskFailure> {
         let server = self.server.clone();

@@ -1,10 +1,10 @@
-//! Rows into a database, each read back and hashed at the target.
+//! Rows into a database, and the look at what arrived.
 //!
-//! A table is loaded by one connection, in order. A big one is loaded in parts, each a transaction of its own, so that
-//! another connection reads back what stands while the next part is on its way. Which rows a part brought isn't told by
-//! where they lie alone, since later ones may fill what room is left in earlier blocks: a read in between takes the rows
-//! of the blocks up to the part's end that were written up to its transaction, and one at the end takes all others in
-//! the same blocks. So each row that the table has at the end is hashed once, wherever it came from.
+//! A table is loaded by one connection, in order. Its rows are counted at the target: what a trigger, a rule or anything
+//! else kept out is found. A table of up to 64 MiB is read back and hashed whole, too. Of a longer one, samples are: one
+//! part in eight is loaded by a transaction of its own and hashed on its way, and the rows that those transactions wrote
+//! must come back as they went in. So a type whose text doesn't survive is found in a table of any size, and a big load
+//! doesn't pay for everything twice. What is sent was verified chunk by chunk when it was read.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,29 +14,43 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use ocopea_protocol::{failure::TaskFailure, image::StreamInfo};
-use ocopea_repository::{DataReader, ItemHasher, StreamEntry};
+use ocopea_repository::{DataReader, ItemHasher, PartHasher, StreamEntry};
 use serde::Deserialize;
 use tokio::sync::{Notify, mpsc};
 
 use super::{
-    catalog::{Blocks, Table, Written, encoded},
+    catalog::{Table, encoded},
     connect::{ENDLESS, STALL, Session, patient},
     facts::Database,
     load::Context,
     rows::{self, Sent, locked},
 };
 
-/// Bytes that are loaded by one transaction, while those before them are read back.
-const PART: u64 = 32 * 1024 * 1024;
-/// At most so many parts of one table, about.
-const MOST_PARTS: u64 = 1024;
+/// Streams of up to so many bytes are read back whole.
+const WHOLE: u64 = 64 * 1024 * 1024;
+/// Bytes of a sample of a longer one.
+const SAMPLE: u64 = 32 * 1024 * 1024;
+/// From one sample's start to the next one's, in bytes, or more: as much as gives the most samples.
+const SPACING: u64 = 8 * SAMPLE;
+/// Samples of one stream at most.
+const MOST_SAMPLES: u64 = 64;
 
 /// What sessions do next.
 enum Next {
     Load(usize),
-    ReadBack(usize, Option<Blocks>),
+    ReadBack(usize, Look),
     Wait,
     Nothing,
+}
+
+/// How a table is looked at when it is loaded.
+enum Look {
+    /// All rows, counted and hashed.
+    Whole,
+    /// The number of its rows.
+    Count,
+    /// The rows that these transactions wrote: they must be those that were sent.
+    Samples(Vec<u32>, ItemHasher),
 }
 
 /// A table on its way.
@@ -44,21 +58,13 @@ struct Job {
     stream: StreamEntry,
     table: Table,
     name: String,
-    found: Mutex<Found>,
-}
-
-/// What was read back of a table, and what is still to be.
-struct Found {
-    sum: ItemHasher,
-    bytes: u64,
-    /// The load itself, and reads.
-    open: u64,
+    found: Mutex<Option<StreamInfo>>,
 }
 
 /// What is to be done.
 struct Queue {
     loads: VecDeque<usize>,
-    reads: VecDeque<(usize, Option<Blocks>)>,
+    looks: VecDeque<(usize, Look)>,
     loading: usize,
 }
 
@@ -71,8 +77,7 @@ struct Work {
     tally: mpsc::UnboundedSender<(u64, u64)>,
 }
 
-/// Loads all tables, and reads each one back: rows that a trigger, a rule or anything else kept out are found here.
-/// The sessions come back.
+/// Loads all tables, and looks at what arrived. The sessions come back.
 pub(super) async fn tables(
     context: &Context<'_>,
     database: &Database,
@@ -89,12 +94,11 @@ pub(super) async fn tables(
         let Some(table) = there.remove(&name) else {
             return Err(context.admin.failure("data.missing", format!("the restored schema has no table {name}")));
         };
-        let found = Mutex::new(Found { sum: context.reader.item_hasher(), bytes: 0, open: 1 });
-        jobs.push(Job { stream: stream.clone(), table, name, found });
+        jobs.push(Job { stream: stream.clone(), table, name, found: Mutex::new(None) });
     }
     jobs.sort_by_key(|job| std::cmp::Reverse(job.stream.bytes));
     let (tally, mut counted) = mpsc::unbounded_channel();
-    let queue = Queue { loads: (0..jobs.len()).collect(), reads: VecDeque::new(), loading: 0 };
+    let queue = Queue { loads: (0..jobs.len()).collect(), looks: VecDeque::new(), loading: 0 };
     let work = Arc::new(Work {
         jobs,
         queue: Mutex::new(queue),
@@ -118,41 +122,35 @@ pub(super) async fn tables(
         loaded = loads => loaded?,
         () = counting => return Err(TaskFailure::cancelled(context.admin.what())),
     };
-    Ok((sessions, work.jobs.iter().map(Job::info).collect()))
+    Ok((sessions, work.jobs.iter().filter_map(|job| locked(&job.found).take()).collect()))
 }
 
 impl Job {
-    fn info(&self) -> StreamInfo {
-        let found = locked(&self.found);
-        StreamInfo {
-            name: self.name.clone(),
-            unit: "rows".to_owned(),
-            items: found.sum.items(),
-            bytes: found.bytes,
-            content: hex::encode(found.sum.sum()),
-        }
-    }
-
-    /// Takes note of something that is done. With the last of it, what was found must be what was saved.
-    fn done(&self, session: &Session) -> Result<(), TaskFailure> {
+    /// Takes note of so many rows at the target, which must be as many as were saved.
+    fn arrived(&self, session: &Session, items: u64, content: Option<[u8; 32]>) -> Result<(), TaskFailure> {
         let (stream, name) = (&self.stream, &self.name);
-        let mut found = locked(&self.found);
-        found.open -= 1;
-        if found.open > 0 {
-            return Ok(());
-        }
-        let items = found.sum.items();
         if items != stream.items {
             let cause = format!("the target holds {items} of {} rows of {name}", stream.items);
             return Err(session.server.failure("data.count", cause).next(
                 "something at the target changes rows while they are loaded (a trigger, a rule, another session)",
             ));
         }
-        if found.sum.sum() != stream.item_hash {
-            let cause = format!("the rows of {name} at the target are not those that were saved");
-            return Err(session.server.failure("data.content", cause));
+        if content.is_some_and(|content| content != stream.item_hash) {
+            return Err(self.other_rows(session));
         }
+        *locked(&self.found) = Some(StreamInfo {
+            name: name.clone(),
+            unit: "rows".to_owned(),
+            items,
+            bytes: stream.bytes,
+            content: content.map(hex::encode).unwrap_or_default(),
+        });
         Ok(())
+    }
+
+    fn other_rows(&self, session: &Session) -> TaskFailure {
+        let cause = format!("the rows of {} at the target are not those that were saved", self.name);
+        session.server.failure("data.content", cause)
     }
 }
 
@@ -165,7 +163,7 @@ impl Work {
             // From here on no change is missed.
             changed.as_mut().enable();
             match self.next() {
-                Next::ReadBack(index, blocks) => self.read_back(&mut session, index, blocks).await?,
+                Next::ReadBack(index, look) => self.look(&mut session, index, look).await?,
                 Next::Load(index) => self.load(&mut session, index).await?,
                 Next::Wait => changed.await,
                 Next::Nothing => return Ok(session),
@@ -173,11 +171,11 @@ impl Work {
         }
     }
 
-    /// Reads before loads: what was loaded last is still in the server's memory.
+    /// Looks before loads: what was loaded last is still in the server's memory.
     fn next(&self) -> Next {
         let mut queue = locked(&self.queue);
-        if let Some((index, blocks)) = queue.reads.pop_front() {
-            return Next::ReadBack(index, blocks);
+        if let Some((index, look)) = queue.looks.pop_front() {
+            return Next::ReadBack(index, look);
         }
         if let Some(index) = queue.loads.pop_front() {
             queue.loading += 1;
@@ -186,72 +184,77 @@ impl Work {
         if queue.loading > 0 { Next::Wait } else { Next::Nothing }
     }
 
-    /// Adds reads of a table, and with the last ones says that its load is over.
-    fn add(&self, index: usize, reads: impl IntoIterator<Item = Option<Blocks>>, last: bool) {
-        let Some(job) = self.jobs.get(index) else { return };
+    /// A table's load is over: these looks are due.
+    fn loaded(&self, index: usize, looks: impl IntoIterator<Item = Look>) {
         let mut queue = locked(&self.queue);
-        for blocks in reads {
-            locked(&job.found).open += 1;
-            queue.reads.push_back((index, blocks));
-        }
-        queue.loading -= usize::from(last);
+        queue.looks.extend(looks.into_iter().map(|look| (index, look)));
+        queue.loading -= 1;
         drop(queue);
         self.changed.notify_waiters();
     }
 
     async fn load(&self, session: &mut Session, index: usize) -> Result<(), TaskFailure> {
         let Some(job) = self.jobs.get(index) else { return Ok(()) };
-        let (stream, table) = (&job.stream, &job.table);
+        let stream = &job.stream;
         if stream.items == 0 {
-            self.add(index, [None], true);
-            return job.done(session);
+            self.loaded(index, [Look::Whole]);
+            return Ok(());
         }
-        let server = session.server.clone();
-        let size = PART.max(stream.bytes / MOST_PARTS);
-        let pieces = self.reader.read(&stream.name).await.map_err(|error| rows::store(&server, &error))?;
-        let mut source = Source { pieces, rest: Bytes::new(), left: stream.bytes };
+        let pieces = self.reader.read(&stream.name).await.map_err(|error| rows::store(&session.server, &error))?;
+        let mut source = Source { pieces, rest: Bytes::new(), ended: false };
         let mut taken = 0;
-        let mut from = 0;
-        let mut later = Vec::new();
-        loop {
-            // A part that would leave little to the next takes that too.
-            let parts = table.ranges && source.left > size + size / 4;
-            if parts {
+        // Only a heap's rows tell which transaction wrote them.
+        let samples = stream.bytes > WHOLE && job.table.ranges;
+        if samples {
+            let spacing = SPACING.max(stream.bytes / MOST_SAMPLES);
+            let (mut by, mut sent) = (Vec::new(), self.reader.item_hasher());
+            while !source.ended {
                 session.run("BEGIN").await?;
+                let mut sample = Some(Sample { hasher: sent, begun: None });
+                taken += self.part(session, job, &mut source, SAMPLE, &mut sample).await?;
+                by.push(transaction(session).await?);
+                session.run("COMMIT").await?;
+                sent = sample.map_or_else(|| self.reader.item_hasher(), |sample| sample.hasher);
+                if !source.ended {
+                    taken += self.part(session, job, &mut source, spacing - SAMPLE, &mut None).await?;
+                }
             }
-            taken += self.part(session, job, &mut source, if parts { size } else { u64::MAX }).await?;
-            if !parts {
-                break;
-            }
-            let (to, by) = stands(session, table).await?;
-            session.run("COMMIT").await?;
-            if to > from {
-                let blocks = Blocks { from, to: Some(to), written: Written::UpTo(by) };
-                self.add(index, [Some(blocks)], false);
-                later.push(Some(Blocks { written: Written::After(by), ..blocks }));
-                from = to;
-            }
+            self.check(session, job, taken)?;
+            self.loaded(index, [Look::Count, Look::Samples(by, sent)]);
+        } else {
+            taken += self.part(session, job, &mut source, u64::MAX, &mut None).await?;
+            self.check(session, job, taken)?;
+            self.loaded(index, [Look::Whole]);
         }
-        if taken != stream.items {
-            let cause = format!("the target took {taken} of {} rows of {}", stream.items, job.name);
-            return Err(server.failure("data.count", cause));
+        Ok(())
+    }
+
+    fn check(&self, session: &Session, job: &Job, taken: u64) -> Result<(), TaskFailure> {
+        if taken == job.stream.items {
+            return Ok(());
         }
-        let rest = (from > 0).then_some(Blocks { from, to: None, written: Written::Ever });
-        self.add(index, std::iter::once(rest).chain(later), true);
-        job.done(session)
+        let cause = format!("the target took {taken} of {} rows of {}", job.stream.items, job.name);
+        Err(session.server.failure("data.count", cause))
     }
 
     /// Loads about `most` bytes, whole rows.
-    async fn part(&self, session: &mut Session, job: &Job, source: &mut Source, most: u64) -> Result<u64, TaskFailure> {
+    async fn part(
+        &self,
+        session: &mut Session,
+        job: &Job,
+        source: &mut Source,
+        most: u64,
+        sample: &mut Option<Sample>,
+    ) -> Result<u64, TaskFailure> {
         let (server, database) = (session.server.clone(), session.database.clone());
         let doing = format!("loading {}", job.name);
         let mut copy = session.copy_in(&job.table.copy_in(&self.with), &doing).await?;
-        let (mut sent, mut ends) = (0, false);
-        while !ends {
+        let (mut sent, mut full) = (0, false);
+        while !full {
             let piece = match source.next(most.saturating_sub(sent)).await {
                 None => break,
                 Some(Ok((piece, last))) => {
-                    ends = last;
+                    full = last;
                     piece
                 }
                 Some(Err(error)) => {
@@ -262,7 +265,21 @@ impl Work {
             };
             let length = piece.len() as u64;
             sent += length;
-            patient(&server, &database, &doing, STALL, async { copy.send(piece).await.map(|_| ()) }).await?;
+            let hashing = async {
+                let Some(mut adding) = sample.take() else { return Some(()) };
+                let piece = piece.clone();
+                let added = server.seams.compute("hash rows", move || {
+                    adding.add(&piece);
+                    adding
+                });
+                *sample = Some(added.await?);
+                Some(())
+            };
+            let sending =
+                patient(&server, &database, &doing, STALL, async { copy.send(piece.clone()).await.map(|_| ()) });
+            let (hashed, sending) = futures::join!(hashing, sending);
+            sending?;
+            hashed.ok_or_else(|| TaskFailure::cancelled(server.what()))?;
             // Nobody counts when the load has failed.
             let _ = self.tally.send((length, 0));
         }
@@ -271,31 +288,74 @@ impl Work {
         Ok(taken)
     }
 
-    async fn read_back(&self, session: &mut Session, index: usize, blocks: Option<Blocks>) -> Result<(), TaskFailure> {
+    async fn look(&self, session: &mut Session, index: usize, look: Look) -> Result<(), TaskFailure> {
         let Some(job) = self.jobs.get(index) else { return Ok(()) };
-        let (sink, mut drain) = mpsc::channel(2);
-        let draining = async {
-            let mut bytes = 0;
-            while let Some(sent) = drain.recv().await {
-                if let Sent::Rows(batch) = sent {
-                    bytes += batch.rows.len() as u64;
+        match look {
+            Look::Count => {
+                let items = session.number(&job.table.counted(), &format!("counting {}", job.name)).await?;
+                job.arrived(session, items, None)
+            }
+            Look::Whole => {
+                let found = self.read_back(session, job, &job.table.copy_out(None, &self.with)).await?;
+                job.arrived(session, found.items(), Some(found.sum()))
+            }
+            Look::Samples(by, sent) => {
+                if by.is_empty() {
+                    return Ok(());
+                }
+                let found = self.read_back(session, job, &job.table.copy_written(&by, &self.with)).await?;
+                if (found.items(), found.sum()) == (sent.items(), sent.sum()) {
+                    Ok(())
+                } else {
+                    Err(job.other_rows(session))
                 }
             }
-            Ok::<u64, TaskFailure>(bytes)
+        }
+    }
+
+    async fn read_back(&self, session: &mut Session, job: &Job, statement: &str) -> Result<ItemHasher, TaskFailure> {
+        let (sink, mut drain) = mpsc::channel::<Sent>(2);
+        let draining = async {
+            while drain.recv().await.is_some() {}
+            Ok::<(), TaskFailure>(())
         };
-        let statement = job.table.copy_out(blocks, &self.with);
-        let empty = self.reader.item_hasher();
         let reading = async {
             let sink = sink;
-            rows::read(session, &statement, &job.name, &rows::room(), empty, &sink).await
+            rows::read(session, statement, &job.name, &rows::room(), self.reader.item_hasher(), &sink).await
         };
-        let (sum, bytes) = futures::try_join!(reading, draining)?;
-        {
-            let mut found = locked(&job.found);
-            found.sum.merge(&sum);
-            found.bytes += bytes;
+        let (sum, ()) = futures::try_join!(reading, draining)?;
+        Ok(sum)
+    }
+}
+
+/// A part that is hashed on its way, row by row.
+struct Sample {
+    hasher: ItemHasher,
+    /// A row of which not all has come.
+    begun: Option<PartHasher>,
+}
+
+impl Sample {
+    /// The next bytes, wherever they end.
+    fn add(&mut self, piece: &[u8]) {
+        let mut rows = piece;
+        if let Some(mut row) = self.begun.take() {
+            let end = memchr::memchr(b'\n', rows);
+            row.update(&rows[..end.unwrap_or(rows.len())]);
+            let Some(end) = end else {
+                self.begun = Some(row);
+                return;
+            };
+            self.hasher.add_hash(*row.finalize().as_bytes());
+            rows = &rows[end + 1..];
         }
-        job.done(session)
+        let (whole, rest) = rows.split_at(memchr::memrchr(b'\n', rows).map_or(0, |end| end + 1));
+        rows::hash_rows(&mut self.hasher, whole);
+        if !rest.is_empty() {
+            let mut row = self.hasher.part_hasher();
+            row.update(rest);
+            self.begun = Some(row);
+        }
     }
 }
 
@@ -303,8 +363,8 @@ impl Work {
 struct Source {
     pieces: BoxStream<'static, ocopea_repository::Result<Bytes>>,
     rest: Bytes,
-    /// Bytes that are still to come.
-    left: u64,
+    /// Nothing more comes.
+    ended: bool,
 }
 
 impl Source {
@@ -312,9 +372,13 @@ impl Source {
     async fn next(&mut self, room: u64) -> Option<ocopea_repository::Result<(Bytes, bool)>> {
         let mut piece = std::mem::take(&mut self.rest);
         if piece.is_empty() {
-            piece = match self.pieces.next().await? {
-                Ok(piece) => piece,
-                Err(error) => return Some(Err(error)),
+            piece = match self.pieces.next().await {
+                Some(Ok(piece)) => piece,
+                Some(Err(error)) => return Some(Err(error)),
+                None => {
+                    self.ended = true;
+                    return None;
+                }
             };
         }
         let mut full = false;
@@ -325,27 +389,18 @@ impl Source {
             self.rest = piece.split_off(end + 1);
             full = true;
         }
-        self.left = self.left.saturating_sub(piece.len() as u64);
         Some(Ok((piece, full)))
     }
 }
 
-/// How many blocks a table has, and which transaction this is.
-async fn stands(session: &mut Session, table: &Table) -> Result<(i64, u32), TaskFailure> {
+/// The number of the session's transaction.
+async fn transaction(session: &mut Session) -> Result<u32, TaskFailure> {
     #[derive(Deserialize)]
     struct Row {
-        blocks: i64,
         by: u32,
     }
-    let row: Row = session
-        .one(&format!(
-            "SELECT pg_catalog.pg_relation_size({}::pg_catalog.oid::pg_catalog.regclass) / \
-             pg_catalog.current_setting('block_size')::pg_catalog.int8 AS blocks, \
-             pg_catalog.txid_current() & 4294967295 AS by",
-            table.oid
-        ))
-        .await?;
-    Ok((row.blocks, row.by))
+    let row: Row = session.one("SELECT pg_catalog.txid_current() & 4294967295 AS by").await?;
+    Ok(row.by)
 }
 
 #[cfg(test)]
@@ -354,8 +409,7 @@ mod tests {
 
     async fn parts(pieces: &[&str], most: u64) -> Vec<String> {
         let pieces: Vec<_> = pieces.iter().map(|piece| Ok(Bytes::copy_from_slice(piece.as_bytes()))).collect();
-        let left = 1000;
-        let mut source = Source { pieces: futures::stream::iter(pieces).boxed(), rest: Bytes::new(), left };
+        let mut source = Source { pieces: futures::stream::iter(pieces).boxed(), rest: Bytes::new(), ended: false };
         let mut parts = vec![String::new()];
         while let Some(next) = source.next(most.saturating_sub(parts.last().unwrap().len() as u64)).await {
             let (piece, full) = next.unwrap();
@@ -364,8 +418,23 @@ mod tests {
                 parts.push(String::new());
             }
         }
-        assert_eq!(source.left, left - parts.iter().map(|part| part.len() as u64).sum::<u64>());
+        assert!(source.ended);
         parts
+    }
+
+    #[test]
+    fn rows_are_hashed_alike_wherever_pieces_end() {
+        let text = b"one\n\nthree with more\nx\n";
+        let empty = ItemHasher::new(&ocopea_protocol::secret::Secret32([7; 32]));
+        let mut whole = empty.clone();
+        rows::hash_rows(&mut whole, text);
+        assert_eq!(whole.items(), 4);
+        for size in 1..=text.len() {
+            let mut sample = Sample { hasher: empty.clone(), begun: None };
+            text.chunks(size).for_each(|piece| sample.add(piece));
+            assert!(sample.begun.is_none());
+            assert_eq!((sample.hasher.items(), sample.hasher.sum()), (4, whole.sum()), "pieces of {size}");
+        }
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ use ocopea_repository::{DataWriter, ItemHasher, StreamFacts, StreamSummary};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
-    catalog::{Blocks, Table, Written},
+    catalog::{Blocks, Table},
     connect::{STALL, Server, Session, patient},
 };
 use crate::failures;
@@ -85,7 +85,7 @@ fn part(table: &Table, from: i64) -> Option<Blocks> {
     }
     let to = from + PART;
     // The last one has no end: the file may have grown since it was measured.
-    Some(Blocks { from, to: (to < table.blocks).then_some(to), written: Written::Ever })
+    Some(Blocks { from, to: (to < table.blocks).then_some(to) })
 }
 
 /// One part of one table, and where its rows go.
@@ -424,9 +424,14 @@ mod tests {
         let table = table(9, true);
         assert_eq!(table.copy_out(None, ""), "COPY \"s\".\"t\" (\"a\"\"b\", \"c\") TO STDOUT");
         assert_eq!(
-            table.copy_out(Some(Blocks { from: 5, to: Some(9), written: Written::Ever }), &encoded("LATIN1")),
+            table.copy_out(Some(Blocks { from: 5, to: Some(9) }), &encoded("LATIN1")),
             "COPY (SELECT \"a\"\"b\", \"c\" FROM ONLY \"s\".\"t\" WHERE ctid >= '(5,0)'::pg_catalog.tid AND \
              ctid < '(9,0)'::pg_catalog.tid) TO STDOUT (ENCODING 'LATIN1')"
+        );
+        assert_eq!(
+            table.copy_written(&[7, 4_294_967_295], ""),
+            "COPY (SELECT \"a\"\"b\", \"c\" FROM ONLY \"s\".\"t\" WHERE xmin = ANY \
+             ('{7,4294967295}'::pg_catalog.xid[])) TO STDOUT"
         );
         assert_eq!(table.stream("My db"), "\"My db\".s.t");
     }
