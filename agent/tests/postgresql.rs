@@ -15,7 +15,11 @@ use std::{
 };
 
 use ocopea_agent::data::{DataService, LoginOf, Subject, postgresql::PostgreSql};
-use ocopea_protocol::{failure::FailureClass, image::DataKind, task::Progress};
+use ocopea_protocol::{
+    failure::{FailureClass, TaskFailure},
+    image::DataKind,
+    task::Progress,
+};
 use postgres_copy::{
     Saved, administrator, copy_under,
     image::TestRepository,
@@ -458,15 +462,17 @@ async fn what_no_load_could_make_again_is_named_before_a_byte_is_copied() {
     assert_eq!(target.psql("postgres", "SELECT string_agg(extname, ',') FROM pg_extension"), "plpgsql");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn rows_that_something_at_the_target_swallows_fail_the_load_and_name_the_stream() {
+/// Loads a database while somebody puts a trigger on the table `victim` before its rows come.
+async fn load_meddled_with(victim: &str, trigger: &'static str) -> TaskFailure {
     let source = Postgres::start(&[]);
     source.psql("postgres", "CREATE DATABASE shop");
-    // Big tables are loaded first, by two connections, which leaves time to meddle with the small one.
+    // Bigger tables are loaded first, by two connections, which leaves time to meddle with the small one.
     source.psql(
         "shop",
-        "CREATE TABLE big AS SELECT i, repeat('x', 500) FROM generate_series(1, 150000) i; CREATE TABLE big2 AS TABLE big; \
-         CREATE TABLE victim AS SELECT generate_series(1, 1000) AS x",
+        &format!(
+            "CREATE TABLE big AS SELECT i, repeat('x', 500) FROM generate_series(1, 200000) i; CREATE TABLE big2 AS TABLE big; \
+             CREATE TABLE victim AS SELECT x, {victim}"
+        ),
     );
     let repository = TestRepository::new().await;
     let image = repository.image().await;
@@ -476,11 +482,13 @@ async fn rows_that_something_at_the_target_swallows_fail_the_load_and_name_the_s
     let address = target.port;
     let meddler = std::thread::Builder::new()
         .spawn(move || {
-            let statement = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.x % 10 = 0 THEN RETURN NULL; END IF; RETURN NEW; END'; \
-                 CREATE TRIGGER swallow BEFORE INSERT ON victim FOR EACH ROW EXECUTE FUNCTION swallow();";
+            let statement = format!(
+                "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.x % 10 = 0 THEN {trigger} END IF; RETURN NEW; END'; \
+                 CREATE TRIGGER meddle BEFORE INSERT ON victim FOR EACH ROW EXECUTE FUNCTION meddle();"
+            );
             for _ in 0..400 {
                 let status = std::process::Command::new(binaries().join("psql"))
-                    .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-1", "-h", "127.0.0.1", "-U", "postgres", "-d", "shop", "-p", &address.to_string(), "-c", statement])
+                    .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-1", "-h", "127.0.0.1", "-U", "postgres", "-d", "shop", "-p", &address.to_string(), "-c", &statement])
                     .env("PGPASSWORD", PASSWORD)
                     .stderr(std::process::Stdio::null())
                     .status()
@@ -495,12 +503,26 @@ async fn rows_that_something_at_the_target_swallows_fail_the_load_and_name_the_s
         .unwrap();
     let failure = load(&subject(&target), &image, &saved).await.unwrap_err();
     assert!(meddler.join().unwrap(), "{}", text(&failure));
-    assert_eq!((failure.code.as_str(), failure.class), ("data.count", FailureClass::Permanent), "{}", text(&failure));
-    assert!(
-        failure.cause.contains("900 of 1000") && failure.cause.contains("shop.public.victim"),
-        "{}",
-        text(&failure)
-    );
+    assert_eq!(failure.class, FailureClass::Permanent, "{}", text(&failure));
+    assert!(failure.cause.contains("shop.public.victim"), "{}", text(&failure));
+    failure
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_something_at_the_target_swallows_fail_the_load_and_name_the_stream() {
+    let failure = load_meddled_with("0 AS y FROM generate_series(1, 1000) x", "RETURN NULL;").await;
+    assert_eq!(failure.code, "data.count", "{}", text(&failure));
+    assert!(failure.cause.contains("900 of 1000"), "{}", text(&failure));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_something_at_the_target_changes_fail_the_load_in_tables_of_any_size() {
+    for victim in
+        ["0 AS y FROM generate_series(1, 1000) x", "0 AS y, repeat('y', 500) AS z FROM generate_series(1, 150000) x"]
+    {
+        let failure = load_meddled_with(victim, "NEW.y := 1;").await;
+        assert_eq!(failure.code, "data.content", "{}", text(&failure));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
