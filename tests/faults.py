@@ -300,6 +300,14 @@ class World:
             count += len(files)
         return count
 
+    def left_over(self):
+        """What the data directory holds and should not."""
+        left = [n for n in os.listdir(self.data) if n not in DATA]
+        for place in ("tmp", "staging", "pins"):
+            for folder, _, files in os.walk(os.path.join(self.data, "repository", place)):
+                left += [os.path.relpath(os.path.join(folder, name), self.data) for name in files]
+        return left
+
     def check(self, known):
         """Compares everything with what the operations that ended say."""
         fresh = self.settled(known)
@@ -322,13 +330,13 @@ class World:
         refs = sorted(os.listdir(refs)) if os.path.isdir(refs) else []
         if sorted(images) != refs:
             raise Wrong(f"the catalog has {images}, the repository {refs}")
-        left = [n for n in os.listdir(self.data) if n not in DATA]
-        pins = [f for _, _, files in os.walk(os.path.join(self.data, "repository", "pins")) for f in files]
-        for place in ("tmp", "staging", "pins"):
-            folder = os.path.join(self.data, "repository", place)
-            pins += [f"{place}/{name}" for name in (os.listdir(folder) if os.path.isdir(folder) else [])]
-        if left or pins:
-            raise Wrong(f"left over in the data directory: {left} {pins}")
+        # What is derived from the refs is written behind an operation's end: a file on its way is no leftover, one that
+        # stays is.
+        until = time.monotonic() + 10
+        while left := self.left_over():
+            if time.monotonic() > until:
+                raise Wrong(f"left over in the data directory: {left}")
+            time.sleep(0.2)
         self.call("repository", "verify")
         for operation in fresh:
             kind, ended = operation["title"].split()[0], operation["state"]

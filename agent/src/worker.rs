@@ -9,6 +9,8 @@
 #[cfg(test)]
 mod tests;
 
+mod speaker;
+
 use std::{
     any::Any,
     collections::HashSet,
@@ -17,12 +19,16 @@ use std::{
     time::Duration,
 };
 
+pub use speaker::Identity;
+use speaker::Speaker;
+
 use async_trait::async_trait;
 use futures::FutureExt;
 use ocopea_protocol::{
     bus::{AgentBus, BusError},
     envelope::{EnvelopeError, PROTOCOL_VERSION, open, seal},
     failure::TaskFailure,
+    identity::IdentityError,
     ids::{InstanceId, TaskId},
     message::{Answer, Request, TaskHint},
     seams::Seams,
@@ -49,6 +55,8 @@ pub struct Limits {
     pub light: usize,
     /// Between two polls; hints come faster, polls find what hints lost.
     pub poll: Duration,
+    /// Until an agent that is not wanted asks again.
+    pub unwanted: Duration,
     /// How long a stop waits for running tasks before it hands them back.
     pub grace: Duration,
     /// How long one request to the coordinator may take.
@@ -62,6 +70,7 @@ impl Default for Limits {
             steps: 16,
             light: 4096,
             poll: Duration::from_secs(3),
+            unwanted: Duration::from_secs(15),
             grace: Duration::from_secs(8),
             patience: Duration::from_secs(10),
         }
@@ -112,7 +121,7 @@ impl Work for AtSite {
 pub struct Worker {
     bus: Arc<dyn AgentBus>,
     work: Arc<dyn Work>,
-    instance: InstanceId,
+    speaker: Speaker,
     seams: Seams,
     limits: Limits,
     copies: Arc<Semaphore>,
@@ -146,22 +155,27 @@ type Returned = Result<Result<TaskOutput, TaskFailure>, Panicked>;
 
 impl Worker {
     /// A worker for `site` that has not begun.
-    pub fn new(site: Arc<Site>, bus: Arc<dyn AgentBus>, instance: InstanceId, seams: Seams) -> Arc<Self> {
-        Self::with(Arc::new(AtSite(site)), bus, instance, seams, Limits::default())
+    pub fn new(
+        site: Arc<Site>,
+        bus: Arc<dyn AgentBus>,
+        identity: Identity,
+        seams: Seams,
+    ) -> Result<Arc<Self>, IdentityError> {
+        Self::with(Arc::new(AtSite(site)), bus, identity, seams, Limits::default())
     }
 
     /// As [`Self::new`], for any work and limits.
     pub fn with(
         work: Arc<dyn Work>,
         bus: Arc<dyn AgentBus>,
-        instance: InstanceId,
+        identity: Identity,
         seams: Seams,
         limits: Limits,
-    ) -> Arc<Self> {
-        Arc::new(Self {
+    ) -> Result<Arc<Self>, IdentityError> {
+        Ok(Arc::new(Self {
             bus,
             work,
-            instance,
+            speaker: Speaker::new(identity, &seams)?,
             copies: Arc::new(Semaphore::new(limits.copies)),
             steps: Arc::new(Semaphore::new(limits.steps)),
             light: Arc::new(Semaphore::new(limits.light)),
@@ -170,28 +184,42 @@ impl Worker {
             taken: Mutex::default(),
             running: TaskTracker::new(),
             stop: CancellationToken::new(),
-        })
+        }))
     }
 
     /// Who this is.
     pub fn instance(&self) -> InstanceId {
-        self.instance
+        self.speaker.instance().id
     }
 
     /// Asks the coordinator; for what isn't about a task.
     pub async fn tell(&self, request: &Request) -> Option<Answer> {
-        self.ask(request).await.inspect_err(|error| tracing::debug!(%error, "no answer")).ok()
+        let mut answer = self.ask(request).await;
+        if matches!(answer, Ok(Answer::SignIn)) && self.sign_in().await {
+            answer = self.ask(request).await;
+        }
+        answer.inspect_err(|error| tracing::debug!(%error, "no answer")).ok()
     }
 
     /// Takes hints and polls until stopped or the bus is closed; then waits until what runs is finished or handed
     /// back.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let hints = Arc::clone(&self).hints();
-        let polls = Arc::clone(&self).polls();
+        let (hints, polls) = (Arc::clone(&self).hints(), Arc::clone(&self).polls());
+        let working = async {
+            // Hints wait meanwhile.
+            let mut pause = self.limits.poll;
+            while !self.sign_in().await {
+                self.seams.clock.sleep(self.seams.jittered(pause)).await;
+                pause = (pause * 2).min(self.limits.unwanted);
+            }
+            tokio::select! {
+                () = hints => {}
+                () = polls => {}
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = hints => {}
-            () = polls => {}
+            () = working => {}
         }
         self.stop.cancel();
         self.running.close();
@@ -216,13 +244,63 @@ impl Worker {
 
     async fn polls(self: Arc<Self>) {
         loop {
-            match self.ask(&Request::Poll { instance: self.instance, most: POLL }).await {
-                Ok(Answer::Tasks(hints)) => hints.into_iter().for_each(|hint| self.take(hint)),
-                Ok(other) => tracing::debug!(?other, "no tasks in the answer to a poll"),
+            let poll = self.speaker.poll(POLL, &self.seams);
+            let pause = match self.ask(&poll).await {
+                Ok(Answer::Tasks(hints)) => {
+                    hints.into_iter().for_each(|hint| self.take(hint));
+                    self.limits.poll
+                }
+                Ok(Answer::SignIn) if self.sign_in().await => continue,
+                Ok(Answer::SignIn) => self.limits.unwanted,
+                Ok(Answer::Ended { why }) => {
+                    self.begin_anew(&why);
+                    self.limits.unwanted
+                }
+                Ok(other) => {
+                    tracing::debug!(?other, "no tasks in the answer to a poll");
+                    self.limits.poll
+                }
                 Err(Silence::Bus(BusError::Closed)) => return,
-                Err(error) => tracing::debug!(%error, "poll failed"),
+                Err(error) => {
+                    tracing::debug!(%error, "poll failed");
+                    self.limits.poll
+                }
+            };
+            self.seams.clock.sleep(self.seams.jittered(pause)).await;
+        }
+    }
+
+    /// Signs in; whether it counts.
+    async fn sign_in(&self) -> bool {
+        let sign_in = match self.speaker.sign_in().await {
+            Ok(sign_in) => sign_in,
+            Err(error) => {
+                tracing::error!(%error, "can't sign in");
+                return false;
             }
-            self.seams.clock.sleep(self.seams.jittered(self.limits.poll)).await;
+        };
+        match self.ask(&Request::SignIn(Box::new(sign_in))).await {
+            Ok(Answer::Recorded) => true,
+            Ok(Answer::Ended { why }) => {
+                self.begin_anew(&why);
+                false
+            }
+            Ok(other) => {
+                tracing::debug!(?other, "not signed in");
+                false
+            }
+            Err(error) => {
+                tracing::debug!(%error, "not signed in");
+                false
+            }
+        }
+    }
+
+    /// This instance's word counts no more: what it does ends with its next heartbeats.
+    fn begin_anew(&self, why: &str) {
+        tracing::error!(instance = %self.instance(), why, "this agent's word no longer counts: it begins as another");
+        if let Err(error) = self.speaker.renew(&self.seams) {
+            tracing::error!(%error, "it can't");
         }
     }
 
@@ -249,9 +327,14 @@ impl Worker {
     async fn attend(&self, hint: &TaskHint) {
         // The permit comes first: a claimed task that only waits would keep other agents from doing it.
         let Some(_permit) = self.permit(hint.kind).await else { return };
-        let asked = self.seams.clock.monotonic();
-        match self.ask(&Request::Claim { task: hint.task, instance: self.instance }).await {
-            Ok(Answer::Granted { claimed, lease_ms, spec }) => {
+        let (mut instance, mut asked) = (self.speaker.instance(), self.seams.clock.monotonic());
+        let mut answer = self.ask(&Request::Claim { task: hint.task, instance: instance.id }).await;
+        if matches!(answer, Ok(Answer::SignIn)) && self.sign_in().await {
+            (instance, asked) = (self.speaker.instance(), self.seams.clock.monotonic());
+            answer = self.ask(&Request::Claim { task: hint.task, instance: instance.id }).await;
+        }
+        match answer {
+            Ok(Answer::Granted { claimed, lease_ms, sealed }) => {
                 let span = tracing::info_span!(
                     "task",
                     operation.id = %claimed.operation,
@@ -260,7 +343,18 @@ impl Worker {
                     task.kind = hint.kind.as_str(),
                 );
                 let lease_end = asked + Duration::from_millis(lease_ms);
-                Box::pin(self.work_on(claimed, hint.kind, *spec, lease_end, lease_ms)).instrument(span).await;
+                let work = async {
+                    match instance.open(&claimed, &sealed) {
+                        Ok(spec) => Box::pin(self.work_on(claimed, hint.kind, spec, lease_end, lease_ms)).await,
+                        Err(error) => {
+                            let what = format!("can't begin {}", hint.kind.as_str());
+                            let failure = TaskFailure::permanent("task.sealed", what, error)
+                                .next("see that coordinator and agents are of the same release");
+                            self.finish(claimed, hint.kind, Outcome::Failed(failure)).await;
+                        }
+                    }
+                };
+                work.instrument(span).await;
             }
             Ok(Answer::Refused { why }) => tracing::debug!(task.id = %hint.task, why, "claim refused"),
             Ok(other) => tracing::debug!(task.id = %hint.task, ?other, "claim not granted"),
@@ -385,7 +479,7 @@ impl Worker {
                         halt = Some(Halt::Cancelled { until: now() + LET_GO });
                     }
                 }
-                Ok(Answer::Refused { why }) => {
+                Ok(Answer::Refused { why } | Answer::Ended { why }) => {
                     tracing::warn!(why, "heartbeat refused");
                     stop.cancel();
                     return Ended::Lost;
@@ -437,7 +531,7 @@ impl Worker {
         loop {
             match self.ask(&Request::Finish { claimed, outcome: outcome.clone() }).await {
                 Ok(Answer::Recorded) => return,
-                Ok(Answer::Refused { why }) => {
+                Ok(Answer::Refused { why } | Answer::Ended { why }) => {
                     tracing::warn!(why, "the outcome was refused");
                     return;
                 }

@@ -5,7 +5,9 @@
 //! query of something that a team owns takes the team. The same code runs on SQLite and PostgreSQL.
 
 pub mod access;
+pub mod agents;
 mod database;
+pub mod enrolment;
 mod entities;
 pub mod environments;
 pub mod images;

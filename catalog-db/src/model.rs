@@ -42,6 +42,24 @@ macro_rules! states {
 }
 
 states! {
+    /// How a site stands with its installation.
+    Standing, "site" {
+        /// Enrolled by its own word: somebody has to say that it may be one.
+        Pending = "pending",
+        /// One of ours.
+        Active = "active",
+        /// Was one of ours.
+        Removed = "removed",
+    }
+}
+
+impl Standing {
+    fn may_become(self, next: Self) -> bool {
+        matches!((self, next), (Self::Pending, Self::Active | Self::Removed) | (Self::Active, Self::Removed))
+    }
+}
+
+states! {
     /// An operation: exactly one terminal state, which nothing leaves.
     OperationState, "operation" {
         /// Its tasks are being done.

@@ -1,12 +1,13 @@
 //! Sites and what their agents reported last.
 
-use ocopea_protocol::{ids::SiteId, message::SiteReport, time::Timestamp};
+use ocopea_protocol::{identity::PublicKey, ids::SiteId, message::SiteReport, time::Timestamp};
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 
 use crate::{
     Catalog, CatalogError,
     database::{is_storable, storable, unless_there},
     entities::sites,
+    model::Standing,
 };
 
 /// A site.
@@ -20,28 +21,47 @@ pub struct Site {
     pub reported: Option<Timestamp>,
     /// What it said.
     pub report: Option<SiteReport>,
+    /// Whether it is one of ours.
+    pub standing: Standing,
+    /// What signs its agents in; `None` until it is enrolled.
+    pub key: Option<PublicKey>,
+    /// What tells its cluster from others, as its agents said when they signed in first.
+    pub cluster: Option<String>,
 }
 
-fn site(row: sites::Model) -> Result<Site, CatalogError> {
+pub(crate) fn site(row: sites::Model) -> Result<Site, CatalogError> {
     Ok(Site {
         id: SiteId(row.id),
         name: row.name,
         reported: row.reported.map(Timestamp),
         report: row.report.as_deref().map(serde_json::from_str).transpose()?,
+        standing: Standing::parse(&row.standing).ok_or(CatalogError::Malformed(row.standing))?,
+        key: row.site_key.map(|key| key.parse().map_err(|_| CatalogError::Malformed(key))).transpose()?,
+        cluster: row.cluster,
     })
+}
+
+/// A row of a site that nobody has heard of yet.
+pub(crate) fn new(catalog: &Catalog, name: &str, standing: Standing) -> sites::ActiveModel {
+    sites::ActiveModel {
+        id: Set(catalog.seams.uuid()),
+        name: Set(name.to_owned()),
+        created: Set(catalog.seams.clock.now().0),
+        reported: Set(None),
+        report: Set(None),
+        standing: Set(standing.as_str().to_owned()),
+        site_key: Set(None),
+        cluster: Set(None),
+        at_broker: Set(0),
+        removed: Set(None),
+    }
 }
 
 impl Catalog {
     /// The site of that name, made where there is none; once, though asked for by several at once.
     pub async fn ensure_site(&self, name: &str) -> Result<SiteId, CatalogError> {
         storable("the site's name", &[name])?;
-        let row = sites::ActiveModel {
-            id: Set(self.seams.uuid()),
-            name: Set(name.to_owned()),
-            created: Set(self.seams.clock.now().0),
-            reported: Set(None),
-            report: Set(None),
-        };
+        let row = new(self, name, Standing::Active);
         sites::Entity::insert(row).on_conflict(unless_there()).exec_without_returning(&self.database).await?;
         let found = sites::Entity::find().filter(sites::Column::Name.eq(name)).one(&self.database).await?;
         found.map(|row| SiteId(row.id)).ok_or_else(|| CatalogError::not_found("site", name))
@@ -58,13 +78,17 @@ impl Catalog {
         Ok(())
     }
 
-    /// All sites, by name.
+    /// All sites but those that were removed, by name.
     pub async fn sites(&self) -> Result<Vec<Site>, CatalogError> {
-        let rows = sites::Entity::find().order_by_asc(sites::Column::Name).all(&self.database).await?;
+        let rows = sites::Entity::find()
+            .filter(sites::Column::Standing.ne(Standing::Removed.as_str()))
+            .order_by_asc(sites::Column::Name)
+            .all(&self.database)
+            .await?;
         rows.into_iter().map(site).collect()
     }
 
-    /// One, by name or id.
+    /// One, by name or id; one that was removed by its id only.
     pub async fn site(&self, name: &str) -> Result<Site, CatalogError> {
         if !is_storable(name) {
             return Err(CatalogError::not_found("site", name));

@@ -21,7 +21,7 @@ use ocopea_agent::{
         interactive::{Interactive, Wish},
         logs::LogWish,
     },
-    worker::Worker,
+    worker::{Identity, Worker},
 };
 use ocopea_catalog_db::{Catalog, access::Actor, model::Role};
 use ocopea_coordinator::{
@@ -33,7 +33,8 @@ use ocopea_coordinator::{
 use ocopea_protocol::{
     bus::in_process::InProcessBus,
     failure::TaskFailure,
-    ids::{InstanceId, SiteId},
+    identity::{IdentityError, SiteKey},
+    ids::SiteId,
     image::Location,
     message::{Request, SiteReport, SiteState},
     names::SiteName,
@@ -261,8 +262,13 @@ pub async fn run(options: Up) -> Result<(), Failure> {
             credentials: credentials.clone(),
             seams: seams.clone(),
         });
-        let instance = InstanceId::generate(&seams);
-        workers.push((site.clone(), Worker::new(site, Arc::new(bus.agent(id)), instance, seams.clone()), id));
+        // Agents of this process: their key lives as long as it does.
+        let fault = |error: IdentityError| Failure::local(error.to_string());
+        let key = SiteKey::generate().map_err(fault)?;
+        catalog.set_site_key(id, &key.public().map_err(fault)?).await.map_err(catalog_fault)?;
+        let identity = Identity::beside(&site.platform, id, key);
+        let worker = Worker::new(site.clone(), Arc::new(bus.agent(id)), identity, seams.clone()).map_err(fault)?;
+        workers.push((site, worker, id));
     }
     let stop = CancellationToken::new();
     let agents_stop = CancellationToken::new();

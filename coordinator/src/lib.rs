@@ -4,6 +4,7 @@
 //! `serve` answers agents' requests; `background` relays hints, reaps leases and does the coordinator's own tasks;
 //! `api` is what people and programs speak with.
 
+mod agents;
 pub mod api;
 pub mod background;
 pub mod engine;
@@ -36,6 +37,8 @@ pub struct Coordinator {
     pub seams: Seams,
     /// This process, as a doer of the coordinator's own tasks.
     pub instance: InstanceId,
+    /// Whose word counts.
+    agents: agents::Agents,
     /// Counts commits: relay, runner and watchers look at once instead of at their next poll. Who looks while another
     /// change comes sees that one, too.
     pub version: tokio::sync::watch::Sender<u64>,
@@ -57,6 +60,7 @@ impl Coordinator {
             vault,
             bus,
             seams,
+            agents: agents::Agents::default(),
             version: tokio::sync::watch::Sender::new(0),
         })
     }

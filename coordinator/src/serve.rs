@@ -12,6 +12,7 @@ use ocopea_protocol::{
     bus::{BusError, Incoming},
     envelope,
     failure::TaskFailure,
+    identity::{self, PublicKey},
     ids::SiteId,
     image::ImageAccess,
     message::{Answer, HolderOrder, Request, TaskHint},
@@ -87,21 +88,34 @@ impl Coordinator {
     }
 
     async fn handle(&self, site: SiteId, request: Request) -> Result<Answer, CatalogError> {
+        let speaker = match &request {
+            Request::SignIn(sign_in) => return self.sign_in(site, sign_in).await,
+            Request::Poll { instance, most, turn, mark } => {
+                return self.poll(site, *instance, *most, (*turn, *mark)).await;
+            }
+            Request::Claim { instance, .. } => *instance,
+            Request::Heartbeat { claimed, .. } | Request::Finish { claimed, .. } | Request::HandBack { claimed } => {
+                claimed.instance
+            }
+            Request::Report(report) => report.instance,
+        };
+        let key = match self.agent(site, speaker).await? {
+            Ok(key) => key,
+            Err(answer) => return Ok(answer),
+        };
         match request {
-            Request::Claim { task, instance } => self.claim(site, task, instance).await,
+            Request::Claim { task, instance } => self.claim(site, task, instance, &key).await,
             Request::Heartbeat { claimed, progress, holder } => {
                 self.heartbeat(&claimed, &progress, holder.as_ref()).await
             }
             Request::Finish { claimed, outcome } => self.finish(&claimed, &outcome).await,
             Request::HandBack { claimed } => self.hand_back(&claimed).await,
-            Request::Poll { most, .. } => {
-                let ready = self.catalog.ready_tasks(Some(site), u64::from(most)).await?;
-                Ok(Answer::Tasks(ready.iter().filter_map(hint_of).collect()))
-            }
             Request::Report(report) => {
                 self.catalog.report_site(site, &report).await?;
                 Ok(Answer::Recorded)
             }
+            // Answered above.
+            Request::SignIn(_) | Request::Poll { .. } => Ok(Answer::SignIn),
         }
     }
 
@@ -110,6 +124,7 @@ impl Coordinator {
         site: SiteId,
         task: ocopea_protocol::ids::TaskId,
         instance: ocopea_protocol::ids::InstanceId,
+        key: &PublicKey,
     ) -> Result<Answer, CatalogError> {
         let transaction = self.catalog.begin().await?;
         let Some(task) = transaction.claim(task, Some(site), instance, LEASE).await? else {
@@ -124,12 +139,16 @@ impl Coordinator {
         let failure = match self.complete(&operation, &task).await {
             Ok(spec) => {
                 let lease_ms = u64::try_from(LEASE.as_millis()).unwrap_or(0);
-                let granted = Answer::Granted { claimed, lease_ms, spec: Box::new(spec) };
-                match envelope::seal(&granted, "") {
-                    Ok(_) => return Ok(granted),
-                    Err(error) => {
-                        TaskFailure::permanent("task.too-large", format!("can't hand out {}", task.label), error)
-                    }
+                let too_large = |error: String| {
+                    TaskFailure::permanent("task.too-large", format!("can't hand out {}", task.label), error)
+                };
+                let granted = identity::seal_task(key, &claimed, &spec)
+                    .map(|sealed| Answer::Granted { claimed, lease_ms, sealed })
+                    .map_err(|error| error.to_string())
+                    .and_then(|granted| envelope::seal(&granted, "").map(|_| granted).map_err(|e| e.to_string()));
+                match granted {
+                    Ok(granted) => return Ok(granted),
+                    Err(error) => too_large(error),
                 }
             }
             Err(failure) => failure,

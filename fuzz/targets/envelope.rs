@@ -4,6 +4,7 @@
 use ocopea_protocol::{
     envelope::{self, Message},
     message::{Answer, Request, TaskHint},
+    task::TaskSpec,
 };
 
 fn open<M: Message + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
@@ -17,15 +18,18 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     open::<TaskHint>(bytes);
     open::<Request>(bytes);
     open::<Answer>(bytes);
+    open::<TaskSpec>(bytes);
     // The head is the same each time: what matters comes behind it.
-    for kind in 1..=3 {
-        let mut whole = b"OCPA\x01\0".to_vec();
+    for kind in 1..=4 {
+        let mut whole = b"OCPA".to_vec();
+        whole.extend_from_slice(&envelope::PROTOCOL_VERSION.to_le_bytes());
         whole.extend_from_slice(&[kind, 0]);
         whole.extend_from_slice(bytes);
         match kind {
             1 => open::<TaskHint>(&whole),
             2 => open::<Request>(&whole),
-            _ => open::<Answer>(&whole),
+            3 => open::<Answer>(&whole),
+            _ => open::<TaskSpec>(&whole),
         }
     }
 });

@@ -10,10 +10,13 @@
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::message::{Answer, Request, TaskHint};
+use crate::{
+    message::{Answer, Request, TaskHint},
+    task::TaskSpec,
+};
 
 /// What this build speaks.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// No message is longer; what is bigger belongs in the repository.
 pub const LONGEST: usize = 8 * 1024 * 1024;
 const MAGIC: [u8; 4] = *b"OCPA";
@@ -76,6 +79,11 @@ impl Message for Request {
 
 impl Message for Answer {
     const KIND: u8 = 3;
+}
+
+/// Travels sealed, inside of an answer.
+impl Message for TaskSpec {
+    const KIND: u8 = 4;
 }
 
 fn configuration() -> Configuration<LittleEndian, Varint, Limit<LONGEST>> {

@@ -81,4 +81,6 @@ ids! {
     TaskId = "task";
     /// One process of an agent.
     InstanceId = "instance";
+    /// What lets sites enrol.
+    EnrolmentKeyId = "enrolment key";
 }

@@ -7,6 +7,7 @@
 pub mod bus;
 pub mod envelope;
 pub mod failure;
+pub mod identity;
 pub mod ids;
 pub mod image;
 pub mod inventory;

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    identity::{Sealed, SignIn},
     ids::{InstanceId, TaskId},
-    task::{Claimed, HolderState, Outcome, Progress, TaskKind, TaskSpec},
+    task::{Claimed, HolderState, Outcome, Progress, TaskKind},
     time::Timestamp,
 };
 
@@ -56,9 +57,16 @@ pub enum Request {
         instance: InstanceId,
         /// At most this many.
         most: u32,
+        /// Counts the polls of this instance.
+        turn: u64,
+        /// Random, another one in each poll. Two polls of one turn with different marks come from two processes that
+        /// believe to be one: a clone.
+        mark: u64,
     },
     /// What this site can do.
     Report(Box<SiteReport>),
+    /// "I am an agent of this site." Comes before everything else, and again when it is asked for.
+    SignIn(Box<SignIn>),
 }
 
 /// Coordinator → agent.
@@ -70,8 +78,8 @@ pub enum Answer {
         claimed: Claimed,
         /// How long.
         lease_ms: u64,
-        /// What to do.
-        spec: Box<TaskSpec>,
+        /// What to do: a `TaskSpec` in its envelope, sealed to the instance that claimed it.
+        sealed: Sealed,
     },
     /// Not, or no longer, yours: stop at once, touch nothing more.
     Refused {
@@ -93,6 +101,14 @@ pub enum Answer {
     Tasks(Vec<TaskHint>),
     /// The request could not be handled now: ask again later.
     TryLater {
+        /// Why.
+        why: String,
+    },
+    /// Nobody knows this instance: sign in, then ask again.
+    SignIn,
+    /// This instance's word counts no more (it was cloned, or its site was removed): stop what runs, touch nothing more,
+    /// and begin as another instance.
+    Ended {
         /// Why.
         why: String,
     },

@@ -1,7 +1,7 @@
 //! Single facts about a cluster.
 
 use k8s_openapi::api::{
-    core::v1::{Node, Secret, Service},
+    core::v1::{Namespace, Node, Secret, Service},
     networking::v1::Ingress,
     node::v1::RuntimeClass,
     scheduling::v1::PriorityClass,
@@ -27,6 +27,19 @@ fn names_of(objects: Vec<impl ResourceExt>) -> Vec<String> {
 }
 
 impl Platform {
+    /// What tells this cluster from all others: the uid of its namespace `kube-system`, which lives as long as it does.
+    /// Empty where that can't be read.
+    pub async fn cluster_uid(&self) -> String {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        match api.get_opt("kube-system").await {
+            Ok(found) => found.and_then(|namespace| namespace.metadata.uid).unwrap_or_default(),
+            Err(error) => {
+                tracing::debug!(%error, "which cluster this is can't be told");
+                String::new()
+            }
+        }
+    }
+
     /// `linux/amd64` … of the nodes that are ready.
     pub async fn architectures(&self) -> Result<Vec<String>, TaskFailure> {
         let api: Api<Node> = Api::all(self.client.clone());

@@ -1,14 +1,15 @@
 //! The worker against a small peer that plays the coordinator over the in-process bus.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
 use ocopea_protocol::{
     bus::{CoordinatorBus, in_process::InProcessBus},
-    ids::{OperationId, SiteId},
+    identity::{PublicKey, SiteKey, seal_task},
+    ids::{InstanceId, OperationId, SiteId},
     message::HolderOrder,
     names::Namespace,
     task::{HolderState, Source},
@@ -43,6 +44,8 @@ where
 struct Peer {
     bus: InProcessBus,
     site: SiteId,
+    key: SiteKey,
+    signed_in: Mutex<HashMap<InstanceId, PublicKey>>,
     seams: Seams,
     lease_ms: u64,
     seen: Mutex<Vec<Request>>,
@@ -59,6 +62,8 @@ impl Peer {
         Arc::new(Self {
             bus,
             site,
+            key: SiteKey::generate().unwrap(),
+            signed_in: Mutex::default(),
             seams,
             lease_ms,
             seen: Mutex::default(),
@@ -70,7 +75,12 @@ impl Peer {
 
     fn worker(self: &Arc<Self>, work: Arc<dyn Work>, limits: Limits) -> Arc<Worker> {
         let bus = Arc::new(self.bus.agent(self.site));
-        Worker::with(work, bus, InstanceId::generate(&self.seams), self.seams.clone(), limits)
+        let identity = Identity {
+            site: self.site,
+            key: self.key.clone(),
+            cluster: Arc::new(|| Box::pin(std::future::ready("here".to_owned()))),
+        };
+        Worker::with(work, bus, identity, self.seams.clone(), limits).unwrap()
     }
 
     fn hint(&self, kind: TaskKind) -> TaskHint {
@@ -104,7 +114,17 @@ impl Peer {
 
     fn usual(&self, request: &Request) -> Option<Answer> {
         Some(match request {
+            Request::SignIn(sign_in) => {
+                sign_in.verify(self.site, &self.key.public().unwrap()).unwrap();
+                assert_eq!(sign_in.cluster, "here");
+                self.signed_in.lock().unwrap().insert(sign_in.instance, sign_in.key);
+                Answer::Recorded
+            }
+            Request::Poll { instance, .. } if !self.signed_in.lock().unwrap().contains_key(instance) => Answer::SignIn,
             Request::Claim { task, instance } => {
+                let Some(key) = self.signed_in.lock().unwrap().get(instance).copied() else {
+                    return Some(Answer::SignIn);
+                };
                 let attempt = self.attempts.fetch_add(1, Ordering::SeqCst) + 1;
                 let claimed = Claimed {
                     task: *task,
@@ -112,7 +132,8 @@ impl Peer {
                     attempt: u32::try_from(attempt).unwrap(),
                     instance: *instance,
                 };
-                Answer::Granted { claimed, lease_ms: self.lease_ms, spec: Box::new(some_spec()) }
+                let sealed = seal_task(&key, &claimed, &some_spec()).unwrap();
+                Answer::Granted { claimed, lease_ms: self.lease_ms, sealed }
             }
             Request::Heartbeat { .. } => Answer::Continue { lease_ms: self.lease_ms, holder: HolderOrder::Wait },
             Request::Finish { .. } | Request::HandBack { .. } => Answer::Recorded,
@@ -271,7 +292,7 @@ async fn a_silent_coordinator_makes_the_agent_give_up_before_its_lease_ends() {
         loop {
             let incoming = silent.bus.next_request().await.unwrap();
             let request = open::<Request>(&incoming.request).unwrap().message;
-            if matches!(request, Request::Claim { .. }) {
+            if matches!(request, Request::SignIn(_) | Request::Claim { .. }) {
                 let _ = incoming.reply.send(seal(&silent.usual(&request).unwrap(), "").unwrap());
             }
         }
@@ -386,4 +407,24 @@ async fn copies_wait_for_permits_and_light_tasks_do_not() {
         })
         .max();
     assert_eq!(most, Some(2), "{order:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_whose_word_no_longer_counts_drops_what_it_does_and_goes_on_as_another() {
+    let peer = Peer::new(2000, |request, number| match request {
+        Request::Heartbeat { .. } if number == 1 => Some(Answer::Ended { why: "cloned".to_owned() }),
+        Request::Poll { turn, .. } if *turn == 4 => Some(Answer::Ended { why: "cloned".to_owned() }),
+        _ => None,
+    });
+    peer.publish(&peer.hint(TaskKind::CopyData)).await;
+    let work = doing(|_| std::future::pending());
+    let signed_in = |peer: &Peer| -> Vec<InstanceId> {
+        let all = peer.requests(|r| matches!(r, Request::SignIn(_)));
+        all.into_iter().filter_map(|r| if let Request::SignIn(one) = r { Some(one.instance) } else { None }).collect()
+    };
+    let limits = Limits { poll: Duration::from_millis(50), unwanted: Duration::from_millis(50), ..limits() };
+    until(&peer, work, limits, |peer| signed_in(peer).len() >= 2).await;
+    let instances = signed_in(&peer);
+    assert_ne!(instances[0], instances[1]);
+    assert!(outcomes(&peer).is_empty(), "what it did is another's now");
 }

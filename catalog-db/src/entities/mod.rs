@@ -2,11 +2,13 @@
 
 pub(crate) mod attempts;
 pub(crate) mod audit;
+pub(crate) mod enrolment_keys;
 pub(crate) mod environments;
 pub(crate) mod idempotency;
 pub(crate) mod image_comments;
 pub(crate) mod image_labels;
 pub(crate) mod images;
+pub(crate) mod instances;
 pub(crate) mod memberships;
 pub(crate) mod operations;
 pub(crate) mod outbox;

@@ -13,6 +13,14 @@ pub struct Model {
     pub reported: Option<i64>,
     #[sea_orm(column_type = "Text", nullable)]
     pub report: Option<String>,
+    #[sea_orm(column_type = "Text")]
+    pub standing: String,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub site_key: Option<String>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub cluster: Option<String>,
+    pub at_broker: i64,
+    pub removed: Option<i64>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -5,6 +5,7 @@ use sea_orm_migration::prelude::*;
 mod m0001_first;
 mod m0002_names;
 mod m0003_lists;
+mod m0004_agents;
 
 /// All of them, in order.
 pub struct Migrator;
@@ -12,6 +13,11 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_first::Migration), Box::new(m0002_names::Migration), Box::new(m0003_lists::Migration)]
+        vec![
+            Box::new(m0001_first::Migration),
+            Box::new(m0002_names::Migration),
+            Box::new(m0003_lists::Migration),
+            Box::new(m0004_agents::Migration),
+        ]
     }
 }

@@ -5,6 +5,7 @@
 
 mod access;
 mod crash;
+mod enrolment;
 mod environments;
 mod hostile;
 mod images;

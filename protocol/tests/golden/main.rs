@@ -19,6 +19,7 @@ use std::{collections::BTreeMap, fmt::Write};
 use ocopea_protocol::{
     envelope::{Message, PROTOCOL_VERSION, open, seal},
     message::{Answer, Request, TaskHint},
+    task::TaskSpec,
 };
 
 const STORED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/messages.txt");
@@ -29,6 +30,7 @@ pub enum Any {
     Hint(TaskHint),
     Request(Box<Request>),
     Answer(Box<Answer>),
+    Spec(Box<TaskSpec>),
 }
 
 fn sealed(message: &Any, trace: &str) -> Vec<u8> {
@@ -36,6 +38,7 @@ fn sealed(message: &Any, trace: &str) -> Vec<u8> {
         Any::Hint(message) => seal(message, trace),
         Any::Request(message) => seal(&**message, trace),
         Any::Answer(message) => seal(&**message, trace),
+        Any::Spec(message) => seal(&**message, trace),
     }
     .unwrap()
     .to_vec()
@@ -50,6 +53,7 @@ fn is_read_back(message: &Any, bytes: &[u8], trace: &str) {
         Any::Hint(message) => check(message, bytes, trace),
         Any::Request(message) => check(&**message, bytes, trace),
         Any::Answer(message) => check(&**message, bytes, trace),
+        Any::Spec(message) => check(&**message, bytes, trace),
     }
 }
 
@@ -100,9 +104,10 @@ fn the_head_is_magic_version_kind_and_trace() {
             Any::Hint(_) => (1, sealed(&message, TRACE)),
             Any::Request(_) => (2, sealed(&message, TRACE)),
             Any::Answer(_) => (3, sealed(&message, TRACE)),
+            Any::Spec(_) => (4, sealed(&message, TRACE)),
         };
         assert_eq!(&bytes[..4], b"OCPA", "{name}");
-        assert_eq!(&bytes[4..6], [1, 0], "{name}: version, little endian");
+        assert_eq!(&bytes[4..6], [2, 0], "{name}: version, little endian");
         assert_eq!(bytes[6], kind, "{name}");
         assert_eq!(usize::from(bytes[7]), TRACE.len(), "{name}");
         assert_eq!(&bytes[8..8 + TRACE.len()], TRACE.as_bytes(), "{name}");
@@ -117,7 +122,7 @@ fn the_head_is_magic_version_kind_and_trace() {
 fn a_hint_is_written_as_specified() {
     let task: ocopea_protocol::ids::TaskId = "018bcfe5-6800-7e77-bf29-38d7549ebf19".parse().unwrap();
     let hint = TaskHint { task, kind: ocopea_protocol::task::TaskKind::CopyData, least_version: 1 };
-    let mut expected = b"OCPA\x01\x00\x01\x00".to_vec();
+    let mut expected = b"OCPA\x02\x00\x01\x00".to_vec();
     // A UUID is a byte string: its length, its bytes. A variant is its number. A small number is one byte.
     expected.push(16);
     expected.extend_from_slice(task.0.as_bytes());

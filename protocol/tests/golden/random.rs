@@ -79,7 +79,12 @@ impl Dice {
                 let outcome = Outcome::Succeeded(Box::new(TaskOutput::Ready { url, notes }));
                 Request::Finish { claimed: self.claimed(), outcome }
             }
-            _ => Request::Poll { instance: InstanceId(self.id()), most: self.number() as u32 },
+            _ => Request::Poll {
+                instance: InstanceId(self.id()),
+                most: self.number() as u32,
+                turn: self.number(),
+                mark: self.number(),
+            },
         }
     }
 
@@ -125,8 +130,8 @@ fn random_bytes_are_refused_or_mean_what_they_say() {
     for seed in 0..20_000u64 {
         let mut dice = Dice(seed ^ 0x5eed_0000);
         let mut bytes = if seed % 2 == 0 {
-            let mut bytes = b"OCPA\x01\x00".to_vec();
-            bytes.push(1 + dice.below(3) as u8);
+            let mut bytes = b"OCPA\x02\x00".to_vec();
+            bytes.push(1 + dice.below(4) as u8);
             bytes.push(0);
             let length = dice.below(200);
             bytes.extend((0..length).map(|_| dice.next() as u8));

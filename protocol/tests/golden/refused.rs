@@ -3,21 +3,28 @@
 use ocopea_protocol::{
     envelope::{EnvelopeError, LONGEST, open, seal},
     message::{Answer, Request, TaskHint},
+    task::TaskSpec,
 };
 
 use crate::{Any, TRACE, sealed, values};
 
-/// Why these bytes are refused, read as each of the kinds; at least two of three always refuse by kind alone.
-fn faults(bytes: &[u8]) -> [Option<EnvelopeError>; 3] {
-    [open::<TaskHint>(bytes).err(), open::<Request>(bytes).err(), open::<Answer>(bytes).err()]
+/// Why these bytes are refused, read as each of the kinds; at least three of four always refuse by kind alone.
+fn faults(bytes: &[u8]) -> [Option<EnvelopeError>; 4] {
+    [
+        open::<TaskHint>(bytes).err(),
+        open::<Request>(bytes).err(),
+        open::<Answer>(bytes).err(),
+        open::<TaskSpec>(bytes).err(),
+    ]
 }
 
 fn fault(message: &Any, bytes: &[u8]) -> Option<EnvelopeError> {
-    let [hint, request, answer] = faults(bytes);
+    let [hint, request, answer, spec] = faults(bytes);
     match message {
         Any::Hint(_) => hint,
         Any::Request(_) => request,
         Any::Answer(_) => answer,
+        Any::Spec(_) => spec,
     }
 }
 
@@ -25,7 +32,9 @@ fn fault(message: &Any, bytes: &[u8]) -> Option<EnvelopeError> {
 fn another_version_is_refused_and_said_which_side_is_old() {
     for (name, message) in values::all() {
         let mut bytes = sealed(&message, TRACE);
-        for (theirs, advice) in [(0u16, "upgrade the sender"), (2, "upgrade this side"), (u16::MAX, "this side")] {
+        for (theirs, advice) in
+            [(0u16, "upgrade the sender"), (1, "upgrade the sender"), (3, "upgrade this side"), (u16::MAX, "this side")]
+        {
             bytes[4..6].copy_from_slice(&theirs.to_le_bytes());
             // Not even its payload is looked at: it may be anything.
             let mut short = bytes.clone();
@@ -46,7 +55,7 @@ fn another_version_is_refused_and_said_which_side_is_old() {
 #[test]
 fn what_is_not_ours_is_refused_at_its_first_bytes() {
     for bytes in
-        [&b"HTTP/1.1 200 OK\r\n\r\n"[..], b"{\"task\":1}", &[0; 64], b"ocpa\x01\x00\x01\x00", b"OCP\0\x01\x00\x01\x00"]
+        [&b"HTTP/1.1 200 OK\r\n\r\n"[..], b"{\"task\":1}", &[0; 64], b"ocpa\x02\x00\x01\x00", b"OCP\0\x01\x00\x01\x00"]
     {
         for error in faults(bytes) {
             assert!(matches!(error, Some(EnvelopeError::Magic)), "{error:?}");
@@ -59,12 +68,12 @@ fn a_message_of_another_kind_is_refused_by_its_number() {
     for (name, message) in values::all() {
         let bytes = sealed(&message, TRACE);
         let refused = faults(&bytes).into_iter().flatten().collect::<Vec<_>>();
-        assert_eq!(refused.len(), 2, "{name}");
+        assert_eq!(refused.len(), 3, "{name}");
         for error in refused {
             assert!(matches!(error, EnvelopeError::Kind { found, .. } if found == bytes[6]), "{name}: {error}");
         }
         let mut unknown = bytes.clone();
-        for kind in [0, 4, 255] {
+        for kind in [0, 5, 255] {
             unknown[6] = kind;
             let error = fault(&message, &unknown);
             assert!(matches!(error, Some(EnvelopeError::Kind { found, .. }) if found == kind), "{name}");
@@ -130,6 +139,7 @@ fn a_flipped_bit_is_refused_or_read_as_what_it_says() {
                 Any::Hint(_) => open::<TaskHint>(&flipped).map(|o| seal(&o.message, &o.trace)),
                 Any::Request(_) => open::<Request>(&flipped).map(|o| seal(&o.message, &o.trace)),
                 Any::Answer(_) => open::<Answer>(&flipped).map(|o| seal(&o.message, &o.trace)),
+                Any::Spec(_) => open::<TaskSpec>(&flipped).map(|o| seal(&o.message, &o.trace)),
             };
             let again = again.unwrap().unwrap();
             assert!(again.len() <= flipped.len(), "{name}: bit {bit}");
@@ -143,7 +153,7 @@ fn a_flipped_bit_is_refused_or_read_as_what_it_says() {
 fn a_length_that_lies_costs_no_memory() {
     // A poll's answer that says it holds 2^62 hints, and a text that says it is 2^40 bytes long.
     for payload in [&[5u8, 253, 0, 0, 0, 0, 0, 0, 0, 64][..], &[1, 253, 0, 0, 0, 0, 0, 1, 0, 0, b'x']] {
-        let bytes = [&b"OCPA\x01\x00\x03\x00"[..], payload].concat();
+        let bytes = [&b"OCPA\x02\x00\x03\x00"[..], payload].concat();
         let error = open::<Answer>(&bytes).unwrap_err();
         assert!(matches!(error, EnvelopeError::Payload(_)), "{error}");
     }
@@ -171,7 +181,7 @@ fn what_is_too_long_is_refused_when_it_is_written_and_when_it_is_read() {
 
 #[test]
 fn a_trace_that_is_no_text_is_refused() {
-    let bytes = b"OCPA\x01\x00\x03\x02\xff\xfe\x03";
+    let bytes = b"OCPA\x02\x00\x03\x02\xff\xfe\x03";
     let error = open::<Answer>(bytes).unwrap_err();
     assert!(matches!(error, EnvelopeError::Head(why) if why.contains("UTF-8")), "{error}");
 }
@@ -179,12 +189,12 @@ fn a_trace_that_is_no_text_is_refused() {
 #[test]
 fn names_are_parsed_on_arrival_not_believed() {
     // The same length, one letter changed to one that no namespace has.
-    let (name, message) = values::all().into_iter().find(|(name, _)| name.ends_with("granted.inspect")).unwrap();
+    let (name, message) = values::all().into_iter().find(|(name, _)| name.ends_with("spec.inspect")).unwrap();
     let mut bytes = sealed(&message, "");
     let at = bytes.windows(4).position(|w| w == b"shop").unwrap();
     for bad in [b"Shop", b"../x", b"a/b.", b"sho\0", b"-hop"] {
         bytes[at..at + 4].copy_from_slice(bad);
-        let error = open::<Answer>(&bytes).unwrap_err();
+        let error = open::<TaskSpec>(&bytes).unwrap_err();
         assert!(error.to_string().contains("namespace"), "{name}: {error}");
     }
 }

@@ -4,6 +4,7 @@ use std::ops::Not;
 
 use ocopea_protocol::{
     failure::{FailureClass, TaskFailure},
+    identity::{PublicKey, Sealed, SignIn},
     ids::{EnvironmentId, InstanceId, OperationId, TaskId},
     image::{BaseAccess, ComponentCopied, Consistency, ConsistencyLevel, DataKind, ImageAccess, Location, StreamInfo},
     inventory::{Binding, ContainerFound, DataFound, DeployedFrom, Gap, Inventory, ObjectRef},
@@ -368,8 +369,10 @@ fn requests() -> Vec<(String, Request)> {
     let mut all = vec![
         ("claim".to_owned(), Request::Claim { task, instance }),
         ("hand-back".to_owned(), Request::HandBack { claimed: claimed() }),
-        ("poll".to_owned(), Request::Poll { instance, most: 64 }),
+        ("poll".to_owned(), Request::Poll { instance, most: 64, turn: 1, mark: u64::MAX }),
     ];
+    let sign_in = SignIn { instance, key: PublicKey([7; 32]), cluster: "018bcfe5".to_owned(), signature: vec![9; 64] };
+    all.push(("sign-in".to_owned(), Request::SignIn(Box::new(sign_in))));
     for (name, holder) in [("", None), (".prepared", Some(HolderState::Prepared)), (".open", Some(open))] {
         let beat = Request::Heartbeat { claimed: claimed(), progress: progress.clone(), holder };
         all.push((format!("heartbeat{name}"), beat));
@@ -395,18 +398,25 @@ fn answers() -> Vec<(String, Answer)> {
         ("cancel".to_owned(), Answer::Cancel),
         ("recorded".to_owned(), Answer::Recorded),
         ("tasks".to_owned(), Answer::Tasks(kinds().into_iter().map(hint).collect())),
+        ("sign-in".to_owned(), Answer::SignIn),
+        ("ended".to_owned(), Answer::Ended { why: "another process has the same id".to_owned() }),
         ("try-later".to_owned(), Answer::TryLater { why: "the database is away".to_owned() }),
     ];
     use HolderOrder::{Hold, OpenNow, Release, Wait};
     for holder in [Wait, OpenNow, Hold, Release] {
         all.push((format!("continue.{holder:?}").to_lowercase(), Answer::Continue { lease_ms: 20_000, holder }));
     }
-    for (number, spec) in specs().into_iter().enumerate() {
-        let kind = spec.kind().as_str();
-        let name = if kind == "apply-objects" { format!("granted.{kind}.{number}") } else { format!("granted.{kind}") };
-        all.push((name, Answer::Granted { claimed: claimed(), lease_ms: 20_000, spec: Box::new(spec) }));
-    }
+    let sealed = Sealed { encapsulated: vec![1; 32], bytes: vec![2; 300] };
+    all.push(("granted".to_owned(), Answer::Granted { claimed: claimed(), lease_ms: 20_000, sealed }));
     all
+}
+
+fn granted() -> Vec<(String, TaskSpec)> {
+    let named = |(number, spec): (usize, TaskSpec)| {
+        let kind = spec.kind().as_str();
+        (if kind == "apply-objects" { format!("{kind}.{number}") } else { kind.to_owned() }, spec)
+    };
+    specs().into_iter().enumerate().map(named).collect()
 }
 
 fn hint(kind: TaskKind) -> TaskHint {
@@ -419,6 +429,7 @@ pub fn all() -> Vec<(String, Any)> {
     all.extend(kinds().into_iter().map(|kind| (format!("hint.{}", kind.as_str()), Any::Hint(hint(kind)))));
     all.extend(requests().into_iter().map(|(name, one)| (format!("request.{name}"), Any::Request(Box::new(one)))));
     all.extend(answers().into_iter().map(|(name, one)| (format!("answer.{name}"), Any::Answer(Box::new(one)))));
+    all.extend(granted().into_iter().map(|(name, one)| (format!("spec.{name}"), Any::Spec(Box::new(one)))));
     all
 }
 
