@@ -21,8 +21,8 @@ use sea_orm::{
 
 use crate::{
     Catalog, CatalogError, Transaction,
-    entities::{attempts, operations, outbox, tasks},
-    model::TaskState,
+    entities::{attempts, operations, outbox, sites, tasks},
+    model::{Standing, TaskState},
 };
 
 /// A task to be added.
@@ -191,6 +191,22 @@ impl Catalog {
         let rows = tasks::Entity::find()
             .filter(tasks::Column::State.eq(TaskState::Claimed.as_str()))
             .filter(tasks::Column::LeaseUntil.lt(now.0))
+            .all(&self.database)
+            .await?;
+        rows.into_iter().map(task).collect()
+    }
+
+    /// Tasks that only a site could do that is none of ours any more.
+    pub async fn tasks_of_removed_sites(&self) -> Result<Vec<Task>, CatalogError> {
+        let mut removed = Query::select();
+        removed
+            .column(sites::Column::Id)
+            .from(sites::Entity)
+            .and_where(sites::Column::Standing.eq(Standing::Removed.as_str()));
+        let rows = tasks::Entity::find()
+            .filter(tasks::Column::State.is_in([TaskState::Ready.as_str(), TaskState::Claimed.as_str()]))
+            .filter(tasks::Column::Site.in_subquery(removed))
+            .limit(1000)
             .all(&self.database)
             .await?;
         rows.into_iter().map(task).collect()
@@ -523,6 +539,26 @@ impl Transaction {
             .exec(&self.inner)
             .await?;
         Ok(())
+    }
+
+    /// Ends a task that nobody can do any more. `false` when it has ended already.
+    pub async fn abandon(&self, seen: &Task, why: &TaskFailure) -> Result<bool, CatalogError> {
+        let one = self.locked_task(seen.id).await?;
+        let Some(one) = one.filter(|one| matches!(one.state, TaskState::Ready | TaskState::Claimed)) else {
+            return Ok(false);
+        };
+        if one.state == TaskState::Claimed {
+            self.end_attempt(one.id, one.attempt, Some(why)).await?;
+        }
+        let row = tasks::ActiveModel {
+            state: Set(TaskState::Failed.as_str().to_owned()),
+            failure: Set(Some(serde_json::to_string(why)?)),
+            lease_until: Set(None),
+            ended: Set(Some(self.seams.clock.now().0)),
+            ..Default::default()
+        };
+        tasks::Entity::update_many().set(row).filter(tasks::Column::Id.eq(one.id.0)).exec(&self.inner).await?;
+        Ok(true)
     }
 
     /// How many attempts failed by themselves: those that were lost with their agent say nothing about the work.

@@ -331,6 +331,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
         coordinator: Arc::clone(&coordinator),
         access: Arc::new(Access { platforms, looks }),
         keys: Arc::new(KeyFile(data.join("repository.key"))),
+        broker: None,
     });
     let closed = CancellationToken::new();
     let serving = api::serve(listener, router, seams.clone(), closed.clone());

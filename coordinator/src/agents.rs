@@ -101,6 +101,11 @@ impl Coordinator {
         }
     }
 
+    /// A site was removed: nothing of its agents is remembered.
+    pub fn forget_agents(&self, site: SiteId) {
+        self.agents.with(|known| known.retain(|_, known| known.site != site));
+    }
+
     pub(crate) async fn poll(
         &self,
         site: SiteId,

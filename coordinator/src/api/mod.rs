@@ -2,9 +2,10 @@
 //!
 //! Errors are `application/problem+json`; lists are paged by cursor (newest first, `next` is the cursor of the next
 //! page); creation takes `Idempotency-Key`; an operation is followed by server-sent events. A token always, except
-//! for signing in and the health checks.
+//! for signing in, for enrolling (whose body holds one), and the health checks.
 
 mod body;
+pub mod enrolment;
 mod environments;
 pub mod exec;
 mod images;
@@ -90,6 +91,8 @@ pub struct State {
     pub access: Arc<dyn SiteAccess>,
     /// The repository's keys.
     pub keys: Arc<dyn KeyFile>,
+    /// Lets sites in; `None` where agents run in this process only.
+    pub broker: Option<Arc<dyn enrolment::SiteBroker>>,
 }
 
 #[derive(OpenApi)]
@@ -120,7 +123,12 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(session::me))
         .routes(routes!(session::list_tokens, session::create_token))
         .routes(routes!(session::revoke_token))
-        .routes(routes!(sites::list))
+        .routes(routes!(sites::list, enrolment::add_site))
+        .routes(routes!(enrolment::remove))
+        .routes(routes!(enrolment::approve))
+        .routes(routes!(enrolment::keys, enrolment::add_key))
+        .routes(routes!(enrolment::revoke_key))
+        .routes(routes!(enrolment::enrol))
         .routes(routes!(sites::applications))
         .routes(routes!(operations::inspect))
         .routes(routes!(operations::save))

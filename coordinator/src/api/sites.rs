@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use axum::{Json, extract::State as Extract, http::StatusCode};
-use ocopea_catalog_db::{images::ImageSearch, model::Role, sites::Site};
+use ocopea_catalog_db::{
+    images::ImageSearch,
+    model::{Role, Standing},
+    sites::Site,
+};
 use ocopea_protocol::{
     ids::SiteId,
     message::{SiteReport, SiteState},
@@ -86,6 +90,10 @@ pub(super) async fn list(Extract(state): Extract<State>, caller: Caller) -> Resu
     let now = state.coordinator.seams.clock.now();
     let views = sites.into_iter().map(|site| {
         let (word, why) = match &site.report {
+            _ if site.standing == Standing::Pending => {
+                ("pending", "it enrolled itself and waits to be accepted".to_owned())
+            }
+            None if site.key.is_none() => ("unknown", "no agent has joined it yet".to_owned()),
             Some(_) if is_silent(&site, now) => ("unknown", silence(&site)),
             None => ("unknown", "its agent has not reported yet".to_owned()),
             Some(report) => match &report.state {

@@ -5,11 +5,11 @@ mod own;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ocopea_catalog_db::CatalogError;
-use ocopea_protocol::{envelope, message::TaskHint, task::TaskKind, time::Timestamp};
+use ocopea_protocol::{envelope, failure::TaskFailure, message::TaskHint, task::TaskKind, time::Timestamp};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Coordinator, serve::LEASE};
+use crate::{Coordinator, engine, serve::LEASE};
 
 /// How often each loop looks without being rung.
 const POLL: Duration = Duration::from_millis(1000);
@@ -128,6 +128,26 @@ impl Coordinator {
             if let Err(error) = self.reap_one(&task, now).await {
                 tracing::error!(%error, task.id = %task.id, "a lost task could not be given back");
             }
+        }
+        for task in self.catalog.tasks_of_removed_sites().await? {
+            if let Err(error) = self.abandon(&task).await {
+                tracing::error!(%error, task.id = %task.id, "a task of a removed site could not be ended");
+            }
+        }
+        Ok(())
+    }
+
+    /// What only a removed site could do fails: nobody waits for it.
+    async fn abandon(&self, task: &ocopea_catalog_db::tasks::Task) -> Result<(), CatalogError> {
+        let failure =
+            TaskFailure::permanent("site.removed", format!("can't finish {}", task.label), "its site was removed")
+                .next("what it made at the site is still there: remove it by hand");
+        let transaction = self.catalog.begin().await?;
+        transaction.operation(task.operation).await?;
+        if transaction.abandon(task, &failure).await? {
+            engine::settle(&transaction, task.operation).await?;
+            transaction.commit().await?;
+            self.ring();
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers stop at the first surprise")]
 
 mod access;
+mod agents;
 mod requests;
 mod server;
 
@@ -19,7 +20,7 @@ use ocopea_catalog_db::{
 };
 use ocopea_coordinator::{
     Coordinator,
-    api::{self, KeyFile, OpenConnection, SiteAccess, exec},
+    api::{self, KeyFile, OpenConnection, SiteAccess, enrolment::SiteBroker, exec},
     tokens,
     vault::Vault,
 };

@@ -65,6 +65,8 @@ pub struct Server {
     pub actor: Actor,
     pub http: reqwest::Client,
     pub stop: CancellationToken,
+    pub bus: InProcessBus,
+    pub coordinator: Arc<Coordinator>,
     pub _directory: tempfile::TempDir,
 }
 
@@ -82,6 +84,10 @@ impl Drop for Server {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::with(None).await
+    }
+
+    pub async fn with(broker: Option<Arc<dyn SiteBroker>>) -> Self {
         // Twice in one process is once too often, and harmless.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
@@ -95,18 +101,25 @@ impl Server {
         let location = Location::Directory { path: place.to_str().unwrap().to_owned() };
         let repository = Repository::create(&location, &Keyring::generate(&seams), &seams).await.unwrap();
         let vault = Vault::new(&Secret32([5; 32])).unwrap();
-        let bus = Arc::new(InProcessBus::new(seams.clone()));
+        let bus = InProcessBus::new(seams.clone());
         let served = seams.clone();
-        let coordinator = Coordinator::new(catalog.clone(), repository, vault, bus, seams);
+        let coordinator = Coordinator::new(catalog.clone(), repository, vault, Arc::new(bus.clone()), seams);
         let stop = CancellationToken::new();
         coordinator.start(&stop);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let router = api::router(api::State { coordinator, access: Arc::new(NoSites), keys: Arc::new(NoSites) });
+        let state = api::State {
+            coordinator: Arc::clone(&coordinator),
+            access: Arc::new(NoSites),
+            keys: Arc::new(NoSites),
+            broker,
+        };
+        let router = api::router(state);
         let stopped = stop.clone();
         tokio::spawn(api::serve(listener, router, served, stopped));
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
-        Self { directory: directory.path().to_owned(), url, catalog, actor, http, stop, _directory: directory }
+        let place = directory.path().to_owned();
+        Self { directory: place, url, catalog, actor, http, stop, bus, coordinator, _directory: directory }
     }
 
     pub async fn token(&self, actor: &Actor, scope: Role) -> String {
