@@ -143,8 +143,8 @@ pub trait Upload: Send {
     async fn finish(self: Box<Self>, name: &str) -> Result<()>;
 }
 
-/// The backend for a location.
-pub(crate) async fn open(
+/// The backend for a location; `make` makes a directory that is missing.
+pub async fn open(
     location: &Location,
     access: &StoreAccess,
     seams: &Seams,

@@ -216,6 +216,11 @@ impl Repository {
         &self.inner.store
     }
 
+    /// How its store is got at.
+    pub fn stores(&self) -> &StoreAccess {
+        &self.inner.stores
+    }
+
     /// What its store can.
     pub fn abilities(&self) -> StoreAbilities {
         self.store().backend.abilities()
