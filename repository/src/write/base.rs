@@ -247,7 +247,7 @@ mod tests {
         names::ComponentName,
     };
 
-    use crate::{ImageSession, Keyring, Repository, StreamFacts, testing::seams};
+    use crate::{ImageSession, Keyring, Repository, StoreAccess, StreamFacts, testing::seams};
 
     /// No two alike; a twentieth of them differs from round to round.
     fn content(stream: u64, round: u64) -> Vec<u8> {
