@@ -108,7 +108,8 @@ impl Store {
         let place = tempfile::tempdir().unwrap();
         let location = Location::Directory { path: place.path().join("repository").display().to_string() };
         let keyring = Keyring::generate(&site.site.seams);
-        let repository = Repository::create(&location, &StoreAccess::default(), &keyring, &site.site.seams).await.unwrap();
+        let repository =
+            Repository::create(&location, &StoreAccess::default(), &keyring, &site.site.seams).await.unwrap();
         Self { _place: place, repository, team: TeamId::generate(&site.site.seams) }
     }
 }

@@ -177,10 +177,7 @@ pub enum Trouble {
 impl Trouble {
     /// Whether trying again is pointless as long as nothing else changes.
     pub fn is_permanent(self) -> bool {
-        !matches!(
-            self,
-            Self::Unreachable | Self::Busy | Self::Expired | Self::Answer | Self::Listing | Self::Contended
-        )
+        !matches!(self, Self::Unreachable | Self::Busy | Self::Expired | Self::Answer | Self::Listing | Self::Contended)
     }
 
     fn advice(self) -> &'static str {

@@ -11,8 +11,7 @@ use async_trait::async_trait;
 use common::*;
 use ocopea_protocol::{ids::TeamId, image::Location};
 use ocopea_repository::{
-    StoreAccess,
-    Error, Keyring, Repository, Scope,
+    Error, Keyring, Repository, Scope, StoreAccess,
     backend::{Action, Backend, DirectoryBackend, Hook, HookedBackend},
 };
 
@@ -86,9 +85,7 @@ async fn a_creation_that_was_killed_anywhere_is_finished_by_the_next_one() {
     }
 }
 
-on_every_store!(
-    what_holds_images_or_other_files_never_becomes_a_new_repository,
-);
+on_every_store!(what_holds_images_or_other_files_never_becomes_a_new_repository,);
 
 async fn what_holds_images_or_other_files_never_becomes_a_new_repository(world: World) {
     world.save("first", &[(b"a", prose(1000, 1))], None).await;

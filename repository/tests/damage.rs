@@ -96,7 +96,14 @@ async fn users(scene: &Scene) -> BTreeMap<String, BTreeSet<ImageId>> {
         }
         let location = ocopea_protocol::image::Location::Directory { path: copy.path().to_str().unwrap().to_owned() };
         let world = &scene.world;
-        let repository = ocopea_repository::Repository::open(&location, &ocopea_repository::StoreAccess::default(), &world.keyring, &world.seams).await.unwrap();
+        let repository = ocopea_repository::Repository::open(
+            &location,
+            &ocopea_repository::StoreAccess::default(),
+            &world.keyring,
+            &world.seams,
+        )
+        .await
+        .unwrap();
         repository.delete_image(scene.images[other].reference.image).await.unwrap();
         repository.collect(&now()).await.unwrap();
         for name in scene.world.objects().into_keys().filter(|name| name.starts_with("blobs/")) {

@@ -21,8 +21,7 @@ use ocopea_protocol::{
     time::Timestamp,
 };
 use ocopea_repository::{
-    StoreAccess,
-    CollectOptions, CommitRequest, Error, ImageRef, ImageSession, Record, Repository, Scope, WrappedKey,
+    CollectOptions, CommitRequest, Error, ImageRef, ImageSession, Record, Repository, Scope, StoreAccess, WrappedKey,
     backend::{Action, Hook, HookedBackend},
 };
 
@@ -148,7 +147,8 @@ async fn images_are_deleted_and_collected_on_a_disk_that_is_full_to_the_last_byt
     };
     let mut world = World::new().await;
     let location = Location::Directory { path: disk.0.path().join("repo").to_str().unwrap().to_owned() };
-    world.repository = Repository::create(&location, &StoreAccess::default(), &world.keyring, &world.seams).await.unwrap();
+    world.repository =
+        Repository::create(&location, &StoreAccess::default(), &world.keyring, &world.seams).await.unwrap();
     let first = world.save("first", &[(b"a", noise(3_000_000, 1))], None).await;
     let (_, _, session) = world.begin(None).await;
     let failed = put_data(&session, "messages", &[(b"a", noise(20_000_000, 2))]).await;
@@ -174,7 +174,8 @@ async fn a_full_disk_is_freed_though_what_has_to_be_written_for_it_is_longer_tha
     let mut world = World::new().await;
     let place = disk.0.path().join("repo");
     let location = Location::Directory { path: place.to_str().unwrap().to_owned() };
-    world.repository = Repository::create(&location, &StoreAccess::default(), &world.keyring, &world.seams).await.unwrap();
+    world.repository =
+        Repository::create(&location, &StoreAccess::default(), &world.keyring, &world.seams).await.unwrap();
     let first = world.save("first", &[(b"a", noise(3_000_000, 1))], None).await;
     // An image of which `index.json` says more than the reserve has room for.
     let (key, _, session) = world.begin(None).await;
@@ -516,7 +517,8 @@ async fn two_writers_and_a_collection_harm_no_image_when_several_pause() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_writers_and_a_collection_harm_no_image_in_a_bucket() {
     use Actor::{Base, Collector, Layer};
-    let orders = [[Layer, Collector, Base], [Collector, Layer, Base], [Base, Collector, Layer], [Collector, Base, Layer]];
+    let orders =
+        [[Layer, Collector, Base], [Collector, Layer, Base], [Base, Collector, Layer], [Collector, Base, Layer]];
     for (round, at) in noise(24, 13).chunks_exact(3).enumerate() {
         let order = orders[round % orders.len()];
         let at = |n: usize| usize::from(at[n]) % 110;

@@ -63,9 +63,7 @@ async fn all_is_read(world: &World, keyring: &Keyring, images: usize) {
     assert_eq!(repository.verify(Scope::All, &|_| {}).await.unwrap().broken, vec![]);
 }
 
-on_every_store!(
-    a_key_that_is_added_opens_what_was_saved_before,
-);
+on_every_store!(a_key_that_is_added_opens_what_was_saved_before,);
 
 async fn a_key_that_is_added_opens_what_was_saved_before(world: World) {
     world.save("first", &[(b"a", prose(10_000, 1))], None).await;

@@ -87,7 +87,9 @@ case $command in
 build) build; echo "$SERVER";;
 run)
   launch "$@"
-  trap 'rm -f "$empty"; kill "$(cat "$DIR/pid")" 2>/dev/null || true' EXIT
+  # Its directory may be gone by then.
+  pid=$(cat "$DIR/pid")
+  trap 'rm -f "$empty"; kill "$pid" 2>/dev/null || true' EXIT
   cat "$DIR/env"; echo READY
   # Whoever started this holds the other end.
   cat >/dev/null;;

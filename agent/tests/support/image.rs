@@ -30,7 +30,8 @@ impl TestRepository {
         let seams = Seams::real(TaskTracker::new());
         let directory = TempDir::new().unwrap();
         let location = Location::Directory { path: directory.path().join("repository").to_str().unwrap().to_owned() };
-        let repository = Repository::create(&location, &StoreAccess::default(), &Keyring::generate(&seams), &seams).await.unwrap();
+        let repository =
+            Repository::create(&location, &StoreAccess::default(), &Keyring::generate(&seams), &seams).await.unwrap();
         let team = TeamId::generate(&seams);
         Self { _directory: directory, repository, team, seams }
     }

@@ -6,7 +6,8 @@ use ocopea_protocol::{
     failure::{FailureClass, TaskFailure},
     ids::{EnvironmentId, InstanceId, OperationId, TaskId},
     image::{
-        BaseAccess, ComponentCopied, Consistency, ConsistencyLevel, DataKind, ImageAccess, Location, StoreKeys, StreamInfo,
+        BaseAccess, ComponentCopied, Consistency, ConsistencyLevel, DataKind, ImageAccess, Location, StoreKeys,
+        StreamInfo,
     },
     inventory::{Binding, ContainerFound, DataFound, DeployedFrom, Gap, Inventory, ObjectRef},
     message::{Answer, ApplicationFound, HolderOrder, Request, SiteReport, SiteState, TaskHint},

@@ -144,12 +144,7 @@ pub trait Upload: Send {
 }
 
 /// The backend for a location; `make` makes a directory that is missing.
-pub async fn open(
-    location: &Location,
-    access: &StoreAccess,
-    seams: &Seams,
-    make: bool,
-) -> Result<Arc<dyn Backend>> {
+pub async fn open(location: &Location, access: &StoreAccess, seams: &Seams, make: bool) -> Result<Arc<dyn Backend>> {
     match location {
         Location::Directory { path } => {
             Ok(Arc::new(DirectoryBackend::open(Path::new(path), seams.clone(), make).await?))

@@ -90,12 +90,7 @@ fn place(location: &Location) -> String {
 
 impl Repository {
     /// Makes a repository at an empty place, or where an earlier creation stopped before its end.
-    pub async fn create(
-        location: &Location,
-        stores: &StoreAccess,
-        keyring: &Keyring,
-        seams: &Seams,
-    ) -> Result<Self> {
+    pub async fn create(location: &Location, stores: &StoreAccess, keyring: &Keyring, seams: &Seams) -> Result<Self> {
         let backend = backend::open(location, stores, seams, true).await?;
         if !backend::holds_only(location, stores, seams, MADE_BY_CREATION).await? {
             return Err(Error::Occupied { place: place(location) });
@@ -152,12 +147,7 @@ impl Repository {
     }
 
     /// Opens a repository.
-    pub async fn open(
-        location: &Location,
-        stores: &StoreAccess,
-        keyring: &Keyring,
-        seams: &Seams,
-    ) -> Result<Self> {
+    pub async fn open(location: &Location, stores: &StoreAccess, keyring: &Keyring, seams: &Seams) -> Result<Self> {
         let backend = backend::open(location, stores, seams, false).await?;
         Self::open_in(backend, location, stores, keyring, seams).await
     }

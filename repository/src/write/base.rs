@@ -269,8 +269,13 @@ mod tests {
         let (mut base, mut all_new) = (None, 0);
         for round in 0..2 {
             let image_key = crate::keys::random_key(&seams());
-            let access =
-                ImageAccess { location: location.clone(), image_key, hash_key: hash_key.clone(), base: base.take(), store_keys: None };
+            let access = ImageAccess {
+                location: location.clone(),
+                image_key,
+                hash_key: hash_key.clone(),
+                base: base.take(),
+                store_keys: None,
+            };
             let session = ImageSession::open(&access, &StoreAccess::default(), &seams()).await.unwrap();
             let writer = session.component(&name, DataKind::Volume).await.unwrap();
             for stream in 0..400 {

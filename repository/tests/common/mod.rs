@@ -4,7 +4,6 @@
 pub mod proxy;
 pub mod s3;
 
-
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -19,8 +18,7 @@ use ocopea_protocol::{
 };
 use ocopea_repository::{
     Body, CollectOptions, CommitRequest, Component, ConfigWritten, DataWritten, Error, ImageRef, ImageSession, Keyring,
-    Lineage, Platform, Record, Repository, Requirements, StoreAccess, StreamFacts,
-    WrappedKey,
+    Lineage, Platform, Record, Repository, Requirements, StoreAccess, StreamFacts, WrappedKey,
     backend::{self, Backend},
 };
 use tokio_util::task::TaskTracker;

@@ -235,7 +235,8 @@ async fn serve(
 
 fn refusal(status: u16, code: &str) -> Answered {
     let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>said by the proxy</Message></Error>");
-    let head = format!("HTTP/1.1 {status} No\r\ncontent-type: application/xml\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head =
+        format!("HTTP/1.1 {status} No\r\ncontent-type: application/xml\r\ncontent-length: {}\r\n\r\n", body.len());
     Answered { head, body: body.into_bytes() }
 }
 
@@ -253,11 +254,7 @@ pub fn replaced(head: &str, name: &str, line: &str) -> String {
 /// The head without its condition, under a signature that fits.
 fn unconditional(head: &str, request: &Asked, keys: &StoreKeys) -> String {
     let url = format!("http://{}{}", request.headers["host"], request.path);
-    let signed = AwsCredential {
-        key_id: keys.id.clone(),
-        secret_key: keys.secret.reveal().to_owned(),
-        token: None,
-    };
+    let signed = AwsCredential { key_id: keys.id.clone(), secret_key: keys.secret.reveal().to_owned(), token: None };
     let mut again = http::Request::builder().method(request.method.as_str()).uri(url);
     let old = ["if-none-match", "authorization", "host", "x-amz-date", "x-amz-content-sha256"];
     for (name, value) in request.headers.iter().filter(|(name, _)| !old.contains(&name.as_str())) {

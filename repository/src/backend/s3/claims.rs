@@ -90,7 +90,14 @@ impl Calls {
         // What was said stays: others may have chosen it.
         let place = self.common.place.to_string();
         let reason = "too many processes want to make it at the same time".to_owned();
-        Err(Error::Remote { action: "write", object: name.to_owned(), place, trouble: Trouble::Contended, reason, tries: ROUNDS })
+        Err(Error::Remote {
+            action: "write",
+            object: name.to_owned(),
+            place,
+            trouble: Trouble::Contended,
+            reason,
+            tries: ROUNDS,
+        })
     }
 
     async fn say(&self, folder: &str, round: u32, phase: u32, what: &str) -> Result<Vec<Said>> {

@@ -86,17 +86,28 @@ impl Fault {
             }
             ("NoSuchBucket", _) => Trouble::NoBucket,
             ("ExpiredToken" | "TokenRefreshRequired" | "RequestExpired", _) => Trouble::Expired,
-            ("InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "InvalidSecurity" | "InvalidClientTokenId", _) => {
-                Trouble::Keys
-            }
+            (
+                "InvalidAccessKeyId"
+                | "SignatureDoesNotMatch"
+                | "InvalidToken"
+                | "InvalidSecurity"
+                | "InvalidClientTokenId",
+                _,
+            ) => Trouble::Keys,
             ("AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "InvalidObjectState", _) => Trouble::Rights,
             ("RequestTimeTooSkewed", _) => Trouble::Clock,
-            ("PermanentRedirect" | "TemporaryRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException", _) => {
-                Trouble::Region
-            }
-            ("SlowDown" | "ServiceUnavailable" | "InternalError" | "RequestTimeout" | "Throttling" | "TooManyRequests", _) => {
-                Trouble::Busy
-            }
+            (
+                "PermanentRedirect"
+                | "TemporaryRedirect"
+                | "AuthorizationHeaderMalformed"
+                | "IllegalLocationConstraintException",
+                _,
+            ) => Trouble::Region,
+            (
+                "SlowDown" | "ServiceUnavailable" | "InternalError" | "RequestTimeout" | "Throttling"
+                | "TooManyRequests",
+                _,
+            ) => Trouble::Busy,
             (_, 404) if code.is_empty() => return Self::Missing,
             (_, 409) if code.is_empty() => return Self::Conflict,
             (_, 412) => return Self::Exists,
@@ -108,7 +119,9 @@ impl Fault {
             _ => Trouble::Answer,
         };
         match (trouble, region) {
-            (Trouble::Region, Some(region)) => Self::Trouble(trouble, format!("the bucket is in region {region:.64} ({said})")),
+            (Trouble::Region, Some(region)) => {
+                Self::Trouble(trouble, format!("the bucket is in region {region:.64} ({said})"))
+            }
             _ => Self::Trouble(trouble, said),
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use object_store::{CredentialProvider, aws::AwsCredential};
-use ocopea_protocol::{image::StoreKeys, secret::Secret, seams::Seams};
+use ocopea_protocol::{image::StoreKeys, seams::Seams, secret::Secret};
 
 use super::{fault::Fault, sources};
 use crate::error::Trouble;
@@ -59,9 +59,8 @@ pub trait GivesKeys: fmt::Debug + Send + Sync {
 
 /// Whether what is given as keys can stand in a request.
 pub(crate) fn check(keys: StoreKeys) -> Result<StoreKeys, Fault> {
-    let word = |text: &str| {
-        !text.is_empty() && text.len() <= LONGEST && text.bytes().all(|byte| byte.is_ascii_graphic())
-    };
+    let word =
+        |text: &str| !text.is_empty() && text.len() <= LONGEST && text.bytes().all(|byte| byte.is_ascii_graphic());
     let token = keys.token.as_ref().is_none_or(|token| word(token.reveal()));
     if word(&keys.id) && keys.id.len() <= 256 && word(keys.secret.reveal()) && token {
         Ok(keys)

@@ -46,7 +46,13 @@ impl Calls {
         whole.await.map_err(|failed: Failed| self.failed("list", prefix, failed))
     }
 
-    async fn page(&self, prefix: &str, size: usize, token: Option<&str>, after: Option<&str>) -> Result<PaginatedListResult, Failed> {
+    async fn page(
+        &self,
+        prefix: &str,
+        size: usize,
+        token: Option<&str>,
+        after: Option<&str>,
+    ) -> Result<PaginatedListResult, Failed> {
         let prefix = self.common.place.key(prefix);
         let after = after.map(|name| self.common.place.key(name));
         self.tried(|_| {
@@ -165,7 +171,12 @@ impl Calls {
                     ..PaginatedListOptions::default()
                 };
                 let root = &root;
-                async move { self.store.list_paginated(Some(root).filter(|root| !root.is_empty()).map(String::as_str), options).await.map_err(fault) }
+                async move {
+                    self.store
+                        .list_paginated(Some(root).filter(|root| !root.is_empty()).map(String::as_str), options)
+                        .await
+                        .map_err(fault)
+                }
             });
             let page = listed.await.map_err(|failed| self.failed("list", "", failed))?;
             let objects = page.result.objects.iter().map(|object| object.location.as_ref());

@@ -96,9 +96,8 @@ impl StoreAccess {
 
     fn roots(&self) -> Result<Vec<u8>> {
         match std::env::var_os("AWS_CA_BUNDLE") {
-            Some(path) if self.roots.is_empty() && !path.is_empty() => std::fs::read(&path).map_err(|error| {
-                Error::Misuse(format!("AWS_CA_BUNDLE names {}: {error}", path.display()))
-            }),
+            Some(path) if self.roots.is_empty() && !path.is_empty() => std::fs::read(&path)
+                .map_err(|error| Error::Misuse(format!("AWS_CA_BUNDLE names {}: {error}", path.display()))),
             _ => Ok(self.roots.clone()),
         }
     }
@@ -127,7 +126,8 @@ impl StoreAccess {
     fn identity(&self) -> String {
         match &self.keys {
             KeySource::Static(keys) => {
-                let secret = format!("{}\n{}", keys.secret.reveal(), keys.token.as_ref().map_or("", |token| token.reveal()));
+                let secret =
+                    format!("{}\n{}", keys.secret.reveal(), keys.token.as_ref().map_or("", |token| token.reveal()));
                 format!("{} {}", keys.id, blake3::hash(secret.as_bytes()).to_hex())
             }
             // A process has one source of its own.

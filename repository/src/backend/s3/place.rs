@@ -67,7 +67,11 @@ impl Place {
         let (scheme, host) = (self.endpoint.scheme(), self.endpoint.host_str().unwrap_or_default());
         let port = self.endpoint.port().map(|port| format!(":{port}")).unwrap_or_default();
         let bucket = &self.bucket;
-        if self.path_style { format!("{scheme}://{host}{port}/{bucket}") } else { format!("{scheme}://{bucket}.{host}{port}") }
+        if self.path_style {
+            format!("{scheme}://{host}{port}/{bucket}")
+        } else {
+            format!("{scheme}://{bucket}.{host}{port}")
+        }
     }
 
     /// The key of an object.
@@ -89,7 +93,9 @@ impl Place {
 /// environment variables that all tools of S3 know (`variable` looks one up), else it is that of AWS.
 pub fn parse_location(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Location> {
     let wrong = |why: String| {
-        Error::Misuse(format!("{text:.200?} is no S3 repository: {why}; expected s3://BUCKET/PREFIX[?endpoint=URL&region=R&path-style=true]"))
+        Error::Misuse(format!(
+            "{text:.200?} is no S3 repository: {why}; expected s3://BUCKET/PREFIX[?endpoint=URL&region=R&path-style=true]"
+        ))
     };
     let url = Url::parse(text).map_err(|error| wrong(error.to_string()))?;
     if url.scheme() != "s3" || !url.username().is_empty() || url.password().is_some() || url.port().is_some() {
@@ -103,7 +109,9 @@ pub fn parse_location(text: &str, variable: impl Fn(&str) -> Option<String>) -> 
         match &*name {
             "endpoint" => endpoint = Some(value.into_owned()),
             "region" => region = Some(value.into_owned()),
-            "path-style" => path_style = Some(value.parse().map_err(|_| wrong("path-style is true or false".to_owned()))?),
+            "path-style" => {
+                path_style = Some(value.parse().map_err(|_| wrong("path-style is true or false".to_owned()))?)
+            }
             other => return Err(wrong(format!("{other:.40?} is not known"))),
         }
     }

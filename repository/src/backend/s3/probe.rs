@@ -117,7 +117,10 @@ async fn checked(calls: &Calls, place: &str) -> Result<(Calls, Option<String>)> 
                 let wrong = calls.raw(Method::PUT, Some(&key), "", Some((header, &value)), body).await;
                 matches!(wrong, Err(Fault::Checksum(_) | Fault::Trouble(Trouble::Answer, _)))
             }
-            Err(Failed { fault: Fault::Unsupported(_) | Fault::Checksum(_) | Fault::Trouble(Trouble::Answer, _), .. }) => false,
+            Err(Failed {
+                fault: Fault::Unsupported(_) | Fault::Checksum(_) | Fault::Trouble(Trouble::Answer, _),
+                ..
+            }) => false,
             Err(failed) => return Err(calls.failed("write", &object, failed)),
         };
         match calls.delete(&object).await {
@@ -132,4 +135,3 @@ async fn checked(calls: &Calls, place: &str) -> Result<(Calls, Option<String>)> 
     }
     Ok((calls.clone(), None))
 }
-

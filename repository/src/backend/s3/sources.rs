@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ocopea_protocol::{image::StoreKeys, secret::Secret, seams::Seams, time::Timestamp};
+use ocopea_protocol::{image::StoreKeys, seams::Seams, secret::Secret, time::Timestamp};
 use serde::Deserialize;
 
 use super::{
@@ -168,7 +168,8 @@ async fn profile(name: &str, context: &Context) -> Result<StoreKeys, String> {
         let region = get("region").unwrap_or_else(|| context.region.clone());
         let endpoint = context.set("AWS_ENDPOINT_URL_STS");
         let endpoint = endpoint.unwrap_or_else(|| format!("https://sts.{region}.amazonaws.com"));
-        return Box::pin(web_identity(&WebIdentity { role, token_file: file.into(), session, endpoint }, context)).await;
+        return Box::pin(web_identity(&WebIdentity { role, token_file: file.into(), session, endpoint }, context))
+            .await;
     }
     let other = ["credential_process", "sso_session", "sso_start_url", "source_profile"];
     match other.iter().find(|key| found.contains_key(**key)) {

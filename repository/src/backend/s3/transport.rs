@@ -21,7 +21,10 @@ use http::{HeaderMap, Method};
 use http_body::{Body, Frame, SizeHint};
 use object_store::{
     ClientOptions,
-    client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody, HttpService},
+    client::{
+        HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse,
+        HttpResponseBody, HttpService,
+    },
 };
 use ocopea_protocol::seams::{BoxFuture, Seams};
 
@@ -201,7 +204,13 @@ impl Transport {
     }
 
     /// Waits for the head of an answer for as long as bytes go out, and then for a time.
-    async fn answer<T>(&self, call: impl Future<Output = T>, length: u64, sent: &AtomicU64, long: bool) -> Result<T, Fault> {
+    async fn answer<T>(
+        &self,
+        call: impl Future<Output = T>,
+        length: u64,
+        sent: &AtomicU64,
+        long: bool,
+    ) -> Result<T, Fault> {
         let more = if long { self.patience.answer * LONG_WORK } else { Duration::ZERO };
         let mut end = self.seams.clock.sleep(self.patience.connect + self.patience.transfer(length) + more);
         let mut call = std::pin::pin!(call);
@@ -381,10 +390,9 @@ impl Body for Receiving {
                 told(&error)
             ))),
             None => match self.expected {
-                Some(expected) if self.received != expected => failed(Fault::unreachable(format!(
-                    "its answer ended after {} of {expected} bytes",
-                    self.received
-                ))),
+                Some(expected) if self.received != expected => {
+                    failed(Fault::unreachable(format!("its answer ended after {} of {expected} bytes", self.received)))
+                }
                 _ => Poll::Ready(None),
             },
         }
