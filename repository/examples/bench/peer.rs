@@ -19,9 +19,8 @@ use ocopea_protocol::{
     time::Timestamp,
 };
 use ocopea_repository::{
-    backend::s3::parse_location,
-    Body, CommitRequest, Component, DataReader, DataWriter, DataWritten, ImageSession, Keyring, Record, Repository, StoreAccess,
-    Requirements, StreamFacts, WrappedKey,
+    Body, CommitRequest, Component, DataReader, DataWriter, DataWritten, ImageSession, Keyring, Record, Repository,
+    Requirements, StoreAccess, StreamFacts, WrappedKey, backend::s3::parse_location,
 };
 
 use crate::{

@@ -205,8 +205,11 @@ async fn serve(
             }
             Do::Change(change) => {
                 change(&mut answered);
-                let told = format!("content-length: {}", answered.body.len());
-                answered.head = replaced(&answered.head, "content-length", &told);
+                // An answer to HEAD tells the length of a body that it doesn't have.
+                if request.method != "HEAD" {
+                    let told = format!("content-length: {}", answered.body.len());
+                    answered.head = replaced(&answered.head, "content-length", &told);
+                }
             }
             _ => {}
         }

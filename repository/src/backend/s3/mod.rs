@@ -53,7 +53,7 @@ use super::{Backend, Deletion, Entry, Put, StoreAbilities, Upload, check_name};
 use crate::error::{Error, Result};
 
 /// Bytes at which a pack ends: three of them fit into the memory that uploads may hold.
-const PACK: u64 = 16 << 20;
+const PACK: u64 = 12 << 20;
 /// Stores that one process keeps open.
 const MOST_OPEN: usize = 64;
 /// What a creation that stopped, and a probe, may leave.

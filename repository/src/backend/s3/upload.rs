@@ -30,7 +30,7 @@ const PART: usize = 8 << 20;
 /// Longest object that waits in memory for its name: a pack and its index.
 const WHOLE: usize = 20 << 20;
 /// What all uploads of a process may hold beyond a part each.
-const HELD: usize = 32 << 20;
+const HELD: usize = 24 << 20;
 /// In which that is counted.
 const UNIT: usize = 1 << 20;
 /// More than these S3 doesn't take: 80 GiB.
