@@ -132,7 +132,7 @@ async fn head_of(stream: &mut TcpStream, rest: &mut Vec<u8>) -> io::Result<Optio
             *rest = later;
             return Ok(Some(head));
         }
-        let mut piece = [0; 16 << 10];
+        let mut piece = vec![0; 16 << 10];
         match stream.read(&mut piece).await? {
             0 => return Ok(None),
             length => rest.extend_from_slice(&piece[..length]),
@@ -180,7 +180,7 @@ async fn serve(
             _ => {}
         }
         while rest.len() < length {
-            let mut piece = [0; 64 << 10];
+            let mut piece = vec![0; 64 << 10];
             match client.read(&mut piece).await? {
                 0 => return Ok(()),
                 more => rest.extend_from_slice(&piece[..more]),

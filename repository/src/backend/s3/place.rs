@@ -92,10 +92,10 @@ impl Place {
 /// Reads `s3://BUCKET[/PREFIX][?endpoint=URL&region=R&path-style=BOOL]`. What isn't given is taken from the
 /// environment variables that all tools of S3 know (`variable` looks one up), else it is that of AWS.
 pub fn parse_location(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Location> {
+    // What was given isn't repeated: somebody may have put a secret into it.
     let wrong = |why: String| {
-        Error::Misuse(format!(
-            "{text:.200?} is no S3 repository: {why}; expected s3://BUCKET/PREFIX[?endpoint=URL&region=R&path-style=true]"
-        ))
+        let form = "s3://BUCKET/PREFIX[?endpoint=URL&region=R&path-style=true]";
+        Error::Misuse(format!("this is no S3 repository: {why}; expected {form}"))
     };
     let url = Url::parse(text).map_err(|error| wrong(error.to_string()))?;
     if url.scheme() != "s3" || !url.username().is_empty() || url.password().is_some() || url.port().is_some() {
