@@ -66,7 +66,7 @@ fn run(place: &Path, options: &[&str]) -> (Child, BTreeMap<String, String>) {
             said.insert(name.to_owned(), value.to_owned());
         }
     }
-    panic!("the S3 server didn't start");
+    panic!("the S3 server didn't start: {:?}", child.wait());
 }
 
 impl Server {
