@@ -92,6 +92,45 @@ $(awk '/^write|^read/ { n = NF; what = $1; printf "%s: %s MB idle, %s MB at its 
 END
 }
 
+section_s3() {
+    "$TOP/tests/testbed/prereqs.sh" bench
+    local when figures=$PLACE/figures memory=$PLACE/memory bench server=$PLACE/server store
+    when=$(stamp)
+    say "building the repository's bench"
+    (cd "$TOP" && cargo build --quiet --release -p ocopea-repository --example bench)
+    bench=${CARGO_TARGET_DIR:-$TOP/target}/release/examples/bench
+    "$TOP/tests/testbed/s3.sh" start "$server" > /dev/null
+    trap '"$TOP/tests/testbed/s3.sh" stop "$PLACE/server"; rm -rf "$PLACE"' EXIT
+    # shellcheck disable=SC1091 # written by the server's start
+    . "$server/env"
+    export AWS_ACCESS_KEY_ID=$KEY_ID AWS_SECRET_ACCESS_KEY=$SECRET AWS_REGION=$REGION
+    "$TOP/tests/testbed/s3.sh" bucket "$server" bench
+    store="s3://bench?endpoint=$ENDPOINT"
+    say "saves and restores of $MEGABYTES MB in a bucket, a directory and by restic, $ROUNDS rounds"
+    "$bench" s3 "$PLACE/tree" "$store" "$ROUNDS" "$MEGABYTES" "$SEED" > "$figures" || { cat "$figures" >&2; die "the bench failed"; }
+    rm -rf "$PLACE/tree"
+    say "one stream of $GIGABYTES GB"
+    OCOPEA_BENCH_STORE=$store "$bench" memory "$PLACE/memory-test" "$GIGABYTES" > "$memory" || { cat "$memory" >&2; die "more memory than may be"; }
+    put s3 <<END
+## S3, beside the directory and $(restic version | cut -d' ' -f1,2)
+
+$when
+\`ROUNDS=$ROUNDS MEGABYTES=$MEGABYTES SEED=$SEED GIGABYTES=$GIGABYTES tests/bench.sh s3\`: a $(head -1 "$figures"); versitygw on loopback, whose processor time is part of it. Saves are measured to the moment the image is visible, every stored byte read back. Times in seconds, ratio peer ÷ bucket.
+
+| figure | bucket | peer | ratio | floor | |
+|---|---|---|---|---|---|
+$(row "$figures" "first save, s (directory)" ">=0.8"
+row "$figures" "second save (5 %), s (directory)" ""
+row "$figures" "restore, s (directory)" ">=0.8"
+row "$figures" "first save, s (restic)" ">=2"
+row "$figures" "second save (5 %), s (restic)" ""
+row "$figures" "restore, s (restic)" ">=2"
+row "$figures" "peak memory, MB" "")
+
+$(awk '/^write|^read/ { n = NF; what = $1; printf "%s: %s MB idle, %s MB at its peak, %s MB beyond (at most 128). ", what " of one stream of '"$GIGABYTES"' GB", $(n-3), $(n-2), $(n-1) }' "$memory")
+END
+}
+
 # The data services' bench: built once, whichever of its parts is asked for.
 services_bench() {
     say "building the data services' bench"

@@ -24,7 +24,7 @@ use ocopea_protocol::{
 };
 use ocopea_repository::{
     Body, CommitRequest, Component, ImageSession, Keyring, Platform as ImagePlatform, RECORD_VERSION, Record,
-    Repository,
+    Repository, StoreAccess,
 };
 use serde_json::json;
 use site::{TestSite, image};
@@ -108,7 +108,8 @@ impl Store {
         let place = tempfile::tempdir().unwrap();
         let location = Location::Directory { path: place.path().join("repository").display().to_string() };
         let keyring = Keyring::generate(&site.site.seams);
-        let repository = Repository::create(&location, &keyring, &site.site.seams).await.unwrap();
+        let repository =
+            Repository::create(&location, &StoreAccess::default(), &keyring, &site.site.seams).await.unwrap();
         Self { _place: place, repository, team: TeamId::generate(&site.site.seams) }
     }
 }
@@ -426,7 +427,7 @@ async fn differing(store: &Store, site: &TestSite, one: &Saved, other: &Saved) -
     let mut files = Vec::new();
     for saved in [one, other] {
         let access = store.repository.access_to_read(&saved.record).await.unwrap();
-        let session = ImageSession::open(&access, &site.site.seams).await.unwrap();
+        let session = ImageSession::open(&access, &StoreAccess::default(), &site.site.seams).await.unwrap();
         let record = session.read_record(&saved.record).await.unwrap();
         let manifest = record.component(&"config".parse().unwrap()).unwrap().manifest;
         files.push(session.read_config(&manifest).await.unwrap());

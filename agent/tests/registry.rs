@@ -12,7 +12,7 @@ use ocopea_protocol::{
     failure::TaskFailure, ids::TeamId, image::Location, inventory::ContainerFound, names::Digest,
     plan::ContainerPlacement, seams::Seams,
 };
-use ocopea_repository::{ImageSession, Keyring, Repository};
+use ocopea_repository::{ImageSession, Keyring, Repository, StoreAccess};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
@@ -86,10 +86,14 @@ async fn store() -> Store {
     let seams = Seams::real(TaskTracker::new());
     let directory = TempDir::new().unwrap();
     let location = Location::Directory { path: directory.path().join("repository").to_str().unwrap().to_owned() };
-    let repository = Repository::create(&location, &Keyring::generate(&seams), &seams).await.unwrap();
+    let repository =
+        Repository::create(&location, &StoreAccess::default(), &Keyring::generate(&seams), &seams).await.unwrap();
     let key = repository.new_image_key(TeamId::generate(&seams)).await.unwrap();
     let access = repository.access_to_write(&key, None).await.unwrap();
-    Store { session: ImageSession::open(&access, &seams).await.unwrap(), _directory: directory }
+    Store {
+        session: ImageSession::open(&access, &StoreAccess::default(), &seams).await.unwrap(),
+        _directory: directory,
+    }
 }
 
 impl Store {

@@ -228,7 +228,10 @@ the program's own exit status.")]
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  ocopea up --site desk=kind-desk,registry=http://localhost:5000/apps --site lab=kind-lab,registry=registry.lab/apps")]
+  ocopea up --site desk=kind-desk,registry=http://localhost:5000/apps --site lab=kind-lab,registry=registry.lab/apps
+  ocopea up --site desk=kind-desk --repository 's3://copies/team?region=eu-west-1'
+
+Keys of a bucket come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or web identity: docs/s3.md")]
 pub struct Up {
     /// A site: NAME=CONTEXT[,registry=[http://]HOST/PATH], CONTEXT from the kubeconfig; may be given several times
     #[arg(long = "site", required = true, value_name = "NAME=CONTEXT[,registry=…]")]
@@ -236,6 +239,10 @@ pub struct Up {
     /// Where catalog, repository and keys lie
     #[arg(long, env = "OCOPEA_DATA")]
     pub data: Option<PathBuf>,
+    /// A bucket as repository instead of a directory: s3://BUCKET/PREFIX[?endpoint=URL&region=R&path-style=true].
+    /// Remembered from the first start on
+    #[arg(long, env = "OCOPEA_REPOSITORY", value_name = "s3://BUCKET/PREFIX[?…]")]
+    pub repository: Option<String>,
     /// The address to serve at
     #[arg(long, default_value = "127.0.0.1:8700")]
     pub listen: String,

@@ -6,6 +6,7 @@ mod commands;
 mod listing;
 mod output;
 mod progress;
+mod storage;
 mod terminal;
 mod up;
 mod watch;

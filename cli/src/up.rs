@@ -41,14 +41,14 @@ use ocopea_protocol::{
     seams::Seams,
     secret::Secret32,
 };
-use ocopea_repository::{Keyring, Repository};
+use ocopea_repository::Keyring;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     arguments::Up,
     client::{Account, Failure},
-    output,
+    output, storage,
 };
 
 /// How long a sign-in code works.
@@ -120,7 +120,10 @@ fn lock(data: &Path) -> Result<std::fs::File, Failure> {
 }
 
 /// Reads a secret file, or makes it (0600) with what `make` gives. Whole or not at all.
-fn secret_file(path: &Path, make: impl FnOnce() -> Result<String, Failure>) -> Result<(String, bool), Failure> {
+pub(crate) fn secret_file(
+    path: &Path,
+    make: impl FnOnce() -> Result<String, Failure>,
+) -> Result<(String, bool), Failure> {
     let fault = |error: std::io::Error| Failure::local(format!("{} can't be used: {error}", path.display()));
     match std::fs::read_to_string(path) {
         Ok(text) => return Ok((text, false)),
@@ -133,7 +136,7 @@ fn secret_file(path: &Path, make: impl FnOnce() -> Result<String, Failure>) -> R
 }
 
 /// Writes a secret file (0600): whole or not at all, and on the disk when this returns.
-fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+pub(crate) fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     let new = path.with_extension("new");
     // Left by a crash before it got its name: never used.
     let _ = std::fs::remove_file(&new);
@@ -145,47 +148,6 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
         Some(parent) => std::fs::File::open(parent)?.sync_all(),
         None => Ok(()),
     }
-}
-
-async fn open_repository(data: &Path, seams: &Seams) -> Result<Repository, Failure> {
-    let key_path = data.join("repository.key");
-    let place = data.join("repository");
-    let exists = std::fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_some());
-    if exists && !key_path.exists() {
-        return Err(Failure::local(format!("the repository's key file {} is missing", key_path.display()))
-            .next("put its backup back: without it nobody can read the images"));
-    }
-    let made = Keyring::generate(seams).to_text().to_string();
-    let (text, _) = secret_file(&key_path, || Ok(made))?;
-    let failed = |error: ocopea_repository::Error| {
-        let next = match &error {
-            ocopea_repository::Error::Missing { .. } | ocopea_repository::Error::Damaged { .. } => {
-                "put that object back from a copy of the repository: nothing was changed"
-            }
-            other => other.advice(),
-        };
-        Failure::local(format!("the repository can't be opened: {error}")).next(next)
-    };
-    let keyring = Keyring::parse(&text).map_err(failed)?;
-    let location = Location::Directory { path: place.display().to_string() };
-    let repository = match Repository::open(&location, &keyring, seams).await {
-        // A kill may have come in the midst of the first start: what it began is taken to its end.
-        Err(ocopea_repository::Error::NoRepository { .. }) => Repository::create(&location, &keyring, seams).await,
-        other => other,
-    };
-    let repository = repository.map_err(failed)?;
-    // A kill may have come between the key file and the repository: what the file holds opens everything.
-    match repository.key_add(&keyring).await {
-        // Images of a team whose keys are broken can't be read; all others can, and `verify` tells.
-        Err(error) if error.is_breakage() => {
-            output::remark(format!("{error}"));
-            tracing::error!(%error, "keys in the repository are broken");
-        }
-        other => other.map_err(failed)?,
-    }
-    // The data directory is locked: whoever wrote there before is dead.
-    repository.discard_unfinished().await.map_err(failed)?;
-    Ok(repository)
 }
 
 fn open_vault(data: &Path) -> Result<Vault, Failure> {
@@ -218,7 +180,9 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     let seams = Seams::real(tracker.clone());
     let catalog_fault = |error: ocopea_catalog_db::CatalogError| Failure::local(error.to_string());
     let catalog = Catalog::sqlite(&data.join("catalog.sqlite"), seams.clone()).await.map_err(catalog_fault)?;
-    let repository = open_repository(&data, &seams).await?;
+    let (repository, location) = storage::open(&data, options.repository.as_deref(), &seams).await?;
+    let stores = repository.stores().clone();
+    let abilities = repository.abilities();
     let user = std::env::var("USER").unwrap_or_else(|_| "admin".to_owned());
     let actor = catalog.ensure_first_user("team", &user).await.map_err(catalog_fault)?;
     // One process per directory: whoever held a lease before is dead.
@@ -232,10 +196,14 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     })?;
     let address = listener.local_addr().map_err(|error| Failure::local(error.to_string()))?;
     output::line(format!(
-        "Ocopea {}   data in {} (catalog: SQLite, repository: directory, encrypted)",
+        "Ocopea {}   data in {} (catalog: SQLite, repository: {}, encrypted)",
         env!("CARGO_PKG_VERSION"),
-        data.display()
+        data.display(),
+        storage::told(&location)
     ));
+    if matches!(location, Location::S3 { .. }) {
+        output::line(format!("The repository's store: {}", abilities.told().join("; ")));
+    }
     let credentials = docker_credentials().await?;
     let mut platforms = BTreeMap::new();
     let mut workers = Vec::new();
@@ -260,6 +228,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
             registry: option.registry,
             mover_image: options.mover_image.clone(),
             credentials: credentials.clone(),
+            stores: stores.clone(),
             seams: seams.clone(),
         });
         // Agents of this process: their key lives as long as it does.

@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     names::{ComponentName, Digest},
-    secret::Secret32,
+    secret::{Secret, Secret32},
+    time::Timestamp,
 };
 
-/// Where a copy repository lies.
+/// Where a copy repository lies. Stands in rows and messages: never with a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Location {
     /// A directory of this machine.
@@ -15,6 +16,32 @@ pub enum Location {
         /// Its absolute path.
         path: String,
     },
+    /// A bucket of a service that speaks S3, or what lies below a prefix of it.
+    S3 {
+        /// The service: `https://HOST[:PORT]`, without a path.
+        endpoint: String,
+        /// The region that requests are signed for.
+        region: String,
+        /// The bucket.
+        bucket: String,
+        /// What stands in front of every object's name, without '/' at either end; empty for the whole bucket.
+        prefix: String,
+        /// Whether the bucket stands in the path (`HOST/BUCKET/…`) and not in the host's name (`BUCKET.HOST/…`).
+        path_style: bool,
+    },
+}
+
+/// Keys of a store. Travels sealed, stands in no row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreKeys {
+    /// The access key's id. Not secret.
+    pub id: String,
+    /// What requests are signed with.
+    pub secret: Secret,
+    /// Goes with keys that were lent for a time.
+    pub token: Option<Secret>,
+    /// When they end, if they do.
+    pub expires: Option<Timestamp>,
 }
 
 /// What an agent gets to read or write one image: the keys of this image and its base, nothing else.
@@ -28,6 +55,8 @@ pub struct ImageAccess {
     pub hash_key: Secret32,
     /// The one image whose chunks may be used again.
     pub base: Option<BaseAccess>,
+    /// The keys of the store, where agents have none of their own.
+    pub store_keys: Option<StoreKeys>,
 }
 
 /// An image whose chunks may be referenced.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CollectOptions, CollectReport, Error, Repository, Result,
-    backend::Entry,
+    backend::{Deletion, Entry},
     repository::{Pin, RESERVE, pin_objects, reachable, reachable_from_record, read_pins},
     store::{blob_digest, blob_name, small},
 };
@@ -55,6 +55,28 @@ struct Moment {
     pins: Vec<Pin>,
 }
 
+impl CollectReport {
+    /// What became of a blob; `None`: it may not be deleted.
+    fn count(&mut self, blob: &CondemnedBlob, deletion: Option<Deletion>) {
+        match deletion {
+            Some(Deletion::Hides) => {
+                self.hidden += 1;
+                self.hidden_bytes += blob.size;
+            }
+            Some(_) => {
+                self.deleted += 1;
+                self.deleted_bytes += blob.size;
+            }
+            None => {
+                if self.undeletable == 0 {
+                    self.kept.push("the store's keys may not delete all that nothing uses".to_owned());
+                }
+                self.undeletable += 1;
+            }
+        }
+    }
+}
+
 impl Repository {
     /// Deletes what nothing uses any more.
     pub async fn collect(&self, options: &CollectOptions) -> Result<CollectReport> {
@@ -64,8 +86,8 @@ impl Repository {
         if options.wait && report.condemned > 0 {
             // The store's clock may be coarser than ours.
             self.store().seams.clock.sleep(options.grace + Duration::from_millis(10)).await;
-            let deleted = (report.deleted, report.deleted_bytes);
-            report = CollectReport { deleted: deleted.0, deleted_bytes: deleted.1, ..CollectReport::default() };
+            let CollectReport { deleted, deleted_bytes, hidden, hidden_bytes, .. } = report;
+            report = CollectReport { deleted, deleted_bytes, hidden, hidden_bytes, ..CollectReport::default() };
             self.pass(options, &mut report).await?;
         }
         self.restore_reserve().await?;
@@ -83,7 +105,7 @@ impl Repository {
             // The epoch goes first when all of it was done. What a collection that was killed then leaves would only
             // make commits wait.
             if begun && store.backend.head(&epoch).await?.is_none() {
-                store.backend.delete(&entry.name).await?;
+                self.end_list(&entry.name).await?;
                 continue;
             }
             let list = match store.get_small::<Condemned>(&entry.name).await {
@@ -91,7 +113,7 @@ impl Repository {
                 Err(Error::Missing { .. }) => continue,
                 // Nothing is deleted by a list that can't be read; what it named is condemned anew.
                 Err(Error::Damaged { .. }) => {
-                    store.backend.delete(&entry.name).await?;
+                    self.end_list(&entry.name).await?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -121,7 +143,7 @@ impl Repository {
                 continue;
             }
             for object in pin_objects(&pin) {
-                store.backend.delete(&object).await?;
+                store.forget(&object).await?;
             }
         }
         Ok(Moment { now, grace: millis(options.grace), pins })
@@ -135,7 +157,7 @@ impl Repository {
         store.backend.discard_unfinished(before).await?;
         for entry in store.backend.list("staging/").await? {
             if entry.modified < before {
-                store.backend.delete(&entry.name).await?;
+                store.forget(&entry.name).await?;
             }
         }
         self.tidy_notes(moment, before).await
@@ -154,7 +176,7 @@ impl Repository {
         for entry in notes {
             let record = entry.name.split('/').nth(1).unwrap_or_default();
             if entry.modified < before && !records.contains(record) {
-                store.backend.delete(&entry.name).await?;
+                store.forget(&entry.name).await?;
             }
         }
         Ok(())
@@ -195,6 +217,12 @@ impl Repository {
         report: &mut CollectReport,
     ) -> Result<bool> {
         let store = self.store();
+        if store.backend.abilities().deletion == Deletion::Refused {
+            // Nothing is announced that won't be done: commits would wait for it.
+            report.undeletable += list.blobs.len() as u64;
+            report.kept.push(format!("the store's keys may not delete: {} blobs of {epoch} stay", list.blobs.len()));
+            return Ok(false);
+        }
         let deleting = format!("{epoch}{DELETING}");
         let condemned_at = store.backend.head(epoch).await?.map_or(entry.modified, |entry| entry.modified);
         let early = |pins: &[Pin]| {
@@ -213,20 +241,20 @@ impl Repository {
             rest = later;
             // Another collection may have taken this one for dead and ended its epoch.
             if store.backend.head(epoch).await?.is_none() {
-                store.backend.delete(&deleting).await?;
+                self.end_list(&deleting).await?;
                 return Ok(true);
             }
             // Pins first: an operation that ended in between has its ref by now.
             let pins = self.moment(options).await?.pins;
             if let Some(why) = early(&pins) {
-                store.backend.delete(&deleting).await?;
+                self.end_list(&deleting).await?;
                 report.kept.push(why);
                 return Ok(false);
             }
             let live = match self.live(&pins).await {
                 Ok(live) => live,
                 Err(error) => {
-                    store.backend.delete(&deleting).await?;
+                    self.end_list(&deleting).await?;
                     return Err(error);
                 }
             };
@@ -235,15 +263,22 @@ impl Repository {
                 let unchanged = store.backend.head(&name).await?.is_some_and(|entry| entry.modified == blob.modified);
                 // As above.
                 if unchanged && store.backend.head(&deleting).await?.is_some() {
-                    store.backend.delete(&name).await?;
-                    report.deleted += 1;
-                    report.deleted_bytes += blob.size;
+                    let gone = store.forget(&name).await?;
+                    report.count(blob, gone.then(|| store.backend.abilities().deletion));
                 }
             }
         }
-        store.backend.delete(epoch).await?;
-        store.backend.delete(&deleting).await?;
+        self.end_list(epoch).await?;
+        self.end_list(&deleting).await?;
         Ok(true)
+    }
+
+    /// Ends a list of condemned blobs. One that can't be removed is emptied: then nobody waits for it.
+    async fn end_list(&self, object: &str) -> Result<()> {
+        if !self.store().forget(object).await? {
+            self.store().replace_small(object, &Condemned { version: 1, blobs: vec![] }).await?;
+        }
+        Ok(())
     }
 
     /// Writes a list of the first of these blobs: of as many as there is room for. Answers for how many these are.

@@ -19,6 +19,22 @@ pub enum Error {
         /// What the store said.
         cause: std::io::Error,
     },
+    /// A store behind a network, or the way to it, refused or failed.
+    #[error("the repository's store failed to {action} {object:?} in {place}: {reason}{}", tried(*tries))]
+    Remote {
+        /// `read`, `write`, `list`, `delete` …
+        action: &'static str,
+        /// The object's name in the store.
+        object: String,
+        /// The bucket, and the service that has it.
+        place: String,
+        /// What kind of trouble it is.
+        trouble: Trouble,
+        /// What was said or seen.
+        reason: String,
+        /// How often it was tried.
+        tries: u32,
+    },
     /// The store is full. What was written for this image is given back by the next collection.
     #[error("the repository has no space left to write {object:?}; delete images and collect, or give it more space")]
     Full {
@@ -127,6 +143,70 @@ pub enum Error {
     Stopped,
 }
 
+/// What is wrong with a store behind a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nobody answers there, or the answer ends too early or comes too slowly.
+    Unreachable,
+    /// It isn't who it should be.
+    Certificate,
+    /// It has too much to do, or a fault of its own.
+    Busy,
+    /// It doesn't know these keys, or can't check what they signed.
+    Keys,
+    /// These keys ended, and there are no newer ones.
+    Expired,
+    /// There are no keys to sign with.
+    NoKeys,
+    /// These keys may not do this.
+    Rights,
+    /// The bucket is in another region.
+    Region,
+    /// There is no such bucket.
+    NoBucket,
+    /// Its clock and this machine's are too far apart.
+    Clock,
+    /// An answer that no S3 service should give.
+    Answer,
+    /// A listing without objects that are there.
+    Listing,
+    /// Many processes want to make the same object at the same time.
+    Contended,
+}
+
+impl Trouble {
+    /// Whether trying again is pointless as long as nothing else changes.
+    pub fn is_permanent(self) -> bool {
+        !matches!(self, Self::Unreachable | Self::Busy | Self::Expired | Self::Answer | Self::Listing | Self::Contended)
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Unreachable => "see whether the endpoint can be reached from this machine, then try again",
+            Self::Certificate => {
+                "name the endpoint as its certificate does, or the file of its authority in AWS_CA_BUNDLE"
+            }
+            Self::Busy => "try again later; should it stay so, look at the service's own health",
+            Self::Keys => "see whether key id and secret are those of this service, and still in force",
+            Self::Expired => "see why no newer keys could be had: the source of the keys is named above or in the log",
+            Self::NoKeys => "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile in AWS_PROFILE",
+            Self::Rights => "give these keys the rights that docs/s3.md lists",
+            Self::Region => "name the bucket's own region: s3://BUCKET/PREFIX?region=REGION",
+            Self::NoBucket => "make the bucket, or correct its name or the endpoint",
+            Self::Clock => "set this machine's clock",
+            Self::Answer => "see whether the endpoint is an S3 service, and what stands between it and this machine",
+            Self::Listing => {
+                "nothing was decided by that listing; try again, and if it stays so, don't use this service"
+            }
+            Self::Contended => "try again",
+        }
+    }
+}
+
+fn tried(tries: u32) -> String {
+    if tries > 1 { format!(" (tried {tries} times)") } else { String::new() }
+}
+
 impl Error {
     /// Whether trying again is pointless as long as nothing else changes.
     pub fn is_permanent(&self) -> bool {
@@ -137,6 +217,7 @@ impl Error {
                     | std::io::ErrorKind::ReadOnlyFilesystem
                     | std::io::ErrorKind::NotADirectory
             ),
+            Self::Remote { trouble, .. } => trouble.is_permanent(),
             Self::Stopped | Self::BlobsMissing { .. } | Self::Source { .. } | Self::WrongSize { .. } => false,
             _ => true,
         }
@@ -145,6 +226,7 @@ impl Error {
     /// What to do about it, where somebody can do something. Empty where the error says it itself.
     pub fn advice(&self) -> &'static str {
         match self {
+            Self::Remote { trouble, .. } => trouble.advice(),
             Self::Full { .. } => "make room (`ocopea rm IMAGE`, then `ocopea repository collect`), then try again",
             Self::Missing { .. } | Self::Damaged { .. } | Self::Store { action: "read", .. } => {
                 "see what else is affected: ocopea repository verify"
@@ -158,6 +240,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Store { .. } => "repository.store",
+            Self::Remote { .. } => "repository.store",
             Self::Full { .. } => "repository.full",
             Self::Missing { .. } => "repository.missing",
             Self::Damaged { .. } => "repository.damaged",
@@ -184,6 +267,14 @@ impl Error {
                 object: object.clone(),
                 cause: std::io::Error::new(cause.kind(), cause.to_string()),
             },
+            Self::Remote { action, object, place, trouble, reason, tries } => Self::Remote {
+                action,
+                object: object.clone(),
+                place: place.clone(),
+                trouble: *trouble,
+                reason: reason.clone(),
+                tries: *tries,
+            },
             Self::Full { object } => Self::Full { object: object.clone() },
             Self::Missing { object } => Self::Missing { object: object.clone() },
             Self::Damaged { object, why } => Self::Damaged { object: object.clone(), why: why.clone() },
@@ -195,6 +286,11 @@ impl Error {
 
     pub(crate) fn damaged(object: impl Into<String>, why: impl ToString) -> Self {
         Self::Damaged { object: object.into(), why: why.to_string() }
+    }
+
+    /// Whether a store behind a network says that these keys may not do this.
+    pub(crate) fn is_about_rights(&self) -> bool {
+        matches!(self, Self::Remote { trouble: Trouble::Rights, .. })
     }
 
     /// Whether it tells of an object that is gone or not what it was: what `verify` looks for.

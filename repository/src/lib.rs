@@ -30,7 +30,8 @@ mod vectors;
 mod verify;
 mod write;
 
-pub use error::{Error, Result};
+pub use backend::{Deletion, StoreAbilities, StoreAccess};
+pub use error::{Error, Result, Trouble};
 pub use items::{ItemHasher, PartHasher};
 pub use keys::{KeyId, Keyring, TeamKeys, Wrap, WrappedKey};
 pub use read::{DataReader, StreamEntry};

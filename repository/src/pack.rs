@@ -68,7 +68,7 @@ impl OpenPack {
     pub(crate) async fn begin(store: &Store, number: u32) -> Result<Self> {
         let key = keys::random_key(&store.seams);
         let cipher = Cipher::new(&key)?;
-        let mut upload = store.backend.upload().await?;
+        let mut upload = store.backend.upload(None).await?;
         let mut sha = Sha256::new();
         sha.update(MAGIC);
         upload.write(vec![Bytes::from_static(MAGIC)]).await?;

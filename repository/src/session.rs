@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     DataReader, DataWriter, Error, ItemHasher, Record, Result,
-    backend::{self, Backend},
+    backend::{self, Backend, StoreAccess},
     chunk::Cutter,
     config, keys, oci, sealed,
     store::{LONGEST_MANIFEST, PIECE, Sha256, Store, blob_name},
@@ -72,9 +72,10 @@ pub struct ConfigWritten {
 }
 
 impl ImageSession {
-    /// Opens the repository for one image.
-    pub async fn open(access: &ImageAccess, seams: &Seams) -> Result<Self> {
-        let backend = backend::open(&access.location, seams, false).await?;
+    /// Opens the repository for one image: with the keys of the store that came with it, else with those of `stores`.
+    pub async fn open(access: &ImageAccess, stores: &StoreAccess, seams: &Seams) -> Result<Self> {
+        let stores = stores.or_own(access.store_keys.as_ref());
+        let backend = backend::open(&access.location, &stores, seams, false).await?;
         Self::over(backend, access, seams).await
     }
 
@@ -161,7 +162,7 @@ impl ImageSession {
         mut bytes: impl Stream<Item = std::result::Result<Bytes, E>> + Send + Unpin,
     ) -> Result<()> {
         let store = &self.core.store;
-        let mut upload = store.backend.upload().await?;
+        let mut upload = store.backend.upload(Some(&blob_name(digest))).await?;
         let (mut sha, mut found) = (Sha256::new(), 0u64);
         while let Some(piece) = bytes.next().await {
             let piece =

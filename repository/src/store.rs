@@ -162,6 +162,18 @@ impl Store {
         Ok(all)
     }
 
+    /// Removes what is in nobody's way where it has to stay; false where these keys may not.
+    pub(crate) async fn forget(&self, name: &str) -> Result<bool> {
+        match self.backend.delete(name).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_about_rights() => {
+                tracing::debug!(%error, "it stays");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) async fn get_small<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
         parse_small(name, &self.backend.get(name, LONGEST_SMALL).await?)
     }

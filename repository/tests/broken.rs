@@ -85,9 +85,15 @@ async fn a_base_of_another_team_gives_no_key_away() {
     assert!(access.base.is_none());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_was_cut_is_stored_again() {
-    let world = World::new().await;
+on_every_store!(
+    a_layer_that_was_cut_is_stored_again,
+    an_object_that_cannot_be_read_is_named_and_all_others_are_verified,
+    an_image_that_is_broken_keeps_no_other_from_a_reindex,
+    an_image_whose_ref_was_lost_is_forgotten_by_its_deletion,
+    a_pin_is_renewed_only_while_it_is_there,
+);
+
+async fn a_layer_that_was_cut_is_stored_again(world: World) {
     let (_, _, session) = world.begin(None).await;
     let layer = gzip(&noise(3000, 1));
     let digest = put_blob(&session, &layer).await;
@@ -111,9 +117,7 @@ impl Hook for BadSector {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_object_that_cannot_be_read_is_named_and_all_others_are_verified() {
-    let world = World::new().await;
+async fn an_object_that_cannot_be_read_is_named_and_all_others_are_verified(world: World) {
     world.save("first", &[(b"a", prose(100_000, 1))], None).await;
     // Broken in another way, in an image whose objects can all be read.
     let other = packs(&world).pop_last().unwrap();
@@ -136,9 +140,7 @@ async fn an_object_that_cannot_be_read_is_named_and_all_others_are_verified() {
     assert_eq!(broken(&world.repository).await, Vec::<String>::new());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_is_broken_keeps_no_other_from_a_reindex() {
-    let world = World::new().await;
+async fn an_image_that_is_broken_keeps_no_other_from_a_reindex(world: World) {
     let mut saved = Vec::new();
     for title in ["first", "second", "third"] {
         saved.push(world.save(title, &[(b"a", prose(1000, 1))], None).await);
@@ -154,9 +156,7 @@ async fn an_image_that_is_broken_keeps_no_other_from_a_reindex() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_whose_ref_was_lost_is_forgotten_by_its_deletion() {
-    let world = World::new().await;
+async fn an_image_whose_ref_was_lost_is_forgotten_by_its_deletion(world: World) {
     let saved = world.save("first", &[(b"a", prose(1000, 1))], None).await;
     let reference = format!("refs/{}", saved.reference.image);
     fs::remove_file(world.path(&reference)).unwrap();
@@ -234,9 +234,7 @@ async fn what_a_collection_that_was_killed_at_its_end_leaves_holds_no_save_up() 
     assert!(world.objects().into_keys().all(|name| !name.ends_with(".deleting")));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pin_is_renewed_only_while_it_is_there() {
-    let world = World::new().await;
+async fn a_pin_is_renewed_only_while_it_is_there(world: World) {
     let one = operation(&world);
     world.repository.renew(one).await.unwrap();
     assert_eq!(world.repository.pins().await.unwrap(), [], "a renewal makes no pin");
@@ -258,7 +256,7 @@ async fn a_repository_opens_with_its_key_when_what_tells_of_the_key_is_lost() {
     assert_eq!(broken(&repository).await, [name]);
     read_all(&repository, &world.seams, &saved.reference).await.unwrap();
     let stranger = ocopea_repository::Keyring::generate(&world.seams);
-    assert!(Repository::open(&world.location(), &stranger, &world.seams).await.is_err());
+    assert!(Repository::open(&world.location(), &world.stores, &stranger, &world.seams).await.is_err());
     // The next start makes it again.
     repository.key_add(&world.keyring).await.unwrap();
     assert_eq!(broken(&repository).await, Vec::<String>::new());
@@ -277,6 +275,6 @@ async fn broken_keys_of_one_team_keep_no_other_team_from_a_new_key() {
     let told = world.repository.key_add(&both).await;
     assert!(matches!(told, Err(Error::Damaged { .. })), "{told:?}");
     both.remove(&world.keyring.ids()[0]).unwrap();
-    let repository = Repository::open(&world.location(), &both, &world.seams).await.unwrap();
+    let repository = Repository::open(&world.location(), &world.stores, &both, &world.seams).await.unwrap();
     read_all(&repository, &world.seams, &second.reference).await.unwrap();
 }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use common::*;
 use ocopea_protocol::{ids::TeamId, image::Location};
 use ocopea_repository::{
-    Error, Keyring, Repository, Scope,
+    Error, Keyring, Repository, Scope, StoreAccess,
     backend::{Action, Backend, DirectoryBackend, Hook, HookedBackend},
 };
 
@@ -58,17 +58,19 @@ async fn a_creation_that_was_killed_anywhere_is_finished_by_the_next_one() {
                 let keyring = if same_key { first.clone() } else { Keyring::generate(&seams) };
                 let through = create_killed(&place, &first, at, done).await;
                 let location = Location::Directory { path: place.path().join("repo").display().to_string() };
-                let repository = match Repository::open(&location, &first, &seams).await {
+                let repository = match Repository::open(&location, &StoreAccess::default(), &first, &seams).await {
                     // The kill came behind its last step.
                     Ok(repository) => repository,
                     Err(Error::NoRepository { .. }) => {
                         assert!(!through);
-                        let created = Repository::create(&location, &keyring, &seams).await;
+                        let created = Repository::create(&location, &StoreAccess::default(), &keyring, &seams).await;
                         created.unwrap_or_else(|error| panic!("killed at call {at} ({done}): {error}"))
                     }
                     Err(error) => panic!("killed at call {at} ({done}): {error}"),
                 };
-                let world = World { team: TeamId::generate(&seams), place, seams, keyring, repository };
+                let (root, stores) = (place.path().join("repo"), StoreAccess::default());
+                let team = TeamId::generate(&seams);
+                let world = World { place, root, location, stores, team, seams, keyring, repository };
                 let saved = world.save("first", &[(b"a", prose(1000, 1))], None).await;
                 assert_eq!(world.repository.images().await.unwrap(), [saved.reference]);
                 assert_eq!(world.repository.verify(Scope::All, &|_| {}).await.unwrap().broken, vec![]);
@@ -83,13 +85,13 @@ async fn a_creation_that_was_killed_anywhere_is_finished_by_the_next_one() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_holds_images_or_other_files_never_becomes_a_new_repository() {
-    let world = World::new().await;
+on_every_store!(what_holds_images_or_other_files_never_becomes_a_new_repository,);
+
+async fn what_holds_images_or_other_files_never_becomes_a_new_repository(world: World) {
     world.save("first", &[(b"a", prose(1000, 1))], None).await;
     let before = world.objects();
     let other = Keyring::generate(&world.seams);
-    let refused = Repository::create(&world.location(), &other, &world.seams).await.err();
+    let refused = Repository::create(&world.location(), &world.stores, &other, &world.seams).await.err();
     assert!(matches!(refused, Some(Error::Occupied { .. })), "{refused:?}");
     assert_eq!(world.objects(), before);
 
@@ -97,7 +99,7 @@ async fn what_holds_images_or_other_files_never_becomes_a_new_repository() {
     std::fs::remove_file(world.path("ocopea-repository")).unwrap();
     let before = world.objects();
     for keyring in [&other, &world.keyring] {
-        let refused = Repository::create(&world.location(), keyring, &world.seams).await.err();
+        let refused = Repository::create(&world.location(), &world.stores, keyring, &world.seams).await.err();
         assert!(matches!(refused, Some(Error::Occupied { .. })), "{refused:?}");
         let over = Repository::create_over(world.backend().await, &world.location(), keyring, &world.seams).await;
         assert!(matches!(over.err(), Some(Error::Occupied { .. })));
@@ -107,7 +109,7 @@ async fn what_holds_images_or_other_files_never_becomes_a_new_repository() {
     let place = tempfile::tempdir().unwrap();
     std::fs::write(place.path().join("thesis.txt"), "mine").unwrap();
     let location = Location::Directory { path: place.path().display().to_string() };
-    let refused = Repository::create(&location, &other, &world.seams).await.err();
+    let refused = Repository::create(&location, &StoreAccess::default(), &other, &world.seams).await.err();
     assert!(matches!(refused, Some(Error::Occupied { .. })), "{refused:?}");
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
 }
@@ -118,10 +120,11 @@ async fn of_two_creations_at_once_one_wins_and_its_key_opens_it() {
         let (place, seams) = (tempfile::tempdir().unwrap(), seams());
         let location = Location::Directory { path: place.path().join("repo").display().to_string() };
         let keyrings = [Keyring::generate(&seams), Keyring::generate(&seams)];
-        let both = keyrings.each_ref().map(|keyring| Repository::create(&location, keyring, &seams));
+        let stores = StoreAccess::default();
+        let both = keyrings.each_ref().map(|keyring| Repository::create(&location, &stores, keyring, &seams));
         let made = futures::future::join_all(both).await;
         let won: Vec<usize> = (0..2).filter(|n| made[*n].is_ok()).collect();
         assert_eq!(won.len(), 1, "{:?}", made.iter().map(|made| made.as_ref().err()).collect::<Vec<_>>());
-        Repository::open(&location, &keyrings[won[0]], &seams).await.unwrap();
+        Repository::open(&location, &StoreAccess::default(), &keyrings[won[0]], &seams).await.unwrap();
     }
 }

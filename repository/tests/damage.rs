@@ -96,7 +96,14 @@ async fn users(scene: &Scene) -> BTreeMap<String, BTreeSet<ImageId>> {
         }
         let location = ocopea_protocol::image::Location::Directory { path: copy.path().to_str().unwrap().to_owned() };
         let world = &scene.world;
-        let repository = ocopea_repository::Repository::open(&location, &world.keyring, &world.seams).await.unwrap();
+        let repository = ocopea_repository::Repository::open(
+            &location,
+            &ocopea_repository::StoreAccess::default(),
+            &world.keyring,
+            &world.seams,
+        )
+        .await
+        .unwrap();
         repository.delete_image(scene.images[other].reference.image).await.unwrap();
         repository.collect(&now()).await.unwrap();
         for name in scene.world.objects().into_keys().filter(|name| name.starts_with("blobs/")) {
@@ -178,7 +185,7 @@ async fn an_image_key_of_another_image_opens_nothing() {
     let mut access = scene.world.repository.access_to_read(&scene.images[0].reference.record).await.unwrap();
     access.image_key =
         scene.world.repository.access_to_read(&scene.images[1].reference.record).await.unwrap().image_key;
-    let session = ImageSession::open(&access, &scene.world.seams).await.unwrap();
+    let session = ImageSession::open(&access, &scene.world.stores, &scene.world.seams).await.unwrap();
     assert!(session.read_record(&scene.images[0].reference.record).await.is_err());
     assert!(session.reader(&scene.images[0].data.manifest).await.is_err());
     let config = scene.images[0].record.components[0].manifest;
@@ -186,6 +193,6 @@ async fn an_image_key_of_another_image_opens_nothing() {
     // A wrong hash key reads nothing either: no chunk's hash fits.
     let mut access = scene.world.repository.access_to_read(&scene.images[0].reference.record).await.unwrap();
     access.hash_key = ocopea_protocol::secret::Secret32([9; 32]);
-    let session = ImageSession::open(&access, &scene.world.seams).await.unwrap();
+    let session = ImageSession::open(&access, &scene.world.stores, &scene.world.seams).await.unwrap();
     assert!(read_stream(&session, &scene.images[0].data.manifest, b"a").await.is_err());
 }

@@ -6,9 +6,18 @@ use common::*;
 use ocopea_protocol::names::Digest;
 use ocopea_repository::{Error, ImageSession, Keyring, Note, Repository, Scope};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_saved_image_is_read_as_it_was_by_whoever_has_the_key() {
-    let world = World::new().await;
+on_every_store!(
+    a_saved_image_is_read_as_it_was_by_whoever_has_the_key,
+    the_same_commit_again_gives_the_same_answer_and_another_is_refused,
+    a_second_save_stores_only_what_changed,
+    a_catalog_is_rebuilt_from_the_repository_alone,
+    keys_are_added_rotated_and_removed_without_touching_packs,
+    a_retried_task_uses_what_its_first_attempt_stored,
+    wrong_bytes_are_refused_and_nothing_of_them_stays,
+    an_image_whose_blobs_are_gone_does_not_become_visible,
+);
+
+async fn a_saved_image_is_read_as_it_was_by_whoever_has_the_key(world: World) {
     let streams: Vec<(&[u8], Vec<u8>)> = vec![
         (b"db.messages", prose(9_000_000, 1)),
         (b"db.uploads", noise(5_000_000, 2)),
@@ -35,9 +44,7 @@ async fn a_saved_image_is_read_as_it_was_by_whoever_has_the_key() {
     assert_eq!(left, Vec::<String>::new());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_same_commit_again_gives_the_same_answer_and_another_is_refused() {
-    let world = World::new().await;
+async fn the_same_commit_again_gives_the_same_answer_and_another_is_refused(world: World) {
     let saved = world.save("first", &[(b"a", prose(10_000, 1))], None).await;
     let mut request = ocopea_repository::CommitRequest { record: saved.record.clone(), key: saved.key.clone() };
     assert_eq!(world.repository.commit(&request).await.unwrap(), saved.reference);
@@ -45,9 +52,7 @@ async fn the_same_commit_again_gives_the_same_answer_and_another_is_refused() {
     assert!(matches!(world.repository.commit(&request).await, Err(Error::Conflict { .. })));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_save_stores_only_what_changed() {
-    let world = World::new().await;
+async fn a_second_save_stores_only_what_changed(world: World) {
     let mut content = prose(20_000_000, 3);
     let first = world.save("first", &[(b"a", content.clone())], None).await;
     content[5_000_000..5_000_100].fill(b'!');
@@ -70,9 +75,7 @@ async fn a_second_save_stores_only_what_changed() {
     assert_eq!(blobs, Vec::<String>::new(), "nothing is left of them");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_catalog_is_rebuilt_from_the_repository_alone() {
-    let world = World::new().await;
+async fn a_catalog_is_rebuilt_from_the_repository_alone(world: World) {
     let first = world.save("first", &[(b"a", prose(1000, 1))], None).await;
     let second = world.save("second", &[(b"a", prose(2000, 2))], None).await;
     let note = |body: &str| Note {
@@ -93,15 +96,13 @@ async fn a_catalog_is_rebuilt_from_the_repository_alone() {
     assert_eq!((&found[1].record, found[1].notes.len()), (&second.record, 0));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn keys_are_added_rotated_and_removed_without_touching_packs() {
-    let world = World::new().await;
+async fn keys_are_added_rotated_and_removed_without_touching_packs(world: World) {
     let first = world.save("first", &[(b"a", prose(100_000, 1))], None).await;
     let packs = || world.objects().into_iter().filter(|(name, _)| name.starts_with("blobs/")).collect::<Vec<_>>();
     let before = packs();
     let old = world.keyring.ids()[0].clone();
     let stranger = Keyring::generate(&world.seams);
-    let opened = Repository::open(&world.location(), &stranger, &world.seams).await;
+    let opened = Repository::open(&world.location(), &world.stores, &stranger, &world.seams).await;
     assert!(matches!(opened.err(), Some(Error::WrongKey { .. })));
 
     let mut keyring = world.keyring.clone();
@@ -112,18 +113,16 @@ async fn keys_are_added_rotated_and_removed_without_touching_packs() {
     world.repository.key_remove(&old).await.unwrap();
     assert_eq!(packs(), before);
 
-    let opened = Repository::open(&world.location(), &world.keyring, &world.seams).await;
+    let opened = Repository::open(&world.location(), &world.stores, &world.keyring, &world.seams).await;
     assert!(matches!(opened.err(), Some(Error::WrongKey { .. })), "the removed key opens nothing");
     keyring.remove(&old).unwrap();
-    let repository = Repository::open(&world.location(), &keyring, &world.seams).await.unwrap();
+    let repository = Repository::open(&world.location(), &world.stores, &keyring, &world.seams).await.unwrap();
     assert_eq!(repository.read_record(&first.reference.record).await.unwrap(), first.record);
     assert_eq!(repository.verify(Scope::All, &|_| {}).await.unwrap().broken, vec![]);
     assert!(matches!(repository.key_remove(&new).await, Err(Error::Misuse(_))), "the last key stays");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_retried_task_uses_what_its_first_attempt_stored() {
-    let world = World::new().await;
+async fn a_retried_task_uses_what_its_first_attempt_stored(world: World) {
     let content = noise(60_000_000, 5);
     let (key, access, session) = world.begin(None).await;
     let writer = session.component(&name("messages"), ocopea_protocol::image::DataKind::MongoDb).await.unwrap();
@@ -139,7 +138,7 @@ async fn a_retried_task_uses_what_its_first_attempt_stored() {
         world.seams.clock.sleep(std::time::Duration::from_millis(5)).await;
     }
     drop((stream, writer));
-    let session = ImageSession::open(&access, &world.seams).await.unwrap();
+    let session = ImageSession::open(&access, &world.stores, &world.seams).await.unwrap();
     let data = put_data(&session, "messages", &[(b"a", content.clone())]).await.unwrap();
     assert!(data.stored_bytes < 12 << 20, "only the rest is stored again: {}", data.stored_bytes);
     assert_eq!(read_stream(&session, &data.manifest, b"a").await.unwrap(), content);
@@ -149,9 +148,7 @@ async fn a_retried_task_uses_what_its_first_attempt_stored() {
     assert!(world.objects().into_keys().all(|name| !name.starts_with("staging/")));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn wrong_bytes_are_refused_and_nothing_of_them_stays() {
-    let world = World::new().await;
+async fn wrong_bytes_are_refused_and_nothing_of_them_stays(world: World) {
     let (_, _, session) = world.begin(None).await;
     let digest = sha256(b"hello");
     let stream = |bytes: &'static [u8]| futures::stream::iter([Ok::<_, String>(bytes::Bytes::from_static(bytes))]);
@@ -169,9 +166,7 @@ async fn wrong_bytes_are_refused_and_nothing_of_them_stays() {
     assert!(matches!(session.reader(&other).await.err(), Some(Error::Missing { .. })));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_whose_blobs_are_gone_does_not_become_visible() {
-    let world = World::new().await;
+async fn an_image_whose_blobs_are_gone_does_not_become_visible(world: World) {
     let (key, _, session) = world.begin(None).await;
     let data = put_data(&session, "messages", &[(b"a", prose(100_000, 1))]).await.unwrap();
     let pack = world.objects().into_iter().find(|(_, bytes)| bytes.starts_with(b"OCOPPAK1")).unwrap().0;
@@ -190,8 +185,8 @@ async fn a_repository_of_a_newer_format_is_refused_clearly() {
     let text = std::fs::read_to_string(&path).unwrap();
     let line = text.lines().next().unwrap().replace("\"version\":1", "\"version\":2");
     std::fs::write(&path, format!("{line}\n{}\n", sha256(line.as_bytes()))).unwrap();
-    let refused = Repository::open(&world.location(), &world.keyring, &world.seams).await.err().unwrap();
+    let refused = Repository::open(&world.location(), &world.stores, &world.keyring, &world.seams).await.err().unwrap();
     assert!(matches!(refused, Error::Newer { found: 2, known: 1, .. }), "{refused}");
-    let again = Repository::create(&world.location(), &world.keyring, &world.seams).await.err().unwrap();
+    let again = Repository::create(&world.location(), &world.stores, &world.keyring, &world.seams).await.err().unwrap();
     assert!(matches!(again, Error::Occupied { .. }), "{again}");
 }

@@ -38,7 +38,7 @@ impl World {
     }
 
     async fn opened_with(&self, keyring: &Keyring) -> Result<Repository, Error> {
-        Repository::open(&self.location(), keyring, &self.seams).await
+        Repository::open(&self.location(), &self.stores, keyring, &self.seams).await
     }
 
     fn packs(&self) -> BTreeMap<String, Vec<u8>> {
@@ -63,9 +63,9 @@ async fn all_is_read(world: &World, keyring: &Keyring, images: usize) {
     assert_eq!(repository.verify(Scope::All, &|_| {}).await.unwrap().broken, vec![]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_is_added_opens_what_was_saved_before() {
-    let world = World::new().await;
+on_every_store!(a_key_that_is_added_opens_what_was_saved_before,);
+
+async fn a_key_that_is_added_opens_what_was_saved_before(world: World) {
     world.save("first", &[(b"a", prose(10_000, 1))], None).await;
     let packs = world.packs();
     let mut both = world.keyring.clone();

@@ -65,7 +65,8 @@ tests)
       CGO_ENABLED=0 GOBIN="$CACHE/bin" go install -trimpath "$tool" || die "$name could not be built" "check that the Go module proxy can be reached"
       echo "$tool" >"$CACHE/bin/$name.key"
     fi
-  done;;
+  done
+  "$HERE/s3.sh" build >/dev/null;;
 bench)
   need postgresql; need restic; install_packages;;
 fuzz)

@@ -13,7 +13,7 @@ use ocopea_protocol::{
     seams::Seams,
     task::{Claimed, TaskOutput, TaskSpec},
 };
-use ocopea_repository::ImageSession;
+use ocopea_repository::{ImageSession, StoreAccess};
 use tokio_util::sync::CancellationToken;
 
 pub use holder::HolderCell;
@@ -37,6 +37,8 @@ pub struct Site {
     pub mover_image: Option<String>,
     /// The user's own Docker configuration.
     pub credentials: Credentials,
+    /// How stores behind a network are got at, where a task doesn't bring their keys.
+    pub stores: StoreAccess,
     /// Clock, chance, spawning.
     pub seams: Seams,
 }
@@ -102,7 +104,7 @@ impl Task {
     }
 
     async fn session(&self, access: &ImageAccess) -> Result<ImageSession, TaskFailure> {
-        ImageSession::open(access, &self.site.seams)
+        ImageSession::open(access, &self.site.stores, &self.site.seams)
             .await
             .map_err(|error| repository("can't open the copy repository", &error))
     }

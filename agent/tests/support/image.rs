@@ -8,7 +8,7 @@ use ocopea_protocol::{
     names::{ComponentName, Digest},
     seams::Seams,
 };
-use ocopea_repository::{DataReader, DataWriter, ImageSession, Keyring, Repository};
+use ocopea_repository::{DataReader, DataWriter, ImageSession, Keyring, Repository, StoreAccess};
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
@@ -30,7 +30,8 @@ impl TestRepository {
         let seams = Seams::real(TaskTracker::new());
         let directory = TempDir::new().unwrap();
         let location = Location::Directory { path: directory.path().join("repository").to_str().unwrap().to_owned() };
-        let repository = Repository::create(&location, &Keyring::generate(&seams), &seams).await.unwrap();
+        let repository =
+            Repository::create(&location, &StoreAccess::default(), &Keyring::generate(&seams), &seams).await.unwrap();
         let team = TeamId::generate(&seams);
         Self { _directory: directory, repository, team, seams }
     }
@@ -38,7 +39,7 @@ impl TestRepository {
     pub async fn image(&self) -> TestImage {
         let key = self.repository.new_image_key(self.team).await.unwrap();
         let access = self.repository.access_to_write(&key, None).await.unwrap();
-        let session = ImageSession::open(&access, &self.seams).await.unwrap();
+        let session = ImageSession::open(&access, &StoreAccess::default(), &self.seams).await.unwrap();
         TestImage { session }
     }
 }

@@ -76,7 +76,17 @@ impl TestSite {
         let mover_image = Some(mover_image());
         let credentials = Credentials::default();
         let name = context.to_owned();
-        Self { site: Arc::new(Site { name, platform, registry: Some(registry), mover_image, credentials, seams }) }
+        Self {
+            site: Arc::new(Site {
+                name,
+                platform,
+                registry: Some(registry),
+                mover_image,
+                credentials,
+                stores: Default::default(),
+                seams,
+            }),
+        }
     }
 
     fn task(&self, operation: OperationId) -> (Task, CancellationToken) {

@@ -61,7 +61,13 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
             let accepted: Accepted = client.ask(Method::DELETE, &path, None).await?;
             let done = watch::follow(&client, &accepted.operation, false).await?;
             let bytes = done.result.as_ref().and_then(|r| r["bytes"].as_u64()).unwrap_or(0);
-            output::remark(format!("✓ deleted; {} can be reclaimed: ocopea repository collect", size(bytes)));
+            let hides = done.result.as_ref().is_some_and(|r| r["hides"] == true);
+            let then = if hides {
+                "will be hidden by a collection, and freed when the store's versions expire"
+            } else {
+                "can be reclaimed: ocopea repository collect"
+            };
+            output::remark(format!("✓ deleted; {} {then}", size(bytes)));
             Ok(())
         }
         Command::Environments { watch } => environments::environments(&client, format, watch).await,

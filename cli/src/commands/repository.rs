@@ -63,6 +63,13 @@ pub(super) async fn repository(client: &Client, format: Format, command: Reposit
                 size(number("condemned_bytes")),
                 size(number("live_bytes"))
             ));
+            if number("hidden") > 0 {
+                line(format!(
+                    "hidden {} ({} objects): the store keeps versions of what is deleted, and frees them when they expire",
+                    size(number("hidden_bytes")),
+                    number("hidden")
+                ));
+            }
             for why in report["kept"].as_array().into_iter().flatten().filter_map(Value::as_str) {
                 line(format!("kept for now: {why}"));
             }

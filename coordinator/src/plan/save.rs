@@ -43,6 +43,7 @@ pub fn no_access() -> ImageAccess {
         image_key: Secret32([0; 32]),
         hash_key: Secret32([0; 32]),
         base: None,
+        store_keys: None,
     }
 }
 

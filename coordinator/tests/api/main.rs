@@ -34,7 +34,7 @@ use ocopea_protocol::{
     seams::Seams,
     secret::Secret32,
 };
-use ocopea_repository::{Keyring, Repository};
+use ocopea_repository::{Keyring, Repository, StoreAccess};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use server::{Answer, Server};

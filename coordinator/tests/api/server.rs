@@ -99,7 +99,8 @@ impl Server {
         catalog.ensure_site("silent").await.unwrap();
         let place = directory.path().join("repository");
         let location = Location::Directory { path: place.to_str().unwrap().to_owned() };
-        let repository = Repository::create(&location, &Keyring::generate(&seams), &seams).await.unwrap();
+        let repository =
+            Repository::create(&location, &StoreAccess::default(), &Keyring::generate(&seams), &seams).await.unwrap();
         let vault = Vault::new(&Secret32([5; 32])).unwrap();
         let bus = InProcessBus::new(seams.clone());
         let served = seams.clone();

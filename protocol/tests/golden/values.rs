@@ -6,7 +6,10 @@ use ocopea_protocol::{
     failure::{FailureClass, TaskFailure},
     identity::{PublicKey, Sealed, SignIn},
     ids::{EnvironmentId, InstanceId, OperationId, TaskId},
-    image::{BaseAccess, ComponentCopied, Consistency, ConsistencyLevel, DataKind, ImageAccess, Location, StreamInfo},
+    image::{
+        BaseAccess, ComponentCopied, Consistency, ConsistencyLevel, DataKind, ImageAccess, Location, StoreKeys,
+        StreamInfo,
+    },
     inventory::{Binding, ContainerFound, DataFound, DeployedFrom, Gap, Inventory, ObjectRef},
     message::{Answer, ApplicationFound, HolderOrder, Request, SiteReport, SiteState, TaskHint},
     names::Digest,
@@ -158,7 +161,25 @@ fn access() -> ImageAccess {
             image_key: Secret32([0x33; 32]),
             components: vec![("config".parse().unwrap(), Digest([0x44; 32]))],
         }),
+        store_keys: None,
     }
+}
+
+fn access_in_a_bucket() -> ImageAccess {
+    let location = Location::S3 {
+        endpoint: "https://s3.example.com".to_owned(),
+        region: "eu-west-1".to_owned(),
+        bucket: "copies".to_owned(),
+        prefix: "team/a".to_owned(),
+        path_style: true,
+    };
+    let store_keys = Some(StoreKeys {
+        id: "AKIDEXAMPLE".to_owned(),
+        secret: Secret::new("secret"),
+        token: Some(Secret::new("token")),
+        expires: Some(Timestamp(1_795_680_000_000)),
+    });
+    ImageAccess { location, store_keys, ..access() }
 }
 
 fn mark() -> EnvironmentMark {
@@ -249,7 +270,7 @@ pub fn specs() -> Vec<TaskSpec> {
         [ApplyPhase::Foundation, ApplyPhase::Server("messages".parse().unwrap()), ApplyPhase::Consumers].into_iter();
     let mut all = vec![
         TaskSpec::Inspect { source: source() },
-        TaskSpec::CopyConfig { source: source(), access: access(), fingerprint: "f".repeat(64) },
+        TaskSpec::CopyConfig { source: source(), access: access_in_a_bucket(), fingerprint: "f".repeat(64) },
         TaskSpec::CopyContainer { source: source(), container: container(), access: access() },
         TaskSpec::OpenSnapshot { source: source(), data: data(DataKind::MongoDb), epoch: 2 },
         TaskSpec::CopyData {

@@ -2,11 +2,14 @@
 //!
 //! `bench PLACE [ROUNDS] [MEGABYTES|DIRECTORY] [SEED]`: everything lies under PLACE, which is emptied first. With a
 //! directory, copies of its regular files are saved instead of what is made up.
+//! `bench s3 PLACE STORE [ROUNDS] [MEGABYTES] [SEED]`: the same in a bucket (STORE is `s3://BUCKET?endpoint=URL…`, its keys
+//! in the environment), beside the directory and beside restic in the same bucket.
 //! Each measured run is a process of its own (`bench save|restore …`), so that its peak memory is its own.
 #![expect(clippy::print_stdout, reason = "it reports to the terminal")]
 
 mod memory;
 mod peer;
+mod s3;
 mod target;
 mod tree;
 
@@ -24,6 +27,8 @@ fn main() -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let seams = Seams::real(TaskTracker::new());
+    // It may be there already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match words.as_slice() {
         ["save", tree, place] => runtime.block_on(peer::save(Path::new(tree), Path::new(place), &seams))?,
         ["restore", place, to] => runtime.block_on(peer::restore(Path::new(place), Path::new(to), &seams))?,
@@ -31,6 +36,10 @@ fn main() -> Result<()> {
         ["memory-load", place, size] => runtime.block_on(memory::load(Path::new(place), size.parse()?, &seams))?,
         ["memory", place] => memory(Path::new(place), 8, &seams)?,
         ["memory", place, size] => memory(Path::new(place), size.parse()?, &seams)?,
+        ["s3", place, store, rest @ ..] => {
+            let number = |at: usize, default: u64| rest.get(at).map_or(Ok(default), |text| text.parse());
+            s3::compare(Path::new(place), store, number(0, 3)?, number(1, 1000)?, number(2, 1)?, &seams)?;
+        }
         [place, rest @ ..] => {
             let number = |at: usize, default: u64| rest.get(at).map_or(Ok(default), |text| text.parse());
             let content = rest.get(1).copied().unwrap_or("2000");
@@ -60,11 +69,7 @@ fn median(values: &[f64]) -> f64 {
 }
 
 fn compare(place: &Path, rounds: u64, content: &str, seed: u64, seams: &Seams) -> Result<()> {
-    if place.exists() {
-        std::fs::remove_dir_all(place)?;
-    }
-    std::fs::create_dir_all(place)?;
-    let (one, two) = (place.join("tree-1"), place.join("tree-2"));
+    let (one, two) = emptied(place)?;
     let bytes = match content.parse::<u64>() {
         Ok(megabytes) => tree::make(&one, megabytes << 20, seed)?,
         Err(_) => tree::copy(Path::new(content), &one)?,
@@ -75,11 +80,11 @@ fn compare(place: &Path, rounds: u64, content: &str, seed: u64, seams: &Seams) -
     for round in 1..=rounds {
         // Who begins changes from round to round.
         if round % 2 == 0 {
-            round_of_restic(place, round, [&one, &two], &mut restic, seams)?;
-            round_of_ours(place, round, [&one, &two], &mut ours, seams)?;
+            round_of_restic(place, round, [&one, &two], &mut restic, None, seams)?;
+            round_of_ours(place, round, [&one, &two], &mut ours, None, seams)?;
         } else {
-            round_of_ours(place, round, [&one, &two], &mut ours, seams)?;
-            round_of_restic(place, round, [&one, &two], &mut restic, seams)?;
+            round_of_ours(place, round, [&one, &two], &mut ours, None, seams)?;
+            round_of_restic(place, round, [&one, &two], &mut restic, None, seams)?;
         }
         println!("round {round} of {rounds} done");
     }
@@ -105,6 +110,15 @@ fn compare(place: &Path, rounds: u64, content: &str, seed: u64, seams: &Seams) -
     Ok(())
 }
 
+/// An empty place, and where the trees go.
+fn emptied(place: &Path) -> Result<(PathBuf, PathBuf)> {
+    if place.exists() {
+        std::fs::remove_dir_all(place)?;
+    }
+    std::fs::create_dir_all(place)?;
+    Ok((place.join("tree-1"), place.join("tree-2")))
+}
+
 /// Processor time of all children that have ended, in seconds.
 fn cpu_of_children() -> Result<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
@@ -126,22 +140,36 @@ fn timed(seams: &Seams, command: &mut Command) -> Result<(f64, f64, String)> {
     Ok((took.as_secs_f64(), cpu_of_children()? - cpu, said))
 }
 
-fn round_of_ours(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut Times, seams: &Seams) -> Result<()> {
-    let (repository, out) = (place.join(format!("ours-{round}")), place.join(format!("ours-out-{round}")));
+fn round_of_ours(
+    place: &Path,
+    round: u64,
+    [one, two]: [&Path; 2],
+    times: &mut Times,
+    store: Option<&str>,
+    seams: &Seams,
+) -> Result<()> {
+    let kind = if store.is_some() { "bucket" } else { "ours" };
+    let (repository, out) = (place.join(format!("{kind}-{round}")), place.join(format!("{kind}-out-{round}")));
     let own = std::env::current_exe()?;
     let mut run = |step: usize, words: &[&std::ffi::OsStr]| -> Result<f64> {
-        let (took, cpu, said) = timed(seams, Command::new(&own).args(words))?;
+        let mut command = Command::new(&own);
+        if let Some(store) = store {
+            command.env(peer::STORE, store);
+        }
+        let (took, cpu, said) = timed(seams, command.args(words))?;
         times.cpu[step] += cpu;
         let peak = said.lines().find_map(|line| line.strip_prefix("peak-kb ")?.parse().ok()).unwrap_or(0);
         times.peak_kb = times.peak_kb.max(peak);
         Ok(took)
     };
     let first = run(0, &["save".as_ref(), one.as_os_str(), repository.as_os_str()])?;
-    let stored = size_of(&repository.join("repository").join("blobs"))?;
+    let blobs = repository.join("repository").join("blobs");
+    let size = || if store.is_some() { Ok(0) } else { size_of(&blobs) };
+    let stored = size()?;
     let second = run(1, &["save".as_ref(), two.as_os_str(), repository.as_os_str()])?;
     let restore = run(2, &["restore".as_ref(), repository.as_os_str(), out.as_os_str()])?;
     times.stored = stored;
-    times.stored_second = size_of(&repository.join("repository").join("blobs"))?;
+    times.stored_second = size()?;
     times.first.push(first);
     times.second.push(second);
     times.restore.push(restore);
@@ -149,13 +177,22 @@ fn round_of_ours(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut T
     Ok(())
 }
 
-fn round_of_restic(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut Times, seams: &Seams) -> Result<()> {
+fn round_of_restic(
+    place: &Path,
+    round: u64,
+    [one, two]: [&Path; 2],
+    times: &mut Times,
+    store: Option<&str>,
+    seams: &Seams,
+) -> Result<()> {
     let (repository, out) = (place.join(format!("restic-{round}")), place.join(format!("restic-out-{round}")));
+    let repository = store.map_or(repository, |store| PathBuf::from(format!("{store}/restic-{round}")));
+    let size = || if store.is_some() { Ok(0) } else { size_of(&repository) };
     let (live, cache) = (place.join("live"), place.join(format!("restic-cache-{round}")));
     let run = |directory: &Path, words: &[&std::ffi::OsStr]| -> Result<(f64, f64)> {
         let mut command = Command::new("restic");
         command.env("RESTIC_PASSWORD", "bench").env("RESTIC_CACHE_DIR", &cache);
-        command.arg("-q").arg("-r").arg(&repository).args(words).current_dir(directory);
+        command.args(["-q", "-o", "s3.bucket-lookup=path", "-r"]).arg(&repository).args(words).current_dir(directory);
         let (took, cpu, _) = timed(seams, &mut command)?;
         Ok((took, cpu))
     };
@@ -164,13 +201,13 @@ fn round_of_restic(place: &Path, round: u64, [one, two]: [&Path; 2], times: &mut
     std::fs::rename(one, &live)?;
     let first = run(&live, &["backup".as_ref(), ".".as_ref()]);
     std::fs::rename(&live, one)?;
-    let stored = size_of(&repository)?;
+    let stored = size()?;
     std::fs::rename(two, &live)?;
     let second = run(&live, &["backup".as_ref(), ".".as_ref()]);
     std::fs::rename(&live, two)?;
     let restore = run(place, &["restore".as_ref(), "latest".as_ref(), "--target".as_ref(), out.as_os_str()])?;
     times.stored = stored;
-    times.stored_second = size_of(&repository)?;
+    times.stored_second = size()?;
     for (step, (values, (took, cpu))) in
         [(&mut times.first, first?), (&mut times.second, second?), (&mut times.restore, restore)]
             .into_iter()

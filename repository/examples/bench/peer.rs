@@ -20,7 +20,7 @@ use ocopea_protocol::{
 };
 use ocopea_repository::{
     Body, CommitRequest, Component, DataReader, DataWriter, DataWritten, ImageSession, Keyring, Record, Repository,
-    Requirements, StreamFacts, WrappedKey,
+    Requirements, StoreAccess, StreamFacts, WrappedKey, backend::s3::parse_location,
 };
 
 use crate::{
@@ -34,8 +34,19 @@ const AT_ONCE: usize = 2;
 const STREAMS: usize = 8;
 const PIECE: usize = 1 << 20;
 
-fn location(place: &Path) -> Location {
-    Location::Directory { path: place.join("repository").display().to_string() }
+/// Names a bucket to be used instead of a directory.
+pub const STORE: &str = "OCOPEA_BENCH_STORE";
+
+fn location(place: &Path) -> Result<Location> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let Some(store) = variable(STORE) else {
+        return Ok(Location::Directory { path: place.join("repository").display().to_string() });
+    };
+    let Location::S3 { endpoint, region, bucket, path_style, .. } = parse_location(&store, variable)? else {
+        bail!("{store} is no bucket");
+    };
+    let prefix = place.file_name().and_then(|name| name.to_str()).context("the place has no name")?.to_owned();
+    Ok(Location::S3 { endpoint, region, bucket, prefix, path_style })
 }
 
 /// A save that has begun.
@@ -50,21 +61,22 @@ pub struct Saving {
 /// Begins a save on top of the newest image, if there is one.
 pub async fn begin(place: &Path, seams: &Seams) -> Result<Saving> {
     let (key_file, team_file) = (place.join("repository.key"), place.join("team"));
+    let (location, stores) = (location(place)?, StoreAccess::default());
     let (repository, team) = if key_file.exists() {
         let keyring = Keyring::parse(&std::fs::read_to_string(&key_file)?)?;
         let team: TeamId = std::fs::read_to_string(&team_file)?.parse()?;
-        (Repository::open(&location(place), &keyring, seams).await?, team)
+        (Repository::open(&location, &stores, &keyring, seams).await?, team)
     } else {
         std::fs::create_dir_all(place)?;
         let (keyring, team) = (Keyring::generate(seams), TeamId::generate(seams));
         std::fs::write(&key_file, keyring.to_text().as_bytes())?;
         std::fs::write(&team_file, team.to_string())?;
-        (Repository::create(&location(place), &keyring, seams).await?, team)
+        (Repository::create(&location, &stores, &keyring, seams).await?, team)
     };
     let base = repository.images().await?.pop().map(|reference| reference.record);
     let key = repository.new_image_key(team).await?;
     let access = repository.access_to_write(&key, base.as_ref()).await?;
-    let session = ImageSession::open(&access, seams).await?;
+    let session = ImageSession::open(&access, &stores, seams).await?;
     let name: ComponentName = "tree".parse()?;
     let writer = session.component(&name, DataKind::Volume).await?;
     Ok(Saving { repository, team, key, name, writer })
@@ -142,9 +154,10 @@ async fn stream_files(writer: &DataWriter, number: usize, tree: &Path, files: &[
 /// The data of the newest image.
 pub async fn newest(place: &Path, seams: &Seams) -> Result<DataReader> {
     let keyring = Keyring::parse(&std::fs::read_to_string(place.join("repository.key"))?)?;
-    let repository = Repository::open(&location(place), &keyring, seams).await?;
+    let stores = StoreAccess::default();
+    let repository = Repository::open(&location(place)?, &stores, &keyring, seams).await?;
     let newest = repository.images().await?.pop().context("there is no image")?;
-    let session = ImageSession::open(&repository.access_to_read(&newest.record).await?, seams).await?;
+    let session = ImageSession::open(&repository.access_to_read(&newest.record).await?, &stores, seams).await?;
     let record = session.read_record(&newest.record).await?;
     let component = record.components.first().context("the image has no component")?;
     Ok(session.reader(&component.manifest).await?)

@@ -62,7 +62,7 @@ async fn hostile_names_are_refused(backend: &dyn Backend) {
 }
 
 async fn an_upload_is_there_whole_or_not_at_all(backend: &dyn Backend) {
-    let begun = async || match backend.upload().await {
+    let begun = async || match backend.upload(None).await {
         Ok(mut upload) => {
             require(
                 upload.write(vec![Bytes::from_static(b"h"), Bytes::from_static(b"e")]).await.is_ok(),

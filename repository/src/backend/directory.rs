@@ -188,7 +188,7 @@ impl Backend for DirectoryBackend {
         .await
     }
 
-    async fn upload(&self) -> Result<Box<dyn Upload>> {
+    async fn upload(&self, _name: Option<&str>) -> Result<Box<dyn Upload>> {
         let temporary = self.temporary();
         let (temporary, file) = self
             .blocking("write", TEMPORARY.to_owned(), move || {

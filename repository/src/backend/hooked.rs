@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Backend, Entry, Put, Upload};
+use super::{Backend, Entry, Put, StoreAbilities, Upload};
 use crate::error::Result;
 
 /// What is being done to the store.
@@ -75,8 +75,8 @@ impl Backend for HookedBackend {
         self.hooked(Action::Replace(bytes.len()), name, self.inner.replace(name, bytes)).await
     }
 
-    async fn upload(&self) -> Result<Box<dyn Upload>> {
-        let inner = self.hooked(Action::Upload, "", self.inner.upload()).await?;
+    async fn upload(&self, name: Option<&str>) -> Result<Box<dyn Upload>> {
+        let inner = self.hooked(Action::Upload, "", self.inner.upload(name)).await?;
         Ok(Box::new(HookedUpload { inner, hook: self.hook.clone() }))
     }
 
@@ -102,6 +102,14 @@ impl Backend for HookedBackend {
 
     async fn discard_unfinished(&self, before: i64) -> Result<()> {
         self.hooked(Action::Delete, "", self.inner.discard_unfinished(before)).await
+    }
+
+    fn abilities(&self) -> StoreAbilities {
+        self.inner.abilities()
+    }
+
+    fn pack_target(&self) -> u64 {
+        self.inner.pack_target()
     }
 }
 

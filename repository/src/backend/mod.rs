@@ -15,15 +15,18 @@ use std::{path::Path, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use ocopea_protocol::{image::Location, seams::Seams};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 pub mod conformance;
 pub(crate) mod directory;
 pub(crate) mod hooked;
+pub mod s3;
 
 pub use directory::DirectoryBackend;
 pub use hooked::{Action, Hook, HookedBackend};
+pub use s3::{S3Backend, StoreAccess};
 
 /// What came of a create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,49 @@ pub struct Entry {
     pub modified: i64,
 }
 
+/// What becomes of what is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Deletion {
+    /// Its space is free.
+    Frees,
+    /// A version of it stays, and takes its space until the store's own rules remove it.
+    Hides,
+    /// It can't be deleted.
+    Refused,
+}
+
+/// What a store can, as it was found out with objects of one's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreAbilities {
+    /// Whether the store itself makes an object only where there is none. Else several processes agree by listings.
+    pub conditional_writes: bool,
+    /// What becomes of what is deleted.
+    pub deletion: Deletion,
+    /// The checksum that the store checks of what is sent to it.
+    pub checksum: Option<String>,
+}
+
+impl StoreAbilities {
+    /// In words, for those who look after the store.
+    pub fn told(&self) -> Vec<String> {
+        let create = match self.conditional_writes {
+            true => "creates objects only where there are none",
+            false => "has no conditional writes: processes agree by listings, which takes longer",
+        };
+        let deletion = match self.deletion {
+            Deletion::Frees => "deleting gives space back",
+            Deletion::Hides => "deleting hides objects: their space is freed when their versions expire",
+            Deletion::Refused => "nothing can be deleted with these keys: space never comes back",
+        };
+        let checksum = match &self.checksum {
+            Some(checksum) => format!("checks the {checksum} of what is sent"),
+            None => "checks no checksum of what is sent: what is read back is compared all the same".to_owned(),
+        };
+        vec![create.to_owned(), deletion.to_owned(), checksum]
+    }
+}
+
 /// A store of objects by name.
 #[async_trait]
 pub trait Backend: Send + Sync {
@@ -54,8 +100,9 @@ pub trait Backend: Send + Sync {
     /// Writes `name`, over what may be there.
     async fn replace(&self, name: &str, bytes: Bytes) -> Result<()>;
 
-    /// Begins an object whose name is known only at its end: a blob is named by its digest.
-    async fn upload(&self) -> Result<Box<dyn Upload>>;
+    /// Begins an object that is written in pieces. A blob is named by its digest, so its name may be known only at its
+    /// end; where it is known now, that saves some stores a copy.
+    async fn upload(&self, name: Option<&str>) -> Result<Box<dyn Upload>>;
 
     /// Reads a whole object of at most `limit` bytes.
     async fn get(&self, name: &str, limit: u64) -> Result<Bytes>;
@@ -74,6 +121,16 @@ pub trait Backend: Send + Sync {
 
     /// Removes what uploads left that were last written to before this time of the store's clock, and never finished.
     async fn discard_unfinished(&self, before: i64) -> Result<()>;
+
+    /// What the store can.
+    fn abilities(&self) -> StoreAbilities {
+        StoreAbilities { conditional_writes: true, deletion: Deletion::Frees, checksum: None }
+    }
+
+    /// Bytes at which a pack ends.
+    fn pack_target(&self) -> u64 {
+        crate::pack::TARGET
+    }
 }
 
 /// An object on its way. Dropped unfinished, nothing of it stays.
@@ -86,21 +143,28 @@ pub trait Upload: Send {
     async fn finish(self: Box<Self>, name: &str) -> Result<()>;
 }
 
-/// The backend for a location.
-pub(crate) async fn open(location: &Location, seams: &Seams, make: bool) -> Result<Arc<dyn Backend>> {
+/// The backend for a location; `make` makes a directory that is missing.
+pub async fn open(location: &Location, access: &StoreAccess, seams: &Seams, make: bool) -> Result<Arc<dyn Backend>> {
     match location {
         Location::Directory { path } => {
             Ok(Arc::new(DirectoryBackend::open(Path::new(path), seams.clone(), make).await?))
         }
+        Location::S3 { .. } => Ok(Arc::new(access.open_s3(location, seams).await?)),
     }
 }
 
 /// Whether a place holds nothing but objects and prefixes of these names.
-pub(crate) async fn holds_only(location: &Location, seams: &Seams, names: &'static [&'static str]) -> Result<bool> {
+pub(crate) async fn holds_only(
+    location: &Location,
+    access: &StoreAccess,
+    seams: &Seams,
+    names: &'static [&'static str],
+) -> Result<bool> {
     match location {
         Location::Directory { path } => {
             DirectoryBackend::open(Path::new(path), seams.clone(), false).await?.holds_only(names).await
         }
+        Location::S3 { .. } => access.open_s3(location, seams).await?.holds_only(names).await,
     }
 }
 

@@ -10,7 +10,7 @@ use ocopea_protocol::{ids::ImageId, names::Digest};
 use super::{CommitRequest, ImageRef, Reclaim, RefObject, Repository, notes, ref_name};
 use crate::{
     Body, Component, Error, Record, Result,
-    backend::Put,
+    backend::{Deletion, Put},
     collect::Condemned,
     oci::{self, Descriptor, Index, Manifest},
     record::RECORD_VERSION,
@@ -213,7 +213,7 @@ impl Repository {
 
     async fn forget_staging(&self, image_key: &ocopea_protocol::secret::Secret32) -> Result<()> {
         for entry in self.store().backend.list(&staging(image_key)).await? {
-            self.store().backend.delete(&entry.name).await?;
+            self.store().forget(&entry.name).await?;
         }
         Ok(())
     }
@@ -277,7 +277,7 @@ impl Repository {
         self.refresh_layout(Some(image)).await?;
         if let Some(reference) = reference {
             for entry in store.backend.list(&notes::prefix(&reference.record)).await? {
-                store.backend.delete(&entry.name).await?;
+                store.forget(&entry.name).await?;
             }
         }
         Ok(reclaim)
@@ -286,16 +286,18 @@ impl Repository {
     /// What [`Self::delete_image`] would answer.
     pub async fn reclaimable(&self, image: ImageId) -> Result<Reclaim> {
         let Some(reference) = self.image(image).await? else { return Ok(Reclaim::default()) };
-        let own = reachable(self.store(), &reference).await?;
+        let store = self.store();
+        let own = reachable(store, &reference).await?;
         let mut shared = BTreeSet::new();
         for other in self.images().await?.iter().filter(|other| other.image != image) {
-            match reachable(self.store(), other).await {
+            match reachable(store, other).await {
                 Ok(blobs) => shared.extend(blobs.into_keys().filter(|digest| own.contains_key(digest))),
                 Err(error) if error.is_of_one_object() => {}
                 Err(error) => return Err(error),
             }
         }
-        let mut reclaim = Reclaim::default();
+        let hides = store.backend.abilities().deletion == Deletion::Hides;
+        let mut reclaim = Reclaim { hides, ..Reclaim::default() };
         for (digest, size) in own {
             if shared.contains(&digest) {
                 reclaim.shared_bytes += size;

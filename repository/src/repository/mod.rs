@@ -27,7 +27,7 @@ pub(crate) use pins::{Pin, pin_objects, read_all as read_pins};
 pub use types::*;
 
 use crate::{
-    Error, Keyring, Record, Result, WrappedKey,
+    Error, Keyring, Record, Result, StoreAbilities, StoreAccess, WrappedKey,
     backend::{self, Backend, Put},
     oci,
     store::{LONGEST_MANIFEST, Store, blob_name},
@@ -49,6 +49,8 @@ pub struct Repository {
 
 pub(crate) struct Inner {
     pub(crate) location: Location,
+    /// How its store is got at, where it lies behind a network.
+    pub(crate) stores: StoreAccess,
     pub(crate) store: Store,
     pub(crate) keyring: std::sync::RwLock<Keyring>,
     /// One at a time of this process rewrites `index.json`.
@@ -76,20 +78,24 @@ pub(crate) async fn check_format(store: &Store) -> Result<Description> {
     }
 }
 
+/// For people.
 fn place(location: &Location) -> String {
     match location {
         Location::Directory { path } => path.clone(),
+        Location::S3 { endpoint, bucket, prefix, .. } => {
+            format!("s3://{bucket}/{prefix} at {endpoint}")
+        }
     }
 }
 
 impl Repository {
     /// Makes a repository at an empty place, or where an earlier creation stopped before its end.
-    pub async fn create(location: &Location, keyring: &Keyring, seams: &Seams) -> Result<Self> {
-        let backend = backend::open(location, seams, true).await?;
-        if !backend::holds_only(location, seams, MADE_BY_CREATION).await? {
+    pub async fn create(location: &Location, stores: &StoreAccess, keyring: &Keyring, seams: &Seams) -> Result<Self> {
+        let backend = backend::open(location, stores, seams, true).await?;
+        if !backend::holds_only(location, stores, seams, MADE_BY_CREATION).await? {
             return Err(Error::Occupied { place: place(location) });
         }
-        Self::create_over(backend, location, keyring, seams).await
+        Self::create_in(backend, location, stores, keyring, seams).await
     }
 
     /// Makes a repository in `backend`; `location` is what agents get.
@@ -102,7 +108,17 @@ impl Repository {
         keyring: &Keyring,
         seams: &Seams,
     ) -> Result<Self> {
-        let repository = Self::with(backend, location, keyring, seams);
+        Self::create_in(backend, location, &StoreAccess::default(), keyring, seams).await
+    }
+
+    async fn create_in(
+        backend: Arc<dyn Backend>,
+        location: &Location,
+        stores: &StoreAccess,
+        keyring: &Keyring,
+        seams: &Seams,
+    ) -> Result<Self> {
+        let repository = Self::with(backend, location, stores, keyring, seams);
         let store = &repository.inner.store;
         let occupied = || Error::Occupied { place: place(location) };
         if store.backend.head(DESCRIPTION).await?.is_some() {
@@ -131,9 +147,9 @@ impl Repository {
     }
 
     /// Opens a repository.
-    pub async fn open(location: &Location, keyring: &Keyring, seams: &Seams) -> Result<Self> {
-        let backend = backend::open(location, seams, false).await?;
-        Self::open_over(backend, location, keyring, seams).await
+    pub async fn open(location: &Location, stores: &StoreAccess, keyring: &Keyring, seams: &Seams) -> Result<Self> {
+        let backend = backend::open(location, stores, seams, false).await?;
+        Self::open_in(backend, location, stores, keyring, seams).await
     }
 
     /// Opens the repository in `backend`; `location` is what agents get.
@@ -143,7 +159,17 @@ impl Repository {
         keyring: &Keyring,
         seams: &Seams,
     ) -> Result<Self> {
-        let repository = Self::with(backend, location, keyring, seams);
+        Self::open_in(backend, location, &StoreAccess::default(), keyring, seams).await
+    }
+
+    async fn open_in(
+        backend: Arc<dyn Backend>,
+        location: &Location,
+        stores: &StoreAccess,
+        keyring: &Keyring,
+        seams: &Seams,
+    ) -> Result<Self> {
+        let repository = Self::with(backend, location, stores, keyring, seams);
         check_format(&repository.inner.store).await.map_err(|error| match error {
             Error::NoRepository { .. } => Error::NoRepository { place: place(location) },
             other => other,
@@ -157,9 +183,16 @@ impl Repository {
         self.store().backend.discard_unfinished(i64::MAX).await
     }
 
-    fn with(backend: Arc<dyn Backend>, location: &Location, keyring: &Keyring, seams: &Seams) -> Self {
+    fn with(
+        backend: Arc<dyn Backend>,
+        location: &Location,
+        stores: &StoreAccess,
+        keyring: &Keyring,
+        seams: &Seams,
+    ) -> Self {
         let inner = Inner {
             location: location.clone(),
+            stores: stores.clone(),
             store: Store::new(backend, seams.clone()),
             keyring: std::sync::RwLock::new(keyring.clone()),
             layout: tokio::sync::Mutex::new(()),
@@ -171,6 +204,16 @@ impl Repository {
 
     pub(crate) fn store(&self) -> &Store {
         &self.inner.store
+    }
+
+    /// How its store is got at.
+    pub fn stores(&self) -> &StoreAccess {
+        &self.inner.stores
+    }
+
+    /// What its store can.
+    pub fn abilities(&self) -> StoreAbilities {
+        self.store().backend.abilities()
     }
 
     /// The keys that it is used with. Secret.
@@ -239,7 +282,9 @@ impl Repository {
             None => None,
         };
         let hash_key = self.team_keys(key.team).await?.hash_key;
-        Ok(ImageAccess { location: self.inner.location.clone(), image_key: self.unwrap(key).await?, hash_key, base })
+        let location = self.inner.location.clone();
+        let store_keys = self.inner.stores.to_share(&location, &self.store().seams).await?;
+        Ok(ImageAccess { location, image_key: self.unwrap(key).await?, hash_key, base, store_keys })
     }
 
     async fn base_access(&self, key: &WrappedKey, record: &Digest) -> Result<Option<BaseAccess>> {

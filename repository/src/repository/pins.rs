@@ -67,15 +67,16 @@ impl Repository {
         self.pin_more(operation, &[]).await?;
         // It may have been ended meanwhile: then nobody would end what was written here.
         if store.backend.head(&begun_name(operation)).await?.is_none() {
-            store.backend.delete(&renewed_name(operation)).await?;
+            store.forget(&renewed_name(operation)).await?;
         }
         Ok(())
     }
 
-    /// Ends a pin; harmless where there is none. What says that it is there goes first: see [`Self::renew`].
+    /// Ends a pin; harmless where there is none. What says that it is there goes first: see [`Self::renew`]. Where it
+    /// can't be removed, it counts until it has not been renewed for long enough.
     pub async fn unpin(&self, operation: OperationId) -> Result<()> {
-        self.store().backend.delete(&begun_name(operation)).await?;
-        self.store().backend.delete(&renewed_name(operation)).await
+        self.store().forget(&begun_name(operation)).await?;
+        self.store().forget(&renewed_name(operation)).await.map(drop)
     }
 
     /// Operations that have pins.

@@ -55,6 +55,9 @@ pub struct Reclaim {
     pub bytes: u64,
     /// Bytes that other images share.
     pub shared_bytes: u64,
+    /// The store keeps versions of what is deleted: a collection only hides these bytes, and they are freed when the
+    /// versions expire.
+    pub hides: bool,
 }
 
 /// How a collection works.
@@ -75,6 +78,12 @@ pub struct CollectReport {
     pub deleted: u64,
     /// Bytes given back.
     pub deleted_bytes: u64,
+    /// Blobs that were deleted and of which the store keeps versions.
+    pub hidden: u64,
+    /// Their bytes: freed when the versions expire.
+    pub hidden_bytes: u64,
+    /// Blobs that nothing uses and that the store's keys may not delete.
+    pub undeletable: u64,
     /// Blobs condemned and still waiting.
     pub condemned: u64,
     /// Their bytes.

@@ -30,7 +30,7 @@ pub(crate) struct TocWriter {
 impl TocWriter {
     pub(crate) async fn begin(store: &Store, image_key: &Secret32, kind: &str) -> Result<Self> {
         let (cipher, header) = sealed::begin(image_key, MAGIC, &store.seams)?;
-        let mut upload = store.backend.upload().await?;
+        let mut upload = store.backend.upload(None).await?;
         let mut sha = Sha256::new();
         sha.update(&header);
         let size = header.len() as u64;

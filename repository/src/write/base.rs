@@ -247,7 +247,7 @@ mod tests {
         names::ComponentName,
     };
 
-    use crate::{ImageSession, Keyring, Repository, StreamFacts, testing::seams};
+    use crate::{ImageSession, Keyring, Repository, StoreAccess, StreamFacts, testing::seams};
 
     /// No two alike; a twentieth of them differs from round to round.
     fn content(stream: u64, round: u64) -> Vec<u8> {
@@ -264,14 +264,19 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let location = Location::Directory { path: place.path().join("repo").to_str().unwrap().to_owned() };
         let name: ComponentName = "data".parse().unwrap();
-        Repository::create(&location, &Keyring::generate(&seams()), &seams()).await.unwrap();
+        Repository::create(&location, &StoreAccess::default(), &Keyring::generate(&seams()), &seams()).await.unwrap();
         let hash_key = crate::keys::random_key(&seams());
         let (mut base, mut all_new) = (None, 0);
         for round in 0..2 {
             let image_key = crate::keys::random_key(&seams());
-            let access =
-                ImageAccess { location: location.clone(), image_key, hash_key: hash_key.clone(), base: base.take() };
-            let session = ImageSession::open(&access, &seams()).await.unwrap();
+            let access = ImageAccess {
+                location: location.clone(),
+                image_key,
+                hash_key: hash_key.clone(),
+                base: base.take(),
+                store_keys: None,
+            };
+            let session = ImageSession::open(&access, &StoreAccess::default(), &seams()).await.unwrap();
             let writer = session.component(&name, DataKind::Volume).await.unwrap();
             for stream in 0..400 {
                 let mut open = writer.stream(format!("{stream:04}").as_bytes()).await.unwrap();

@@ -1,7 +1,7 @@
 //! Gives chunks their places: in a pack that is open, in one of the base, or where the same chunk already is.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -12,9 +12,12 @@ use super::{Shared, base::Found};
 use crate::{
     chunk::Chunk,
     error::{Error, Result},
-    pack::{LARGE_AFTER, LARGE_TARGET, OpenPack, Packed, Ready, TARGET},
+    pack::{LARGE_AFTER, LARGE_TARGET, OpenPack, Packed, Ready},
     toc::{MOST_PACKS, PackRow},
 };
+
+/// Packs of one component that were closed and aren't verified yet.
+const MOST_ON_THEIR_WAY: usize = 2;
 
 /// A chunk of a batch, after look-up and compression.
 pub(crate) enum Prepared {
@@ -31,7 +34,7 @@ pub(crate) struct Packer {
     open: Option<OpenPack>,
     packs: Vec<Row>,
     by_digest: HashMap<Digest, u32>,
-    sealing: Vec<oneshot::Receiver<Result<()>>>,
+    sealing: VecDeque<oneshot::Receiver<Result<()>>>,
 }
 
 /// A row of the pack table; without what is only known when the pack is closed.
@@ -48,7 +51,7 @@ pub(crate) struct Stored {
 
 impl Packer {
     pub(crate) fn new() -> Self {
-        Self { open: None, packs: vec![], by_digest: HashMap::new(), sealing: vec![] }
+        Self { open: None, packs: vec![], by_digest: HashMap::new(), sealing: VecDeque::new() }
     }
 
     fn number(&self) -> Result<u32> {
@@ -156,6 +159,11 @@ impl Packer {
         let pack = match self.open.take() {
             Some(pack) => pack,
             None => {
+                // A store that is slower than the source holds it up: packs on their way take memory.
+                while self.sealing.len() > MOST_ON_THEIR_WAY {
+                    let Some(oldest) = self.sealing.pop_front() else { break };
+                    oldest.await.map_err(|_| Error::Stopped)??;
+                }
                 let number = self.number()?;
                 let pack = OpenPack::begin(&shared.core.store, number).await?;
                 self.packs.push(Row { packed: Arc::new(Mutex::new(None)), live: 0 });
@@ -163,7 +171,7 @@ impl Packer {
             }
         };
         let (pack, chunks) = pack.append(&shared.core.store, ready).await?;
-        let target = if pack.number < LARGE_AFTER { TARGET } else { LARGE_TARGET };
+        let target = if pack.number < LARGE_AFTER { shared.core.store.backend.pack_target() } else { LARGE_TARGET };
         if pack.size() >= target {
             self.seal(shared, pack);
         } else {
@@ -178,7 +186,7 @@ impl Packer {
         let (place, shared) = (row.packed.clone(), shared.clone());
         let (done, result) = oneshot::channel();
         let spawner = shared.core.store.seams.spawner.clone();
-        self.sealing.push(result);
+        self.sealing.push_back(result);
         spawner.spawn(
             "repository.seal",
             Box::pin(async move {

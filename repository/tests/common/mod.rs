@@ -1,5 +1,8 @@
 //! A small repository in a temporary directory, and ways to fill it.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unused_macros, unused_imports, reason = "each test binary uses a part of it")]
+
+pub mod proxy;
+pub mod s3;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,8 +18,8 @@ use ocopea_protocol::{
 };
 use ocopea_repository::{
     Body, CollectOptions, CommitRequest, Component, ConfigWritten, DataWritten, Error, ImageRef, ImageSession, Keyring,
-    Lineage, Platform, Record, Repository, Requirements, StreamFacts, WrappedKey,
-    backend::{Backend, DirectoryBackend},
+    Lineage, Platform, Record, Repository, Requirements, StoreAccess, StreamFacts, WrappedKey,
+    backend::{self, Backend},
 };
 use tokio_util::task::TaskTracker;
 
@@ -56,8 +59,31 @@ pub fn prose(length: usize, seed: u64) -> Vec<u8> {
     out
 }
 
+/// Runs tests that take a [`World`] on each kind of store.
+macro_rules! on_every_store {
+    ($($name:ident),+ $(,)?) => {
+        mod in_a_directory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $name() {
+                super::$name(super::World::new().await).await;
+            })+
+        }
+        mod in_a_bucket {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $name() {
+                super::$name(super::World::in_a_bucket().await).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_every_store;
+
 pub struct World {
     pub place: tempfile::TempDir,
+    /// Where the files of the objects are.
+    pub root: PathBuf,
+    pub location: Location,
+    pub stores: StoreAccess,
     pub seams: Seams,
     pub keyring: Keyring,
     pub team: TeamId,
@@ -66,28 +92,41 @@ pub struct World {
 
 impl World {
     pub async fn new() -> Self {
-        let (place, seams) = (tempfile::tempdir().unwrap(), seams());
+        let place = tempfile::tempdir().unwrap();
+        let (root, location) = (place.path().join("repo"), location(&place));
+        Self::at(place, root, location, StoreAccess::default()).await
+    }
+
+    /// The same in a bucket of a real S3 server, which keeps its objects as files.
+    pub async fn in_a_bucket() -> Self {
+        let server = s3::Server::of_process();
+        let bucket = server.bucket(s3::Keeps::Objects);
+        let root = server.files(&bucket).join("repo");
+        Self::at(tempfile::tempdir().unwrap(), root, server.location(&bucket), server.access()).await
+    }
+
+    pub async fn at(place: tempfile::TempDir, root: PathBuf, location: Location, stores: StoreAccess) -> Self {
+        let seams = seams();
         let keyring = Keyring::generate(&seams);
-        let repository = Repository::create(&location(&place), &keyring, &seams).await.unwrap();
-        Self { team: TeamId::generate(&seams), place, seams, keyring, repository }
+        let repository = Repository::create(&location, &stores, &keyring, &seams).await.unwrap();
+        Self { team: TeamId::generate(&seams), place, root, location, stores, seams, keyring, repository }
     }
 
     pub fn location(&self) -> Location {
-        location(&self.place)
+        self.location.clone()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.place.path().join("repo").join(name)
+        self.root.join(name)
     }
 
     pub async fn backend(&self) -> Arc<dyn Backend> {
-        let root = self.place.path().join("repo");
-        Arc::new(DirectoryBackend::open(&root, self.seams.clone(), false).await.unwrap())
+        backend::open(&self.location, &self.stores, &self.seams, false).await.unwrap()
     }
 
     /// Reads everything under the repository, by name.
     pub fn objects(&self) -> BTreeMap<String, Vec<u8>> {
-        let root = self.place.path().join("repo");
+        let root = self.root.clone();
         let (mut open, mut found) = (vec![root.clone()], BTreeMap::new());
         while let Some(path) = open.pop() {
             for item in std::fs::read_dir(path).unwrap() {
@@ -106,7 +145,7 @@ impl World {
     pub async fn begin(&self, base: Option<&Digest>) -> (WrappedKey, ImageAccess, ImageSession) {
         let key = self.repository.new_image_key(self.team).await.unwrap();
         let access = self.repository.access_to_write(&key, base).await.unwrap();
-        let session = ImageSession::open(&access, &self.seams).await.unwrap();
+        let session = ImageSession::open(&access, &self.stores, &self.seams).await.unwrap();
         (key, access, session)
     }
 
@@ -123,7 +162,7 @@ impl World {
     }
 
     pub async fn reopen(&self) -> Repository {
-        Repository::open(&self.location(), &self.keyring, &self.seams).await.unwrap()
+        Repository::open(&self.location(), &self.stores, &self.keyring, &self.seams).await.unwrap()
     }
 }
 
@@ -134,7 +173,7 @@ pub struct Saved {
     pub data: DataWritten,
 }
 
-fn location(place: &tempfile::TempDir) -> Location {
+pub fn location(place: &tempfile::TempDir) -> Location {
     Location::Directory { path: place.path().join("repo").to_str().unwrap().to_owned() }
 }
 
@@ -257,7 +296,7 @@ pub async fn read_all(
 ) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     let mut all = BTreeMap::new();
     let access = repository.access_to_read(&reference.record).await?;
-    let session = ImageSession::open(&access, seams).await?;
+    let session = ImageSession::open(&access, repository.stores(), seams).await?;
     let record = session.read_record(&reference.record).await?;
     for component in &record.components {
         match &component.body {
