@@ -191,7 +191,7 @@ impl Catalog {
         let transaction = self.begin().await?;
         // Whoever comes with the same one at the same time waits here.
         enrolment_keys::Entity::update_many()
-            .col_expr(enrolment_keys::Column::Uses, Expr::col(enrolment_keys::Column::Uses).into())
+            .col_expr(enrolment_keys::Column::Uses, Expr::col(enrolment_keys::Column::Uses))
             .filter(enrolment_keys::Column::Hash.eq(applicant.hash))
             .exec(&transaction.inner)
             .await?;
