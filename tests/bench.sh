@@ -150,7 +150,7 @@ section_postgresql() {
 ## PostgreSQL, beside $(pg_dump --version)
 
 $when
-\`ROUNDS=$ROUNDS SCALE=$SCALE DATABASES=$DATABASES tests/bench.sh postgresql\`: a $(head -1 "$figures"), reached directly. pgbench's rows hold 84 blanks each, which compress to nothing; "of text": the same with text in their place, of which a third remains. A save ends when every stored byte was read back; a load, when every row was counted and hashed again at the target. Ratio peer ÷ ours; memory beyond idle is at most 128 MB.
+\`ROUNDS=$ROUNDS SCALE=$SCALE DATABASES=$DATABASES tests/bench.sh postgresql\`: a $(head -1 "$figures"), reached directly. pgbench's rows hold 84 blanks each, which compress to nothing; "of text": the same with text in their place, of which a third remains. A save ends when every stored byte was read back; a load, when every row was counted at the target, and contents were compared there (whole up to 64 MiB, by samples beyond). Ratio peer ÷ ours; memory beyond idle is at most 128 MB.
 
 | figure | ours | peer | ratio | floor | |
 |---|---|---|---|---|---|
