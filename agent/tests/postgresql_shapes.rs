@@ -40,7 +40,9 @@ async fn there_and_back(source: &Postgres, target: &Postgres) -> (Saved, Loaded)
     assert!(differing.is_empty(), "{}\nnotices: {:#?}", differing.join("\n"), loaded.notices);
     for saved in &saved.copied.streams {
         let loaded = stream(&loaded.streams, &saved.name);
-        assert_eq!((saved.items, &saved.content), (loaded.items, &loaded.content), "{}: {:#?}", saved.name, loaded);
+        // Longer ones are compared by samples, and claim no more.
+        let content = if saved.bytes > 64 << 20 { "" } else { saved.content.as_str() };
+        assert_eq!((saved.items, content), (loaded.items, loaded.content.as_str()), "{}: {:#?}", saved.name, loaded);
     }
     (saved, loaded)
 }
@@ -68,11 +70,12 @@ async fn extensions_come_back_in_their_own_schemas_with_their_owners() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_big_table_is_loaded_in_parts_and_rows_that_fill_the_room_earlier_ones_left_are_hashed_once() {
-    let table = "CREATE TABLE t AS SELECT i, repeat('x', i * 7919 % 1801) AS x FROM generate_series(1, 50000) i";
+async fn a_sample_of_a_big_table_is_found_again_though_other_rows_fill_the_room_that_it_left() {
+    let table = "CREATE TABLE t AS SELECT i, repeat('x', i * 7919 % 1801) AS x FROM generate_series(1, 100000) i";
     let source = server(&[], &[("postgres", table)]);
     let target = Postgres::start(&[]);
     there_and_back(&source, &target).await;
+    // The sample, and the rest.
     let parts = target.psql("postgres", "SELECT count(DISTINCT xmin::text) FROM t");
     assert_eq!(parts, "2");
     // Or else there was nothing to be told apart.
