@@ -41,7 +41,7 @@ impl Backend for Memory {
         Err(Error::Stopped)
     }
 
-    async fn upload(&self) -> Result<Box<dyn Upload>> {
+    async fn upload(&self, _: Option<&str>) -> Result<Box<dyn Upload>> {
         Err(Error::Stopped)
     }
 
