@@ -155,6 +155,39 @@ async fn whatever_happens_to_each_request_once_a_save_and_its_reading_succeed() 
     scene.survives("wrong tags").await;
 }
 
+/// Whether they were done is found out within the same turn: with many at once, none waits for another one's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_uploads_whose_ends_are_answered_to_nobody_all_come_to_their_ends() {
+    let server = Server::of_process();
+    let proxy = Proxy::start(&server.endpoint()).await;
+    let bucket = server.bucket(Keeps::Objects);
+    let location = s3::location(&proxy.endpoint, &bucket);
+    let backend = backend::open(&location, &server.access(), &seams(), false).await.unwrap();
+    let content = bytes::Bytes::from(noise(9 << 20, 5));
+    let mut uploads = Vec::new();
+    // The first ones take all memory that is there for objects in one piece; the others go in parts.
+    for number in 0..72 {
+        let name = format!("blobs/{number}");
+        let mut upload = backend.upload(Some(&name)).await.unwrap();
+        upload.write(vec![content.clone()]).await.unwrap();
+        uploads.push((name, upload));
+    }
+    // As a service does that forgets an upload with its end.
+    let seen = Mutex::new(HashSet::new());
+    proxy.rule(move |asked| match asked.is("POST", "uploadId") {
+        true if seen.lock().unwrap().insert(asked.path.clone()) => Do::Lose,
+        true => Do::Refuse(404, "NoSuchUpload"),
+        false => Do::Pass,
+    });
+    let finished = futures::future::join_all(uploads.into_iter().map(|(name, upload)| async move {
+        upload.finish(&name).await.unwrap();
+    }));
+    seams().timeout(BOUND, finished).await.expect("all come to their ends");
+    assert!(proxy.heal() > 40, "most went in parts");
+    let there = backend.list("blobs/").await.unwrap();
+    assert_eq!(there.iter().filter(|entry| entry.size == content.len() as u64).count(), 72);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_part_that_is_answered_with_the_whole_or_with_another_part_is_never_taken_for_it() {
     let scene = Scene::new().await;

@@ -185,6 +185,17 @@ impl Calls {
         Ok(there.attributes.get(&Attribute::Metadata(WRITE_ID.into())).is_some_and(|made| made.as_ref() == id))
     }
 
+    /// Whether an object of that size is there. For use within one try: it takes no turn of its own, since whoever holds
+    /// one and waits for another may wait for ever.
+    pub(crate) async fn is_there(&self, path: &object_store::path::Path, size: u64) -> Result<bool, Fault> {
+        let options = GetOptions { head: true, ..GetOptions::default() };
+        match self.store.get_opts(path, options).await.map_err(fault) {
+            Ok(there) => Ok(there.meta.size == size),
+            Err(Fault::Missing) => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+
     /// Reads a whole object; one that is longer than `limit` bytes is told by its size.
     pub(crate) async fn get(&self, name: &str, limit: u64) -> Result<Result<Bytes, u64>, Failed> {
         let path = self.common.place.path(name);

@@ -210,15 +210,12 @@ impl S3Upload {
         let path = place.path(&parts.name);
         let (done, id, sent) = (std::mem::take(&mut parts.done), parts.id.clone(), parts.sent);
         let made = self.calls.tried(|tries| {
-            let (calls, path, id, done, written) = (&self.calls, &path, &id, done.clone(), &parts.name);
+            let (calls, path, id, done) = (&self.calls, &path, &id, done.clone());
             async move {
                 match calls.store.complete_multipart(path, id, done).await.map_err(fault) {
                     Ok(_) => Ok(()),
                     // An earlier try may have done it, whose answer was lost.
-                    Err(Fault::NoUpload) if tries > 1 => match calls.head(written).await {
-                        Ok(Some(entry)) if entry.size == sent => Ok(()),
-                        _ => Err(Fault::NoUpload),
-                    },
+                    Err(Fault::NoUpload) if tries > 1 && calls.is_there(path, sent).await? => Ok(()),
                     Err(fault) => Err(fault),
                 }
             }
