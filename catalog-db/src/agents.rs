@@ -1,7 +1,7 @@
 //! The processes of agents that signed in for their sites, each with the key that its tasks are sealed to.
 
 use ocopea_protocol::{
-    identity::{PublicKey, SignIn},
+    identity::{LONGEST_CLUSTER, PublicKey, SignIn},
     ids::{InstanceId, SiteId},
     time::Timestamp,
 };
@@ -67,8 +67,8 @@ impl Catalog {
     /// Signs an instance in. Its signature is looked at here, so that none gets past it.
     pub async fn sign_in_instance(&self, site: SiteId, sign_in: &SignIn) -> Result<SignedIn, CatalogError> {
         let refused = |why: &str| Ok(SignedIn::Refused(why.to_owned()));
-        if !is_storable(&sign_in.cluster) {
-            return refused("its cluster's name holds a NUL character");
+        if !is_storable(&sign_in.cluster) || sign_in.cluster.chars().count() > LONGEST_CLUSTER {
+            return refused("its cluster's name is too long, or holds a NUL character");
         }
         let transaction = self.begin().await?;
         let inner = &transaction.inner;

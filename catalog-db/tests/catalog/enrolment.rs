@@ -214,4 +214,9 @@ async fn an_identity_beside_another_cluster_is_refused(world: &World) {
         let refused = world.catalog.sign_in_instance(site, &sign_in(cluster)).await.unwrap();
         assert!(matches!(refused, SignedIn::Refused(_)), "{cluster:?}");
     }
+    // An agent of ours cuts it; another's words are bounded here.
+    let mut long = sign_in("here");
+    long.cluster = "x".repeat(1 << 20);
+    let refused = world.catalog.sign_in_instance(site, &long).await.unwrap();
+    assert!(matches!(refused, SignedIn::Refused(why) if why.contains("too long")));
 }
