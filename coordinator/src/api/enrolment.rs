@@ -68,11 +68,18 @@ fn name(text: &str) -> Result<SiteName, Problem> {
     text.parse().map_err(|error| Problem::invalid("name", error))
 }
 
+/// Nothing is done at a site that was removed, nor by its agents.
+pub(super) fn removed() -> Problem {
+    Problem {
+        next: "add it again (POST /api/v1/sites) and join with the new token".to_owned(),
+        ..Problem::new(StatusCode::GONE, "site-removed", "this site was removed")
+    }
+}
+
 /// This installation's broker; without one, sites are given to the coordinator's own process.
 fn broker(state: &State) -> Result<&dyn SiteBroker, Problem> {
     state.broker.as_deref().ok_or_else(|| Problem {
-        next: "give it the site when it starts (ocopea up --site NAME=CONTEXT), or run a coordinator with a broker"
-            .to_owned(),
+        next: "give it the site when it starts: ocopea up --site NAME=CONTEXT".to_owned(),
         ..Problem::new(
             StatusCode::CONFLICT,
             "no-broker",
@@ -177,7 +184,7 @@ pub(super) async fn revoke_key(
     Path(key): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let actor = caller.at_least(Role::Administrator)?;
-    let absent = || Problem::not_found("this enrolment key", "see them: ocopea sites keys");
+    let absent = || Problem::not_found("this enrolment key", "see them: GET /api/v1/enrolment-keys");
     let id: EnrolmentKeyId = key.parse().map_err(|_| absent())?;
     state.coordinator.catalog.revoke_enrolment_key(&actor, id).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -200,16 +207,13 @@ pub(super) async fn enrol(Extract(state): Extract<State>, Body(input): Body<Enro
     let site: Site = catalog.enrol(&applicant).await.map_err(|error| match error {
         CatalogError::NotFound { .. } => Problem::not_found(
             "this join token or enrolment key",
-            "ask who runs the coordinator: ocopea sites add NAME",
+            "ask who runs the coordinator for one: POST /api/v1/sites",
         ),
         other => other.into(),
     })?;
     let access = match site.standing {
         Standing::Removed => {
-            return Err(Problem {
-                next: "add it again (ocopea sites add NAME) and join with the new token".to_owned(),
-                ..Problem::new(StatusCode::GONE, "site-removed", "this site was removed")
-            });
+            return Err(removed());
         }
         Standing::Pending => None,
         Standing::Active => {

@@ -37,6 +37,9 @@ fn silence(site: &Site) -> String {
 /// The site of that name, if anybody is there who would do something: an operation must not wait for nobody.
 pub(super) async fn attended(coordinator: &Coordinator, name: &str) -> Result<Site, Problem> {
     let site = coordinator.catalog.site(name).await?;
+    if site.standing == Standing::Removed {
+        return Err(super::enrolment::removed());
+    }
     if !is_silent(&site, coordinator.seams.clock.now()) {
         return Ok(site);
     }

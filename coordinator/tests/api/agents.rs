@@ -208,6 +208,10 @@ async fn a_site_joins_with_its_token_works_and_is_removed_for_good() {
     assert_eq!(gone.status, StatusCode::NO_CONTENT, "{}", gone.body);
     assert!(matches!(agent.poll(2, 2).await, message::Answer::Ended { why } if why.contains("removed")));
     assert!(matches!(agent.sign_in().await, message::Answer::Ended { .. }));
+    // Its last report is young, its id still known: nothing is begun there all the same.
+    let refused =
+        server.post("/api/v1/inspections", &admin, &json!({"site": site.to_string(), "namespace": "shop"})).await;
+    assert_eq!(refused.status, StatusCode::GONE, "{}", refused.body);
     let path = format!("/api/v1/operations/{}", begun.body["operation"].as_str().unwrap());
     let mut state = Value::Null;
     for _ in 0..100 {
