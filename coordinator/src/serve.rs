@@ -12,7 +12,7 @@ use ocopea_protocol::{
     bus::{BusError, Incoming},
     envelope,
     failure::TaskFailure,
-    identity::{self, PublicKey},
+    identity::{self, IdentityError, PublicKey},
     ids::SiteId,
     image::ImageAccess,
     message::{Answer, HolderOrder, Request, TaskHint},
@@ -139,16 +139,17 @@ impl Coordinator {
         let failure = match self.complete(&operation, &task).await {
             Ok(spec) => {
                 let lease_ms = u64::try_from(LEASE.as_millis()).unwrap_or(0);
-                let too_large = |error: String| {
-                    TaskFailure::permanent("task.too-large", format!("can't hand out {}", task.label), error)
-                };
-                let granted = identity::seal_task(key, &claimed, &spec)
-                    .map(|sealed| Answer::Granted { claimed, lease_ms, sealed })
-                    .map_err(|error| error.to_string())
-                    .and_then(|granted| envelope::seal(&granted, "").map(|_| granted).map_err(|e| e.to_string()));
-                match granted {
-                    Ok(granted) => return Ok(granted),
-                    Err(error) => too_large(error),
+                let what = format!("can't hand out {}", task.label);
+                match identity::seal_task(key, &claimed, &spec) {
+                    Ok(sealed) => {
+                        let granted = Answer::Granted { claimed, lease_ms, sealed };
+                        match envelope::seal(&granted, "") {
+                            Ok(_) => return Ok(granted),
+                            Err(error) => TaskFailure::permanent("task.too-large", what, error),
+                        }
+                    }
+                    Err(error @ IdentityError::Envelope(_)) => TaskFailure::permanent("task.too-large", what, error),
+                    Err(error) => TaskFailure::permanent("task.sealed", what, error),
                 }
             }
             Err(failure) => failure,
