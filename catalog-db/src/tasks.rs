@@ -491,14 +491,7 @@ impl Transaction {
         };
         self.end_attempt(one.id, one.attempt, Some(why)).await?;
         if one.attempt >= one.most_attempts + LOST_TRIES {
-            let row = tasks::ActiveModel {
-                state: Set(TaskState::Failed.as_str().to_owned()),
-                failure: Set(Some(serde_json::to_string(why)?)),
-                lease_until: Set(None),
-                ended: Set(Some(self.seams.clock.now().0)),
-                ..Default::default()
-            };
-            tasks::Entity::update_many().set(row).filter(tasks::Column::Id.eq(one.id.0)).exec(&self.inner).await?;
+            self.end_as_failed(one.id, why).await?;
             return Ok(Some(TaskState::Failed));
         }
         self.make_ready(&one, self.seams.clock.now()).await?;
@@ -550,6 +543,11 @@ impl Transaction {
         if one.state == TaskState::Claimed {
             self.end_attempt(one.id, one.attempt, Some(why)).await?;
         }
+        self.end_as_failed(one.id, why).await?;
+        Ok(true)
+    }
+
+    async fn end_as_failed(&self, id: TaskId, why: &TaskFailure) -> Result<(), CatalogError> {
         let row = tasks::ActiveModel {
             state: Set(TaskState::Failed.as_str().to_owned()),
             failure: Set(Some(serde_json::to_string(why)?)),
@@ -557,8 +555,8 @@ impl Transaction {
             ended: Set(Some(self.seams.clock.now().0)),
             ..Default::default()
         };
-        tasks::Entity::update_many().set(row).filter(tasks::Column::Id.eq(one.id.0)).exec(&self.inner).await?;
-        Ok(true)
+        tasks::Entity::update_many().set(row).filter(tasks::Column::Id.eq(id.0)).exec(&self.inner).await?;
+        Ok(())
     }
 
     /// How many attempts failed by themselves: those that were lost with their agent say nothing about the work.

@@ -38,7 +38,7 @@ const MOST_SAMPLES: u64 = 64;
 /// What sessions do next.
 enum Next {
     Load(usize),
-    ReadBack(usize, Look),
+    Look(usize, Look),
     Wait,
     Nothing,
 }
@@ -163,7 +163,7 @@ impl Work {
             // From here on no change is missed.
             changed.as_mut().enable();
             match self.next() {
-                Next::ReadBack(index, look) => self.look(&mut session, index, look).await?,
+                Next::Look(index, look) => self.look(&mut session, index, look).await?,
                 Next::Load(index) => self.load(&mut session, index).await?,
                 Next::Wait => changed.await,
                 Next::Nothing => return Ok(session),
@@ -175,7 +175,7 @@ impl Work {
     fn next(&self) -> Next {
         let mut queue = locked(&self.queue);
         if let Some((index, look)) = queue.looks.pop_front() {
-            return Next::ReadBack(index, look);
+            return Next::Look(index, look);
         }
         if let Some(index) = queue.loads.pop_front() {
             queue.loading += 1;
