@@ -136,19 +136,6 @@ impl Catalog {
         found.one(&self.database).await?.map(instance).transpose()
     }
 
-    /// A site's instances whose word counts and that were heard of since then.
-    pub async fn instances(&self, site: SiteId, since: Timestamp) -> Result<Vec<AgentInstance>, CatalogError> {
-        let rows = instances::Entity::find()
-            .filter(instances::Column::Site.eq(site.0))
-            .filter(instances::Column::Ended.is_null())
-            .filter(instances::Column::Seen.gte(since.0))
-            .order_by_asc(instances::Column::Created)
-            .limit(KEPT)
-            .all(&self.database)
-            .await?;
-        rows.into_iter().map(instance).collect()
-    }
-
     /// It was heard of.
     pub async fn instance_seen(&self, id: InstanceId) -> Result<(), CatalogError> {
         let row = instances::ActiveModel { seen: Set(self.seams.clock.now().0), ..Default::default() };

@@ -13,7 +13,7 @@ use ocopea_protocol::{
 };
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait, EntityTrait, QueryFilter, QueryOrder,
+    ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
     sea_query::{Expr, ExprTrait},
 };
 
@@ -28,6 +28,9 @@ use crate::{
 
 /// The most sites that one key lets in.
 pub const MOST_USES: u32 = 10_000;
+
+/// Keys that are listed at most.
+const MOST_LISTED: u64 = 1000;
 
 /// A key as it is listed: never its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,9 +163,10 @@ impl Catalog {
         Ok(id)
     }
 
-    /// Keys and join tokens, newest first.
+    /// The newest keys and join tokens, a thousand at most, newest first.
     pub async fn enrolment_keys(&self) -> Result<Vec<EnrolmentKey>, CatalogError> {
-        let rows = enrolment_keys::Entity::find().order_by_desc(enrolment_keys::Column::Id).all(&self.database).await?;
+        let newest = enrolment_keys::Entity::find().order_by_desc(enrolment_keys::Column::Id).limit(MOST_LISTED);
+        let rows = newest.all(&self.database).await?;
         Ok(rows.into_iter().map(key).collect())
     }
 

@@ -146,7 +146,7 @@ pub(super) async fn add_key(
     Ok(Json(IssuedEnrolmentKey { id: id.to_string(), key, expires: expires.rfc3339() }))
 }
 
-/// Enrolment keys and join tokens, newest first, without their secrets.
+/// The newest enrolment keys and join tokens, a thousand at most, newest first, without their secrets.
 #[utoipa::path(get, path = "/api/v1/enrolment-keys", responses((status = 200, body = Vec<EnrolmentKeyView>)))]
 pub(super) async fn keys(
     Extract(state): Extract<State>,
