@@ -229,9 +229,15 @@ impl Worker {
     async fn hints(self: Arc<Self>) {
         loop {
             match self.bus.next_hint().await {
-                Ok(bytes) => match open::<TaskHint>(&bytes) {
-                    Ok(hint) => self.take(hint.message),
-                    Err(error) => tracing::warn!(%error, "a hint could not be read"),
+                Ok(hint) => match open::<TaskHint>(&hint.bytes) {
+                    Ok(opened) => {
+                        hint.accept();
+                        self.take(opened.message);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a hint could not be read: it goes into quarantine");
+                        hint.reject();
+                    }
                 },
                 Err(BusError::Closed) => return,
                 Err(error) => {

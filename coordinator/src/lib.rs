@@ -7,6 +7,7 @@
 mod agents;
 pub mod api;
 pub mod background;
+pub mod broker;
 pub mod engine;
 pub mod plan;
 mod serve;

@@ -14,6 +14,7 @@ async fn the_in_process_bus_conforms() {
         coordinator: &bus,
         sites: [SiteId::generate(&seams), SiteId::generate(&seams)],
         agent: &|site| Box::new(bus.agent(site)) as Box<dyn AgentBus>,
+        seams: &seams,
     })
     .await;
 }

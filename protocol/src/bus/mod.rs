@@ -1,7 +1,7 @@
 //! How messages move: hints to sites, requests with answers back.
 //!
 //! A message may be lost, doubled or late: the catalog is the truth, agents poll, and every answer is fenced.
-//! Two implementations: [`in_process`] here, RabbitMQ later by configuration. Both pass [`conformance`].
+//! Two implementations: [`in_process`], and [`rabbitmq`] by configuration. Both pass [`conformance`].
 //! The bus carries sealed envelopes as bytes, in process too, so that what is tested is what is sent.
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use crate::ids::SiteId;
 
 pub mod conformance;
 pub mod in_process;
+pub mod rabbitmq;
 
 /// The bus could not do it now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +35,9 @@ pub trait CoordinatorBus: Send + Sync {
 
     /// The next request of any agent. `Err(Closed)` ends the loop.
     async fn next_request(&self) -> Result<Incoming, BusError>;
+
+    /// Ends it, for good: everything that waits on it, and all that is asked of it later, is told `Closed`.
+    async fn close(&self);
 }
 
 /// A request and the way back.
@@ -46,12 +50,60 @@ pub struct Incoming {
     pub reply: tokio::sync::oneshot::Sender<Bytes>,
 }
 
+/// A hint that an agent has in hand.
+///
+/// It counts as accepted when it is dropped without a word: whoever took it may have done so in vain, and polls then.
+pub struct Hint {
+    /// The sealed hint.
+    pub bytes: Bytes,
+    settle: Option<Box<dyn FnOnce(Verdict) + Send>>,
+}
+
+/// What becomes of a hint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was read, and doesn't come again.
+    Accepted,
+    /// Nobody could read it: it is put where people can look at it, if the bus has such a place.
+    Rejected,
+}
+
+impl Hint {
+    /// A hint; `settle` hears what becomes of it.
+    pub fn new(bytes: Bytes, settle: impl FnOnce(Verdict) + Send + 'static) -> Self {
+        Self { bytes, settle: Some(Box::new(settle)) }
+    }
+
+    /// It was read.
+    pub fn accept(self) {
+        drop(self);
+    }
+
+    /// Nobody here can read it.
+    pub fn reject(mut self) {
+        if let Some(settle) = self.settle.take() {
+            settle(Verdict::Rejected);
+        }
+    }
+}
+
+impl Drop for Hint {
+    fn drop(&mut self) {
+        if let Some(settle) = self.settle.take() {
+            settle(Verdict::Accepted);
+        }
+    }
+}
+
 /// An agent's end.
 #[async_trait]
 pub trait AgentBus: Send + Sync {
     /// The next hint for this site. `Err(Closed)` ends the loop. Taken by one agent of the site only.
-    async fn next_hint(&self) -> Result<Bytes, BusError>;
+    async fn next_hint(&self) -> Result<Hint, BusError>;
 
     /// Asks the coordinator and waits for its answer, at most `patience_ms`.
     async fn request(&self, request: Bytes, patience_ms: u64) -> Result<Bytes, BusError>;
+
+    /// Ends it, for good: everything that waits on it, and all that is asked of it later, is told `Closed`.
+    async fn close(&self);
 }

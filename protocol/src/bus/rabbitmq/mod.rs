@@ -1,0 +1,28 @@
+//! The bus over RabbitMQ: AMQP 0-9-1, one queue per site, answers by direct reply-to.
+//!
+//! The catalog is the truth and agents poll, so nothing here is repaired in place: whatever is lost ends a [`link`]'s
+//! session, and the next one begins from nothing. What is published counts as done when a queue on disk has it. From
+//! whom a message is, the broker says (`user_id`), never the message.
+//!
+//! - [`address`]: where the broker is, and the settings; [`transport`]: TCP and TLS; [`guard`]: what is taken out of the
+//!   broker's bytes before the client library reads them; [`link`]: a connection that comes back.
+//! - [`topology`]: every name, number and right; `docs/rabbitmq.md` says why.
+//! - [`coordinator`] with [`publisher`] and [`fair`] is one end, [`agent`] the other.
+//!
+//! To add a kind of message: a queue and its arguments in [`topology`], a session or a method at each end, and what any
+//! bus must do with it in [`super::conformance`].
+
+mod address;
+mod agent;
+mod coordinator;
+mod fair;
+mod guard;
+mod link;
+mod publisher;
+pub mod topology;
+mod transport;
+
+pub use address::{Address, InvalidSettings, Settings};
+pub use agent::{AgentState, RabbitAgentBus};
+pub use coordinator::{CoordinatorState, RabbitCoordinatorBus};
+pub use link::LinkState;

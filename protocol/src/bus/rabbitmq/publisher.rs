@@ -1,0 +1,262 @@
+//! The coordinator's publishing connection: confirmed messages, and answers.
+//!
+//! A confirm and a returned message are told apart by what else is on the channel, so each channel carries one
+//! unconfirmed message at a time; several go side by side on several channels. A channel whose message wasn't
+//! confirmed in time is closed: nothing that comes later can be taken for another's.
+
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection,
+    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions},
+    types::{FieldTable, ShortString},
+};
+use tokio::sync::{Semaphore, watch};
+
+use super::{
+    super::BusError,
+    address::{InvalidSettings, Settings},
+    link::{Link, LinkState, Session, Unstarted, explain},
+    topology,
+};
+use crate::{ids::SiteId, seams::Seams};
+
+/// Messages that wait for their confirm at a time; more wait for their turn.
+const AT_ONCE: usize = 32;
+/// How often the channel for answers is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+pub(super) struct Publisher {
+    link: Link,
+    live: watch::Receiver<Option<Arc<Live>>>,
+    turns: Semaphore,
+    seams: Seams,
+    limit: Duration,
+}
+
+/// What there is while the connection stands.
+struct Live {
+    connection: Arc<Connection>,
+    /// Channels in confirm mode with nothing unconfirmed.
+    idle: Mutex<Vec<Channel>>,
+    /// Sites whose queue this connection declared.
+    declared: Mutex<HashSet<SiteId>>,
+    /// For answers, which nobody confirms.
+    answers: Channel,
+}
+
+struct Publishing {
+    live: watch::Sender<Option<Arc<Live>>>,
+    seams: Seams,
+}
+
+/// Takes away what others see, when the connection goes.
+struct Shown<'a>(&'a watch::Sender<Option<Arc<Live>>>);
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
+    }
+}
+
+impl Session for Publishing {
+    async fn run(&self, connection: Arc<Connection>) -> Result<Infallible, String> {
+        let answers = connection.create_channel().await.map_err(|error| explain(&error))?;
+        topology::declare(&answers).await.map_err(|error| explain(&error))?;
+        let _shown = Shown(&self.live);
+        let live = Live { connection, idle: Mutex::default(), declared: Mutex::default(), answers: answers.clone() };
+        self.live.send_replace(Some(Arc::new(live)));
+        // The connection's own end is the link's to notice.
+        loop {
+            if !answers.status().connected() {
+                return Err("the broker closed the channel for answers".to_owned());
+            }
+            self.seams.clock.sleep(LOOK).await;
+        }
+    }
+}
+
+/// What became of a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// A queue has it, on disk.
+    Taken,
+    /// There was no queue for it.
+    Returned,
+    /// The queue was full.
+    Refused,
+}
+
+impl Live {
+    fn idle(&self) -> MutexGuard<'_, Vec<Channel>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn declared(&self) -> MutexGuard<'_, HashSet<SiteId>> {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn channel(&self) -> lapin::Result<Channel> {
+        while let Some(channel) = { self.idle().pop() } {
+            if channel.status().connected() {
+                return Ok(channel);
+            }
+        }
+        let channel = self.connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    }
+
+    async fn publish(&self, queue: &str, body: &[u8], properties: BasicProperties) -> lapin::Result<Fate> {
+        let channel = self.channel().await?;
+        let mandatory = BasicPublishOptions { mandatory: true, immediate: false };
+        let confirm = channel.basic_publish("".into(), queue.into(), mandatory, body, properties).await?;
+        let fate = match confirm.await? {
+            Confirmation::Ack(None) => Fate::Taken,
+            Confirmation::Ack(Some(_)) => Fate::Returned,
+            Confirmation::Nack(_) | Confirmation::NotRequested => Fate::Refused,
+        };
+        // Here nothing is unconfirmed on it. A channel that doesn't come so far is closed by being dropped.
+        self.idle().push(channel);
+        Ok(fate)
+    }
+
+    async fn hint(&self, site: SiteId, body: &[u8]) -> lapin::Result<Fate> {
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        if !self.declared().contains(&site) {
+            self.declare(site).await?;
+        }
+        let fate = self.publish(&topology::tasks(site), body, properties.clone()).await?;
+        if fate != Fate::Returned {
+            return Ok(fate);
+        }
+        // Somebody deleted its queue.
+        self.declared().remove(&site);
+        self.declare(site).await?;
+        self.publish(&topology::tasks(site), body, properties).await
+    }
+
+    async fn declare(&self, site: SiteId) -> lapin::Result<()> {
+        let channel = self.channel().await?;
+        topology::declare_tasks(&channel, site).await?;
+        self.declared().insert(site);
+        self.idle().push(channel);
+        Ok(())
+    }
+}
+
+impl Publisher {
+    pub(super) fn start(settings: Settings, seams: &Seams) -> Result<Self, InvalidSettings> {
+        let limit = settings.limit;
+        let unstarted = Unstarted::new(settings, seams)?;
+        let sender = watch::Sender::new(None);
+        let live = sender.subscribe();
+        let link = unstarted.start(Publishing { live: sender, seams: seams.clone() });
+        Ok(Self { link, live, turns: Semaphore::new(AT_ONCE), seams: seams.clone(), limit })
+    }
+
+    pub(super) fn state(&self) -> watch::Receiver<LinkState> {
+        self.link.state()
+    }
+
+    pub(super) fn close(&self) {
+        self.link.close();
+    }
+
+    /// Does `act` on the connection as it stands, within the limit of time.
+    async fn within<T>(&self, act: impl AsyncFnOnce(&Live) -> lapin::Result<T>) -> Result<T, BusError> {
+        let acting = async {
+            let _turn = self.turns.acquire().await.map_err(|_| BusError::Closed)?;
+            let live = self.live().await?;
+            act(&live).await.map_err(|error| BusError::Unavailable(explain(&error)))
+        };
+        match self.seams.timeout(self.limit, acting).await {
+            Some(Err(error)) if self.link.hindrance() == Some(BusError::Closed) => {
+                tracing::debug!(%error, "the bus was closed meanwhile");
+                Err(BusError::Closed)
+            }
+            Some(result) => result,
+            None => Err(self.link.hindrance().unwrap_or_else(|| {
+                BusError::Unavailable(format!("the broker said nothing within {} s", self.limit.as_secs()))
+            })),
+        }
+    }
+
+    /// The connection; waits for the first one, and never for one that is known to be gone.
+    async fn live(&self) -> Result<Arc<Live>, BusError> {
+        let (mut live, mut state) = (self.live.clone(), self.link.state());
+        loop {
+            if let Some(hindrance) = state.borrow_and_update().hindrance() {
+                return Err(hindrance);
+            }
+            if let Some(live) = live.borrow_and_update().clone() {
+                return Ok(live);
+            }
+            tokio::select! {
+                changed = live.changed() => changed.map_err(|_| BusError::Closed)?,
+                changed = state.changed() => changed.map_err(|_| BusError::Closed)?,
+            }
+        }
+    }
+
+    /// Offers a hint to a site.
+    pub(super) async fn hint(&self, site: SiteId, body: &[u8]) -> Result<(), BusError> {
+        match self.within(async |live| live.hint(site, body).await).await? {
+            Fate::Taken => Ok(()),
+            Fate::Returned => Err(BusError::Unavailable("the site's queue vanishes as soon as it is made".to_owned())),
+            Fate::Refused => Err(BusError::Unavailable("too many hints wait at the site".to_owned())),
+        }
+    }
+
+    /// Puts a message where somebody can look at it.
+    pub(super) async fn quarantine(&self, body: &[u8], headers: FieldTable) -> Result<(), BusError> {
+        let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+        match self.within(async |live| live.publish(topology::QUARANTINE, body, properties).await).await? {
+            Fate::Taken => Ok(()),
+            Fate::Returned | Fate::Refused => Err(BusError::Unavailable("there is no quarantine".to_owned())),
+        }
+    }
+
+    /// Sends an answer. Nobody confirms it: an asker that hears nothing asks again.
+    pub(super) async fn answer(&self, to: ShortString, correlation: ShortString, body: &[u8]) -> Result<(), BusError> {
+        let properties = BasicProperties::default().with_delivery_mode(1).with_correlation_id(correlation);
+        let publish = BasicPublishOptions::default();
+        self.within(async |live| live.answers.basic_publish("".into(), to, publish, body, properties).await.map(drop))
+            .await
+    }
+
+    /// Makes sure that a site's queue is there.
+    pub(super) async fn ensure(&self, site: SiteId) -> Result<(), BusError> {
+        self.within(async |live| live.declare(site).await).await
+    }
+
+    /// Deletes a site's queue, with all that is in it. Fine where there is none.
+    pub(super) async fn remove(&self, site: SiteId) -> Result<(), BusError> {
+        self.within(async |live| {
+            live.declared().remove(&site);
+            let channel = live.channel().await?;
+            channel.queue_delete(topology::tasks(site).into(), QueueDeleteOptions::default()).await?;
+            live.idle().push(channel);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Hints that wait at a site's queue, not counting those that agents hold. An error where there is no queue.
+    pub(super) async fn waiting(&self, site: SiteId) -> Result<u32, BusError> {
+        self.within(async |live| {
+            // A queue that isn't there costs the channel.
+            let channel = live.channel().await?;
+            let look = QueueDeclareOptions { passive: true, ..Default::default() };
+            let queue = channel.queue_declare(topology::tasks(site).into(), look, FieldTable::default()).await?;
+            live.idle().push(channel);
+            Ok(queue.message_count())
+        })
+        .await
+    }
+}
