@@ -27,6 +27,14 @@ demo: ## the main job with a real application: save, damage, restore elsewhere (
 demo-stop: ## removes everything that `make demo` left
 	@SITES_GIVEN="$(SITES)" REGISTRY_GIVEN="$(REGISTRY)" tests/demo.sh stop
 
+.PHONY: fleet fleet-up fleet-down
+fleet: ## the demo's journey on RabbitMQ, PostgreSQL and S3, with coordinator, agent and broker killed midway; ends by itself
+	@tests/fleet.sh
+fleet-up: ## the same fleet, left standing
+	@tests/fleet.sh up
+fleet-down: ## removes it
+	@tests/fleet.sh down
+
 .PHONY: test
 test: ## all tests, against real parts (sets up what it needs)
 	@tests/test.sh

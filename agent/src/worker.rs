@@ -26,13 +26,14 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use ocopea_protocol::{
     bus::{AgentBus, BusError},
-    envelope::{EnvelopeError, PROTOCOL_VERSION, open, seal},
+    envelope::{EnvelopeError, Opened, PROTOCOL_VERSION, open, seal},
     failure::TaskFailure,
     identity::IdentityError,
     ids::{InstanceId, TaskId},
     message::{Answer, Request, TaskHint},
     seams::Seams,
     task::{Claimed, Outcome, Progress, TaskKind, TaskOutput, TaskSpec},
+    trace::Trace,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -334,12 +335,13 @@ impl Worker {
         // The permit comes first: a claimed task that only waits would keep other agents from doing it.
         let Some(_permit) = self.permit(hint.kind).await else { return };
         let (mut instance, mut asked) = (self.speaker.instance(), self.seams.clock.monotonic());
-        let mut answer = self.ask(&Request::Claim { task: hint.task, instance: instance.id }).await;
-        if matches!(answer, Ok(Answer::SignIn)) && self.sign_in().await {
+        let mut answer = self.claim(hint.task, instance.id).await;
+        if matches!(&answer, Ok(Opened { message: Answer::SignIn, .. })) && self.sign_in().await {
             (instance, asked) = (self.speaker.instance(), self.seams.clock.monotonic());
-            answer = self.ask(&Request::Claim { task: hint.task, instance: instance.id }).await;
+            answer = self.claim(hint.task, instance.id).await;
         }
-        match answer {
+        let trace = answer.as_ref().ok().and_then(|opened| opened.trace.parse::<Trace>().ok());
+        match answer.map(|opened| opened.message) {
             Ok(Answer::Granted { claimed, lease_ms, sealed }) => {
                 let span = tracing::info_span!(
                     "task",
@@ -347,6 +349,7 @@ impl Worker {
                     task.id = %claimed.task,
                     task.attempt = claimed.attempt,
                     task.kind = hint.kind.as_str(),
+                    trace.id = trace.map(|trace| trace.id()),
                 );
                 let lease_end = asked + Duration::from_millis(lease_ms);
                 let work = async {
@@ -385,10 +388,18 @@ impl Worker {
         self.ask_within(request, self.limits.patience).await
     }
 
+    async fn claim(&self, task: TaskId, instance: InstanceId) -> Result<Opened<Answer>, Silence> {
+        self.ask_opened(&Request::Claim { task, instance }, self.limits.patience).await
+    }
+
     async fn ask_within(&self, request: &Request, patience: Duration) -> Result<Answer, Silence> {
+        Ok(self.ask_opened(request, patience).await?.message)
+    }
+
+    async fn ask_opened(&self, request: &Request, patience: Duration) -> Result<Opened<Answer>, Silence> {
         let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX).max(50);
         let answer = self.bus.request(seal(request, "")?, patience_ms).await?;
-        Ok(open::<Answer>(&answer)?.message)
+        Ok(open::<Answer>(&answer)?)
     }
 
     async fn work_on(&self, claimed: Claimed, kind: TaskKind, spec: TaskSpec, lease_end: Duration, lease_ms: u64) {

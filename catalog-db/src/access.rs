@@ -59,6 +59,12 @@ impl Catalog {
         self.ensure_member(team, user, Role::Administrator).await
     }
 
+    /// Whether that person ever had a token.
+    pub async fn has_signed_in(&self, actor: &Actor) -> Result<bool, CatalogError> {
+        let of = tokens::Entity::find().filter(tokens::Column::UserId.eq(actor.user.0));
+        Ok(of.one(&self.database).await?.is_some())
+    }
+
     /// A person in a team with this role; team and person are made where there are none. Asked for by several at
     /// once, each of them is made once.
     pub async fn ensure_member(&self, team: &str, user: &str, role: Role) -> Result<Actor, CatalogError> {

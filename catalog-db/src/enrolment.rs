@@ -115,23 +115,27 @@ fn fits(name: &str, pattern: &str) -> bool {
 }
 
 impl Catalog {
-    /// Makes a site that nobody is beside yet, and the token that lets its first agent in.
+    /// Makes a site that nobody is beside yet, and the token that lets its first agent in. A private one is there for who
+    /// makes it and for nobody else.
     pub async fn add_site(
         &self,
         actor: &Actor,
         name: &SiteName,
+        private: bool,
         token: &str,
         expires: Timestamp,
     ) -> Result<SiteId, CatalogError> {
         let transaction = self.begin().await?;
-        let row = new(self, name.as_str(), Standing::Active);
+        let owner = private.then_some(actor.user);
+        let mut row = new(self, name.as_str(), Standing::Active);
+        row.owner = Set(owner.map(|user| user.0));
         let made =
             sites::Entity::insert(row).on_conflict(unless_there()).exec_without_returning(&transaction.inner).await?;
         let found = sites::Entity::find().filter(sites::Column::Name.eq(name.as_str())).one(&transaction.inner).await?;
         let found = site(found.ok_or_else(|| CatalogError::not_found("site", name))?)?;
-        if made == 0 && found.key.is_some() {
+        if made == 0 && (found.key.is_some() || found.owner != owner) {
             return Err(CatalogError::Conflict(format!(
-                "a site {:?} is there already, with agents of its own",
+                "a site {:?} is there already, with agents of its own: choose another name",
                 found.name
             )));
         }

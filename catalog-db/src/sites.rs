@@ -1,10 +1,16 @@
 //! Sites and what their agents reported last.
 
-use ocopea_protocol::{identity::PublicKey, ids::SiteId, message::SiteReport, time::Timestamp};
+use ocopea_protocol::{
+    identity::PublicKey,
+    ids::{SiteId, UserId},
+    message::SiteReport,
+    time::Timestamp,
+};
 use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 
 use crate::{
     Catalog, CatalogError,
+    access::Actor,
     database::{is_storable, storable, unless_there},
     entities::sites,
     model::Standing,
@@ -27,6 +33,15 @@ pub struct Site {
     pub key: Option<PublicKey>,
     /// What tells its cluster from others, as its agents said when they signed in first.
     pub cluster: Option<String>,
+    /// The one person who sees it; `None`: everybody does.
+    pub owner: Option<UserId>,
+}
+
+impl Site {
+    /// Whether it is there for this person.
+    pub fn is_seen_by(&self, actor: &Actor) -> bool {
+        self.owner.is_none_or(|owner| owner == actor.user)
+    }
 }
 
 pub(crate) fn site(row: sites::Model) -> Result<Site, CatalogError> {
@@ -38,6 +53,7 @@ pub(crate) fn site(row: sites::Model) -> Result<Site, CatalogError> {
         standing: Standing::parse(&row.standing).ok_or(CatalogError::Malformed(row.standing))?,
         key: row.site_key.map(|key| key.parse().map_err(|_| CatalogError::Malformed(key))).transpose()?,
         cluster: row.cluster,
+        owner: row.owner.map(UserId),
     })
 }
 
@@ -54,6 +70,7 @@ pub(crate) fn new(catalog: &Catalog, name: &str, standing: Standing) -> sites::A
         cluster: Set(None),
         at_broker: Set(0),
         removed: Set(None),
+        owner: Set(None),
     }
 }
 
@@ -98,5 +115,18 @@ impl Catalog {
             Err(_) => sites::Entity::find().filter(sites::Column::Name.eq(name)),
         };
         find.one(&self.database).await?.map(site).transpose()?.ok_or_else(|| CatalogError::not_found("site", name))
+    }
+
+    /// The sites that this person sees, by name.
+    pub async fn sites_of(&self, actor: &Actor) -> Result<Vec<Site>, CatalogError> {
+        let mut sites = self.sites().await?;
+        sites.retain(|site| site.is_seen_by(actor));
+        Ok(sites)
+    }
+
+    /// One that this person sees, by name or id.
+    pub async fn site_of(&self, actor: &Actor, name: &str) -> Result<Site, CatalogError> {
+        let site = self.site(name).await?;
+        if site.is_seen_by(actor) { Ok(site) } else { Err(CatalogError::not_found("site", name)) }
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::programs::{agent::AgentProgram, coordinator::CoordinatorProgram, settings::Given};
+
 /// Copies whole running applications: containers, configuration and all data.
 #[derive(Debug, Parser)]
 #[command(
@@ -51,17 +53,56 @@ pub enum Format {
 pub enum Command {
     /// Runs coordinator, catalog and an agent per site in this process
     Up(Up),
+    /// Runs a coordinator on PostgreSQL, RabbitMQ and S3; several may run side by side
+    #[command(after_help = "\
+Example:
+  ocopea coordinator --config /etc/ocopea/coordinator.toml
+  ocopea coordinator --config /etc/ocopea/coordinator.toml sign-in-code
+
+Every setting may also stand in the environment: OCOPEA_CATALOG for --catalog, and so on. Flags go before the environment,
+and that before the file. Passwords are read from files. docs/fleet.md has a whole example.")]
+    Coordinator {
+        #[command(flatten)]
+        settings: Given<CoordinatorProgram>,
+        #[command(subcommand)]
+        command: Option<CoordinatorCommand>,
+    },
+    /// Runs an agent beside a cluster; it dials out only
+    #[command(after_help = "\
+Examples:
+  ocopea agent --coordinator https://ocopea.example --join-token join_… --context kind-desk --registry registry.desk/apps
+  ocopea agent --context kind-desk --registry registry.desk/apps
+
+The token is needed once: what it brought is kept in the file that --identity names, for several agents of the site, too.
+Every setting may also stand in the environment (OCOPEA_REGISTRY for --registry) or in the --config file.")]
+    Agent {
+        #[command(flatten)]
+        settings: Given<AgentProgram>,
+    },
+    /// Joins this machine's cluster to a coordinator, as a site that only you see, for as long as it runs
+    #[command(after_help = "\
+Examples:
+  ocopea join https://ocopea.example --context kind-kind --registry http://localhost:5001/ocopea
+  ocopea join --context kind-kind
+  ocopea join 'https://ocopea.example/sign-in?code=code_…' --context minikube --as laptop
+
+Then, in another shell: ocopea restore IMAGE --site NAME --as COPY. It dials out only, and goes on where it was when it is
+started again.")]
+    Join(Join),
     /// Exchanges a sign-in code for a token, and keeps it for this shell's user
     #[command(after_help = "Example:\n  ocopea sign-in 'http://127.0.0.1:8700/sign-in?code=code_…'")]
     SignIn {
         /// The address that `ocopea up` printed, with its code
         url: String,
     },
-    /// Lists the sites and what they can do
+    /// Lists the sites and what they can do; adds and removes sites
     #[command(
-        after_help = "Examples:\n  ocopea sites\n  ocopea sites -o json | jq -r '.[] | select(.state != \"ready\") | .why'"
+        after_help = "Examples:\n  ocopea sites\n  ocopea sites -o json | jq -r '.[] | select(.state != \"ready\") | .why'\n  ocopea sites add desk"
     )]
+    #[command(args_conflicts_with_subcommands = true)]
     Sites {
+        #[command(subcommand)]
+        command: Option<Sites>,
         #[command(flatten)]
         watch: Watch,
     },
@@ -254,6 +295,34 @@ pub struct Up {
     pub mover_image: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub struct Join {
+    /// The coordinator; else the one that this shell's user is signed in at. With a sign-in code, that is used first
+    #[arg(value_name = "URL")]
+    pub address: Option<String>,
+    /// The cluster, as the kubeconfig calls it
+    #[arg(long)]
+    pub context: String,
+    /// The site's name; your own and the context's unless given
+    #[arg(long = "as", value_name = "NAME")]
+    pub name: Option<String>,
+    /// The kubeconfig; else $KUBECONFIG, else ~/.kube/config
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// The registry that restores push to and the cluster's nodes pull from
+    #[arg(long, value_name = "[http://]HOST/PATH")]
+    pub registry: Option<String>,
+    /// The image of the pods that read and write volumes
+    #[arg(long)]
+    pub mover_image: Option<String>,
+    /// What makes this the site's agent (0600); else a file of that context's name below ~/.local/share/ocopea/agents
+    #[arg(long)]
+    pub identity: Option<PathBuf>,
+    /// Certificates (PEM) that the coordinator is checked against, beside the system's
+    #[arg(long)]
+    pub coordinator_certificates: Option<PathBuf>,
+}
+
 /// Whether a list is followed.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Watch {
@@ -405,6 +474,76 @@ pub enum KeyCommand {
     /// Takes a key away: it opens nothing any more
     #[command(after_help = "Example:\n  ocopea repository key remove 1f0c…")]
     Remove {
+        /// Its id
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CoordinatorCommand {
+    /// Prints an address that signs the first user in, once, for ten minutes
+    #[command(after_help = "Example:\n  ocopea coordinator sign-in-code")]
+    SignInCode,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Sites {
+    /// Adds a site, and prints what its first agent is started with
+    #[command(after_help = "Examples:\n  ocopea sites add desk\n  ocopea sites add lab --expires 30m -o name")]
+    Add {
+        /// Its name: lower-case letters, digits, '-'
+        name: String,
+        /// For how long the token works: 30m, 12h, 7d; a day unless given
+        #[arg(long)]
+        expires: Option<String>,
+    },
+    /// Removes a site: its agents are let in no more, at once; what runs there goes on running
+    #[command(after_help = "Example:\n  ocopea sites remove desk")]
+    Remove {
+        /// Its name, or its id
+        name: String,
+    },
+    /// Accepts a site that came with an enrolment key and waits
+    #[command(after_help = "Example:\n  ocopea sites approve desk")]
+    Approve {
+        /// Its name, or its id
+        name: String,
+    },
+    /// Lists, makes and revokes enrolment keys: one for many sites, which name themselves
+    #[command(
+        after_help = "Examples:\n  ocopea sites keys\n  ocopea sites keys create shops --names 'shop-*' --uses 50\n  ocopea sites keys revoke 019d2c51-…"
+    )]
+    Keys {
+        #[command(subcommand)]
+        command: Option<EnrolmentKeys>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum EnrolmentKeys {
+    /// Makes an enrolment key and prints it once
+    #[command(
+        after_help = "Examples:\n  ocopea sites keys create shops --names 'shop-*' --uses 50 --expires 7d\n  ocopea sites keys create lab --names 'lab-*' --uses 3 --approves"
+    )]
+    Create {
+        /// What it is for
+        name: String,
+        /// Names that sites may give themselves; * stands for any letters
+        #[arg(long)]
+        names: String,
+        /// How many sites may come with it
+        #[arg(long)]
+        uses: u32,
+        /// Accept them at once; else each waits for `ocopea sites approve`
+        #[arg(long)]
+        approves: bool,
+        /// For how long it works: 30m, 12h, 7d; a day unless given
+        #[arg(long)]
+        expires: Option<String>,
+    },
+    /// Ends an enrolment key or join token at once; sites that came with it stay
+    #[command(after_help = "Example:\n  ocopea sites keys revoke 019d2c51-…")]
+    Revoke {
         /// Its id
         id: String,
     },

@@ -107,6 +107,11 @@ impl Client {
         Ok(Self { http: http(&url)?, account: Account { url: text, token } })
     }
 
+    /// The coordinator's address.
+    pub fn url(&self) -> &str {
+        &self.account.url
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.account.url)).bearer_auth(&self.account.token)
     }
@@ -193,7 +198,8 @@ impl Client {
     }
 }
 
-fn parse_url(text: &str) -> Result<Url, Failure> {
+/// A coordinator's address.
+pub fn parse_url(text: &str) -> Result<Url, Failure> {
     let url = Url::parse(text).map_err(|error| Failure::usage(format!("{text:?} is not an address: {error}")));
     let fits = |url: &Url| matches!(url.scheme(), "http" | "https") && url.host().is_some();
     match url {
@@ -205,7 +211,7 @@ fn parse_url(text: &str) -> Result<Url, Failure> {
 }
 
 /// Whether this machine is meant.
-fn is_loopback(url: &Url) -> bool {
+pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(address)) => address.is_loopback() || address.is_unspecified(),
@@ -240,6 +246,23 @@ pub async fn sign_in(address: &str) -> Result<Account, Failure> {
         .map_err(|error| unreachable(&url, &error))?;
     let issued: ocopea_coordinator::api::IssuedToken = decode(checked(response).await?).await?;
     Ok(Account { url, token: issued.token })
+}
+
+/// An address below a coordinator's.
+pub fn joined(coordinator: &Url, path: &str) -> Result<Url, Failure> {
+    let text = format!("{}/{path}", coordinator.as_str().trim_end_matches('/'));
+    Url::parse(&text).map_err(|error| Failure::usage(format!("{text:?} is not an address: {error}")))
+}
+
+/// Asks without a token of one's own, harmlessly repeated.
+pub async fn post<T: DeserializeOwned>(
+    http: &reqwest::Client,
+    address: Url,
+    body: &impl Serialize,
+) -> Result<T, Failure> {
+    let origin = address.origin().ascii_serialization();
+    let sent = http.post(address).json(body).send().await;
+    decode(checked(sent.map_err(|error| unreachable(&origin, &error))?).await?).await
 }
 
 fn http(url: &Url) -> Result<reqwest::Client, Failure> {

@@ -5,10 +5,11 @@ mod client;
 mod commands;
 mod listing;
 mod output;
+mod programs;
 mod progress;
-mod storage;
+
 mod terminal;
-mod up;
+
 mod watch;
 
 use std::process::ExitCode;

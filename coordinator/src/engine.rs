@@ -13,6 +13,7 @@ use ocopea_protocol::{
     failure::TaskFailure,
     ids::{EnvironmentId, ImageId, OperationId, SiteId},
     task::TaskOutput,
+    trace::Trace,
 };
 
 use crate::plan::{self, Context, Request, Tasks, restore, save};
@@ -50,6 +51,9 @@ pub async fn accept(
     {
         return Ok(known);
     }
+    let mut context = order.context;
+    let trace = context.trace.map_or_else(|| Trace::of(id, &catalog.seams), |trace| trace.next(&catalog.seams));
+    context.trace = Some(trace);
     let operation = Operation {
         id,
         team: actor.team,
@@ -58,10 +62,10 @@ pub async fn accept(
         title: order.title,
         creator: actor.user_name.clone(),
         site: order.site,
-        image: order.image.or(order.context.image),
+        image: order.image.or(context.image),
         environment: order.environment.as_ref().map(|e| e.id).or(order.removing),
         request: encode(&order.request)?,
-        context: encode(&order.context)?,
+        context: encode(&context)?,
         result: None,
         failure: None,
         cancel_requested: None,
@@ -87,6 +91,7 @@ pub async fn accept(
     settle(&transaction, operation.id).await?;
     catalog.seams.point("accept", &operation.kind, "before");
     transaction.commit().await?;
+    tracing::info!(operation.id = %operation.id, operation.kind = operation.kind, trace.id = trace.id(), "accepted");
     catalog.seams.point("accept", &operation.kind, "accepted");
     Ok(operation.id)
 }

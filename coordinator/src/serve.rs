@@ -65,33 +65,45 @@ pub(crate) fn start(coordinator: &Arc<Coordinator>, stop: &CancellationToken) {
     );
 }
 
+/// An answer, and the trace that it belongs to (may be empty).
+struct Said {
+    answer: Answer,
+    trace: String,
+}
+
+impl From<Answer> for Said {
+    fn from(answer: Answer) -> Self {
+        Self { answer, trace: String::new() }
+    }
+}
+
 impl Coordinator {
     async fn answer(&self, incoming: Incoming) {
-        let answer = match envelope::open::<Request>(&incoming.request) {
+        let Said { answer, trace } = match envelope::open::<Request>(&incoming.request) {
             Ok(opened) => match self.handle(incoming.site, opened.message).await {
-                Ok(answer) => answer,
+                Ok(said) => said,
                 Err(error) => {
                     tracing::error!(%error, "an agent's request could not be handled");
-                    Answer::TryLater { why: error.to_string() }
+                    Answer::TryLater { why: error.to_string() }.into()
                 }
             },
             Err(error) => {
                 tracing::warn!(%error, site.id = %incoming.site, "a request that can't be read was dropped");
-                Answer::Refused { why: error.to_string() }
+                Answer::Refused { why: error.to_string() }.into()
             }
         };
-        match envelope::seal(&answer, "") {
+        match envelope::seal(&answer, &trace) {
             // The asker may have given up waiting: it will ask again.
             Ok(sealed) => drop(incoming.reply.send(sealed)),
             Err(error) => tracing::error!(%error, "an answer can't be sent"),
         }
     }
 
-    async fn handle(&self, site: SiteId, request: Request) -> Result<Answer, CatalogError> {
+    async fn handle(&self, site: SiteId, request: Request) -> Result<Said, CatalogError> {
         let speaker = match &request {
-            Request::SignIn(sign_in) => return self.sign_in(site, sign_in).await,
+            Request::SignIn(sign_in) => return Ok(self.sign_in(site, sign_in).await?.into()),
             Request::Poll { instance, most, turn, mark } => {
-                return self.poll(site, *instance, *most, (*turn, *mark)).await;
+                return Ok(self.poll(site, *instance, *most, (*turn, *mark)).await?.into());
             }
             Request::Claim { instance, .. } => *instance,
             Request::Heartbeat { claimed, .. } | Request::Finish { claimed, .. } | Request::HandBack { claimed } => {
@@ -101,22 +113,23 @@ impl Coordinator {
         };
         let key = match self.agent(site, speaker).await? {
             Ok(key) => key,
-            Err(answer) => return Ok(answer),
+            Err(answer) => return Ok(answer.into()),
         };
-        match request {
-            Request::Claim { task, instance } => self.claim(site, task, instance, &key).await,
+        let answer = match request {
+            Request::Claim { task, instance } => return self.claim(site, task, instance, &key).await,
             Request::Heartbeat { claimed, progress, holder } => {
-                self.heartbeat(&claimed, &progress, holder.as_ref()).await
+                self.heartbeat(&claimed, &progress, holder.as_ref()).await?
             }
-            Request::Finish { claimed, outcome } => self.finish(&claimed, &outcome).await,
-            Request::HandBack { claimed } => self.hand_back(&claimed).await,
+            Request::Finish { claimed, outcome } => self.finish(&claimed, &outcome).await?,
+            Request::HandBack { claimed } => self.hand_back(&claimed).await?,
             Request::Report(report) => {
                 self.catalog.report_site(site, &report).await?;
-                Ok(Answer::Recorded)
+                Answer::Recorded
             }
             // Answered above.
-            Request::SignIn(_) | Request::Poll { .. } => Ok(Answer::SignIn),
-        }
+            Request::SignIn(_) | Request::Poll { .. } => Answer::SignIn,
+        };
+        Ok(answer.into())
     }
 
     async fn claim(
@@ -125,16 +138,26 @@ impl Coordinator {
         task: ocopea_protocol::ids::TaskId,
         instance: ocopea_protocol::ids::InstanceId,
         key: &PublicKey,
-    ) -> Result<Answer, CatalogError> {
+    ) -> Result<Said, CatalogError> {
         let transaction = self.catalog.begin().await?;
         let Some(task) = transaction.claim(task, Some(site), instance, LEASE).await? else {
-            return Ok(Answer::Refused { why: "taken, over, or not for this site".to_owned() });
+            return Ok(Answer::Refused { why: "taken, over, or not for this site".to_owned() }.into());
         };
         let operation = transaction.operation(task.operation).await?;
         let claimed = Claimed { task: task.id, operation: operation.id, attempt: task.attempt, instance };
         transaction.touch_operation(operation.id).await?;
         transaction.commit().await?;
         self.ring();
+        let trace = serde_json::from_str::<Context>(&operation.context)?.trace.map(|trace| trace.next(&self.seams));
+        tracing::info!(
+            operation.id = %operation.id,
+            task.id = %claimed.task,
+            task.attempt = claimed.attempt,
+            trace.id = trace.map(|trace| trace.id()),
+            site.id = %site,
+            "{} is handed out",
+            task.label
+        );
         // Outside of the transaction: the repository may be slow, and others wait for the catalog.
         let failure = match self.complete(&operation, &task).await {
             Ok(spec) => {
@@ -144,7 +167,10 @@ impl Coordinator {
                     Ok(sealed) => {
                         let granted = Answer::Granted { claimed, lease_ms, sealed };
                         match envelope::seal(&granted, "") {
-                            Ok(_) => return Ok(granted),
+                            Ok(_) => {
+                                let trace = trace.map(|trace| trace.to_string()).unwrap_or_default();
+                                return Ok(Said { answer: granted, trace });
+                            }
                             Err(error) => TaskFailure::permanent("task.too-large", what, error),
                         }
                     }
@@ -160,7 +186,7 @@ impl Coordinator {
             transaction.commit().await?;
             self.ring();
         }
-        Ok(Answer::Refused { why: failure.to_string() })
+        Ok(Answer::Refused { why: failure.to_string() }.into())
     }
 
     /// The task as it is sent: with keys and credentials, which the catalog never holds in the clear.

@@ -18,4 +18,5 @@ pub mod seams;
 pub mod secret;
 pub mod task;
 pub mod time;
+pub mod trace;
 pub mod words;

@@ -21,6 +21,7 @@ pub struct Model {
     pub cluster: Option<String>,
     pub at_broker: i64,
     pub removed: Option<i64>,
+    pub owner: Option<Uuid>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

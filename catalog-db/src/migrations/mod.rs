@@ -6,6 +6,7 @@ mod m0001_first;
 mod m0002_names;
 mod m0003_lists;
 mod m0004_agents;
+mod m0006_private_sites;
 
 /// All of them, in order.
 pub struct Migrator;
@@ -18,6 +19,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_names::Migration),
             Box::new(m0003_lists::Migration),
             Box::new(m0004_agents::Migration),
+            Box::new(m0006_private_sites::Migration),
         ]
     }
 }

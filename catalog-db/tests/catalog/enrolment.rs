@@ -52,9 +52,9 @@ fn conflict<T: std::fmt::Debug>(answer: Result<T, CatalogError>, word: &str) {
 async fn a_join_token_lets_one_agent_in_and_a_copy_of_it_nobody(world: &World) {
     let admin = world.admin("team").await;
     let catalog = &world.catalog;
-    let site = catalog.add_site(&admin, &name("edge"), "hash-1", expires(world)).await.unwrap();
+    let site = catalog.add_site(&admin, &name("edge"), false, "hash-1", expires(world)).await.unwrap();
     // The one before it is worth nothing any more.
-    assert_eq!(catalog.add_site(&admin, &name("edge"), "hash-2", expires(world)).await.unwrap(), site);
+    assert_eq!(catalog.add_site(&admin, &name("edge"), false, "hash-2", expires(world)).await.unwrap(), site);
     let with = |hash, key| Applicant { hash, name: None, key: public(key) };
     conflict(catalog.enrol(&with("hash-1", 1)).await, "revoked");
     assert!(matches!(catalog.enrol(&with("nothing", 1)).await, Err(CatalogError::NotFound { .. })));
@@ -68,14 +68,14 @@ async fn a_join_token_lets_one_agent_in_and_a_copy_of_it_nobody(world: &World) {
     world.clock.back(HOUR * 2);
     conflict(catalog.enrol(&with("hash-2", 2)).await, "taken");
     assert_eq!(catalog.site("edge").await.unwrap().key, Some(public(1)));
-    conflict(catalog.add_site(&admin, &name("edge"), "hash-3", expires(world)).await, "there already");
+    conflict(catalog.add_site(&admin, &name("edge"), false, "hash-3", expires(world)).await, "there already");
     // Removed: the key of its agent opens nothing, and the name is free.
     catalog.remove_site(&admin, site).await.unwrap();
     conflict(catalog.remove_site(&admin, site).await, "removed");
     assert_eq!(catalog.enrol(&with("hash-2", 1)).await.unwrap().standing, Standing::Removed);
     conflict(catalog.enrol(&with("hash-2", 3)).await, "taken");
     assert!(catalog.sites().await.unwrap().is_empty());
-    assert_ne!(catalog.add_site(&admin, &name("edge"), "hash-4", expires(world)).await.unwrap(), site);
+    assert_ne!(catalog.add_site(&admin, &name("edge"), false, "hash-4", expires(world)).await.unwrap(), site);
     let kept = catalog.enrolment_keys().await.unwrap();
     assert!(kept.iter().all(|key| key.site.is_some()));
     assert_eq!((kept.len(), kept.iter().map(|key| key.uses).sum::<u32>()), (3, 1));
@@ -104,7 +104,7 @@ async fn an_enrolment_key_lets_in_so_many_sites_of_fitting_names_until_it_ends(w
     // A name that somebody has can't be had by a second one.
     conflict(catalog.enrol(&with(Some(&one), 2)).await, "taken");
     // Nor that of a site which waits for its join token.
-    catalog.add_site(&admin, &two, "token", expires(world)).await.unwrap();
+    catalog.add_site(&admin, &two, false, "token", expires(world)).await.unwrap();
     conflict(catalog.enrol(&with(Some(&two), 2)).await, "taken");
     catalog.enrol(&with(Some(&three), 3)).await.unwrap();
     conflict(catalog.enrol(&with(Some(&four), 4)).await, "all that it may");

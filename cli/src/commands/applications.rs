@@ -14,21 +14,6 @@ use crate::{
     watch,
 };
 
-pub(super) async fn sites(client: &Client, format: Format, watch: Watch) -> Result<(), Failure> {
-    let row = |site: &SiteView| {
-        let report = site.report.as_ref();
-        let text = |field: &str| report.and_then(|r| r[field].as_str()).unwrap_or("-").to_owned();
-        let kinds = report
-            .and_then(|r| r["data_kinds"].as_array())
-            .map_or_else(String::new, |kinds| kinds.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "));
-        let age = site.age_s.map_or_else(|| "-".to_owned(), |age| format!("{age} s"));
-        vec![site.name.clone(), site.state.clone(), text("platform"), kinds, text("registry"), age, site.why.clone()]
-    };
-    let head = ["SITE", "STATE", "PLATFORM", "DATA", "REGISTRY", "REPORTED", "MISSING"];
-    let listing = Listing { head: &head, row: &row, name: &|site| site.name.clone(), empty: "no site is configured" };
-    listing.run(format, watch, async || client.get("/api/v1/sites").await).await
-}
-
 pub(super) async fn applications(
     client: &Client,
     format: Format,

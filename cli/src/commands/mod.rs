@@ -7,6 +7,7 @@ mod operations;
 mod repository;
 mod restore;
 mod save;
+mod sites;
 mod tokens;
 
 use clap::CommandFactory;
@@ -18,7 +19,8 @@ use crate::{
     arguments::{Arguments, Command, Format},
     client::{self, Client, Failure},
     output::{self, ago, parse_time, size},
-    terminal, up, watch,
+    programs::{agent, coordinator, join, up},
+    terminal, watch,
 };
 
 /// Runs what was typed.
@@ -26,6 +28,9 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let format = arguments.output;
     match arguments.command {
         Command::Up(options) => return up::run(options).await,
+        Command::Coordinator { settings, command } => return coordinator::run(settings, command).await,
+        Command::Agent { settings } => return agent::run(settings).await,
+        Command::Join(options) => return join::run(options, arguments.url, arguments.token).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "ocopea", &mut script);
@@ -41,8 +46,13 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let client = Client::new(arguments.url, arguments.token)?;
     match arguments.command {
-        Command::Up(_) | Command::Completions { .. } | Command::SignIn { .. } => Ok(()),
-        Command::Sites { watch } => applications::sites(&client, format, watch).await,
+        Command::Up(_)
+        | Command::Coordinator { .. }
+        | Command::Agent { .. }
+        | Command::Join(_)
+        | Command::Completions { .. }
+        | Command::SignIn { .. } => Ok(()),
+        Command::Sites { command, watch } => sites::sites(&client, format, command, watch).await,
         Command::Applications { site, watch } => applications::applications(&client, format, site, watch).await,
         Command::Inspect(source) => applications::inspect(&client, format, &source).await,
         Command::Save(save) => save::save(&client, format, &save).await,

@@ -48,6 +48,9 @@ pub(super) async fn operations(
                 return output::print(format, &operation);
             }
             line(format!("{}   {}   {}", operation.title, operation.state, operation.id));
+            if let Some(trace) = &operation.trace {
+                line(format!("  trace.id {trace}   (of every line that was logged for it)"));
+            }
             for task in &operation.tasks {
                 let failure = task.failure.as_ref().and_then(|f| f["cause"].as_str()).unwrap_or_default();
                 line(format!(

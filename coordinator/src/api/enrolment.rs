@@ -10,6 +10,7 @@ use axum::{
 };
 use ocopea_catalog_db::{
     CatalogError,
+    access::Actor,
     enrolment::{Applicant, MOST_USES, NewEnrolmentKey},
     model::{Role, Standing},
     sites::Site,
@@ -93,20 +94,20 @@ fn generated(prefix: &str) -> Result<Secret, Problem> {
         .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "random", "the system gives no randomness"))
 }
 
-/// Makes a site, and the token that lets its first agent in: once, and for a while.
+/// Makes a site, and the token that lets its first agent in: once, and for a while. An operator may make private ones.
 #[utoipa::path(post, path = "/api/v1/sites", request_body = NewSite, responses((status = 200, body = JoinToken)))]
 pub(super) async fn add_site(
     Extract(state): Extract<State>,
     caller: Caller,
     Body(input): Body<NewSite>,
 ) -> Result<Json<JoinToken>, Problem> {
-    let actor = caller.at_least(Role::Administrator)?;
+    let actor = caller.at_least(if input.private { Role::Operator } else { Role::Administrator })?;
     broker(&state)?;
     let name = name(&input.name)?;
     let token = generated("join")?;
     let catalog = &state.coordinator.catalog;
     let expires = catalog.seams.clock.now().plus(lasting(input.expires_s)?);
-    let site = catalog.add_site(&actor, &name, &tokens::hash(token.reveal()), expires).await?;
+    let site = catalog.add_site(&actor, &name, input.private, &tokens::hash(token.reveal()), expires).await?;
     let token = token.reveal().to_owned();
     Ok(Json(JoinToken { site: site.to_string(), name: name.to_string(), token, expires: expires.rfc3339() }))
 }
@@ -237,8 +238,8 @@ pub(super) async fn enrol(Extract(state): Extract<State>, Body(input): Body<Enro
     Ok(Json(Enrolled { site: site.id.to_string(), name: site.name, standing, broker: access }))
 }
 
-async fn found(state: &State, text: &str) -> Result<Site, Problem> {
-    Ok(state.coordinator.catalog.site(text).await?)
+async fn found(state: &State, actor: &Actor, text: &str) -> Result<Site, Problem> {
+    Ok(state.coordinator.catalog.site_of(actor, text).await?)
 }
 
 /// Accepts a site that enrolled itself and waits.
@@ -250,13 +251,13 @@ pub(super) async fn approve(
     Path(site): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let actor = caller.at_least(Role::Administrator)?;
-    let site = found(&state, &site).await?;
+    let site = found(&state, &actor, &site).await?;
     state.coordinator.catalog.approve_site(&actor, site.id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Removes a site: what its agents say counts no more from now on, what they were doing fails, and they can't connect.
-/// What runs at the site goes on running.
+/// What runs at the site goes on running. A private one is removed by who made it.
 #[utoipa::path(delete, path = "/api/v1/sites/{site}",
     params(("site" = String, Path, description = "Name or id")), responses((status = 204)))]
 pub(super) async fn remove(
@@ -264,9 +265,10 @@ pub(super) async fn remove(
     caller: Caller,
     Path(site): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let actor = caller.at_least(Role::Administrator)?;
+    let operator = caller.clone().at_least(Role::Operator)?;
     broker(&state)?;
-    let site = found(&state, &site).await?;
+    let site = found(&state, &operator, &site).await?;
+    let actor = if site.owner.is_some() { operator } else { caller.at_least(Role::Administrator)? };
     state.coordinator.catalog.remove_site(&actor, site.id).await?;
     state.coordinator.forget_agents(site.id);
     if let Err(error) = expel(&state, site.id).await {

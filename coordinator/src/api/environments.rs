@@ -10,13 +10,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::StreamExt;
-use ocopea_catalog_db::{environments::Environment, model::Role};
-use ocopea_protocol::{ids::OperationId, names::EnvironmentName, task::EnvironmentMark};
+use ocopea_catalog_db::{Catalog, CatalogError, access::Actor, environments::Environment, model::Role, sites::Site};
+use ocopea_protocol::{
+    ids::{OperationId, SiteId},
+    names::EnvironmentName,
+    task::EnvironmentMark,
+};
 
 use super::{
     Accepted, ConnectQuery, EnvironmentView, Idempotency, LogQuery, Page, Paging, State,
     operations::{Repeatable, Taken},
-    problem::{Caller, IdempotencyKey, Problem, Query},
+    problem::{Begins, Caller, Problem, Query},
     sites::attended,
 };
 use crate::{
@@ -24,16 +28,28 @@ use crate::{
     plan::{Context, Request, remove::RemoveRequest},
 };
 
-async fn site_names(state: &State) -> Result<BTreeMap<String, String>, Problem> {
+async fn sites(state: &State) -> Result<BTreeMap<SiteId, Site>, Problem> {
     let sites = state.coordinator.catalog.sites().await?;
-    Ok(sites.into_iter().map(|site| (site.id.to_string(), site.name)).collect())
+    Ok(sites.into_iter().map(|site| (site.id, site)).collect())
 }
 
-fn view(environment: Environment, sites: &BTreeMap<String, String>) -> EnvironmentView {
+/// The team's environment of that name or id, and its site, which may have been removed. What somebody has at a private
+/// site is there for them alone.
+pub(super) async fn found(catalog: &Catalog, actor: &Actor, name: &str) -> Result<(Environment, Site), Problem> {
+    let environment = catalog.environment(actor.team, name).await?;
+    let site = catalog.site(&environment.site.to_string()).await?;
+    if site.is_seen_by(actor) {
+        return Ok((environment, site));
+    }
+    let name = name.chars().take(80).collect();
+    Err(CatalogError::NotFound { what: "environment", name }.into())
+}
+
+fn view(environment: Environment, site: Option<&Site>) -> EnvironmentView {
     EnvironmentView {
         id: environment.id.to_string(),
         name: environment.name,
-        site: sites.get(&environment.site.to_string()).cloned().unwrap_or_default(),
+        site: site.map(|site| site.name.clone()).unwrap_or_default(),
         state: environment.state.as_str().to_owned(),
         image: environment.image.to_string(),
         url: environment.url,
@@ -52,11 +68,15 @@ pub(super) async fn list(
     let actor = caller.at_least(Role::Viewer)?;
     let limit = paging.limit.unwrap_or(100).clamp(1, 1000);
     let before = paging.cursor.map(|c| c.parse()).transpose().map_err(|error| Problem::invalid("cursor", error))?;
-    let sites = site_names(&state).await?;
+    let sites = sites(&state).await?;
     let environments = state.coordinator.catalog.environments(actor.team, before, limit).await?;
     let full = environments.len() as u64 == limit;
     let next = environments.last().filter(|_| full).map(|environment| environment.id.to_string());
-    let items = environments.into_iter().map(|environment| view(environment, &sites)).collect();
+    let items = environments.into_iter().filter_map(|environment| {
+        let site = sites.get(&environment.site);
+        site.is_none_or(|site| site.is_seen_by(&actor)).then(|| view(environment, site))
+    });
+    let items = items.collect();
     Ok(Json(Page { items, next }))
 }
 
@@ -69,8 +89,8 @@ pub(super) async fn get(
     Path(environment): Path<String>,
 ) -> Result<Json<EnvironmentView>, Problem> {
     let actor = caller.at_least(Role::Viewer)?;
-    let found = state.coordinator.catalog.environment(actor.team, &environment).await?;
-    Ok(Json(view(found, &site_names(&state).await?)))
+    let (found, site) = found(&state.coordinator.catalog, &actor, &environment).await?;
+    Ok(Json(view(found, Some(&site))))
 }
 
 /// Removes an environment: exactly what was made for it.
@@ -78,7 +98,7 @@ pub(super) async fn get(
 pub(super) async fn remove(
     Extract(state): Extract<State>,
     caller: Caller,
-    key: IdempotencyKey,
+    key: Begins,
     Path(environment): Path<String>,
 ) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Operator)?;
@@ -87,8 +107,8 @@ pub(super) async fn remove(
     if let Some(known) = repeatable.known(coordinator, &actor).await? {
         return Ok(known);
     }
-    let found = coordinator.catalog.environment(actor.team, &environment).await?;
-    attended(coordinator, &found.site.to_string()).await?;
+    let (found, site) = found(&coordinator.catalog, &actor, &environment).await?;
+    attended(coordinator, &actor, &site.id.to_string()).await?;
     let name: EnvironmentName = found.name.parse().map_err(|error| Problem::invalid("environment", error))?;
     let order = Order {
         title: format!("remove {name}"),
@@ -120,8 +140,7 @@ pub(super) async fn logs(
     Query(query): Query<LogQuery>,
 ) -> Result<Response, Problem> {
     let (actor, ended) = caller.while_at_least(Role::Viewer, &state)?;
-    let found = state.coordinator.catalog.environment(actor.team, &environment).await?;
-    let site = state.coordinator.catalog.site(&found.site.to_string()).await?;
+    let (found, site) = found(&state.coordinator.catalog, &actor, &environment).await?;
     let lines = state.access.logs(&site.name, &found.name, query.component.as_deref(), query.follow).await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], HttpBody::from_stream(lines.take_until(ended)))
         .into_response())
@@ -139,8 +158,7 @@ pub(super) async fn connect(
     Query(query): Query<ConnectQuery>,
 ) -> Result<Response, Problem> {
     let (actor, ended) = caller.while_at_least(Role::Operator, &state)?;
-    let found = state.coordinator.catalog.environment(actor.team, &environment).await?;
-    let site = state.coordinator.catalog.site(&found.site.to_string()).await?;
+    let (found, site) = found(&state.coordinator.catalog, &actor, &environment).await?;
     // The answer holds credentials: who got them is written down before.
     let transaction = state.coordinator.catalog.begin().await?;
     let detail = format!("{} {service:.100}", found.name);

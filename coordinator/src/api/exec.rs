@@ -120,8 +120,7 @@ pub(super) async fn exec(
         return Err(Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade", format!("Upgrade: {PROTOCOL} is expected")));
     }
     let catalog = &state.coordinator.catalog;
-    let found = catalog.environment(actor.team, &environment).await?;
-    let site = catalog.site(&found.site.to_string()).await?;
+    let (found, site) = super::environments::found(catalog, &actor, &environment).await?;
     // Who ran what where is written down before it runs; not what went through.
     let transaction = catalog.begin().await?;
     let program = command.first().map_or("", String::as_str);

@@ -15,7 +15,7 @@ use ocopea_repository::Note;
 use super::{
     Accepted, CommentView, Idempotency, ImageQuery, ImageView, LabelChanges, NewComment, Page, State,
     operations::{Repeatable, Taken},
-    problem::{Body, Caller, IdempotencyKey, Problem, Query},
+    problem::{Begins, Body, Caller, Problem, Query},
 };
 use crate::{
     engine::Order,
@@ -144,7 +144,7 @@ pub(super) fn check_labels<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>)
 pub(super) async fn comment(
     Extract(state): Extract<State>,
     caller: Caller,
-    key: IdempotencyKey,
+    key: Begins,
     Path(image): Path<String>,
     Body(input): Body<NewComment>,
 ) -> Result<StatusCode, Problem> {
@@ -181,7 +181,7 @@ pub(super) async fn comment(
 pub(super) async fn delete(
     Extract(state): Extract<State>,
     caller: Caller,
-    key: IdempotencyKey,
+    key: Begins,
     Path(image): Path<String>,
 ) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Operator)?;

@@ -20,7 +20,11 @@ mod types;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use axum::{Router, extract::DefaultBodyLimit, routing::get};
+use axum::{
+    Router,
+    extract::{self, DefaultBodyLimit},
+    routing::get,
+};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use ocopea_protocol::failure::TaskFailure;
@@ -190,6 +194,7 @@ const PROBLEM: &str = "application/problem+json";
 pub fn router(state: State) -> Router {
     let (router, _) = routes().split_for_parts();
     router
+        .route("/readyz", get(ready))
         .with_state(state.clone())
         .route("/healthz", get(|| async { "ok" }))
         .route("/api/v1/openapi.json", get(|| async { ([("content-type", "application/json")], openapi()) }))
@@ -198,6 +203,30 @@ pub fn router(state: State) -> Router {
         .layer(axum::middleware::from_fn_with_state(state.clone(), body::read_whole))
         .layer(CatchPanicLayer::new())
         .layer(axum::middleware::map_response(problem::in_our_shape))
+}
+
+/// How long the catalog may take to say that it is there.
+const PROMPT: Duration = Duration::from_secs(3);
+
+/// 200 while requests can be served and tasks handed out, else 503 with what is missing.
+async fn ready(extract::State(state): extract::State<State>) -> Result<&'static str, Problem> {
+    let coordinator = &state.coordinator;
+    let mut missing = Vec::new();
+    match coordinator.seams.timeout(PROMPT, coordinator.catalog.is_new()).await {
+        Some(Ok(_)) => {}
+        Some(Err(error)) => missing.push(format!("the catalog: {error}")),
+        None => missing.push(format!("the catalog: no answer within {} s", PROMPT.as_secs())),
+    }
+    if let Some(trouble) = coordinator.bus.trouble() {
+        missing.push(format!("the bus: {trouble}"));
+    }
+    if missing.is_empty() {
+        return Ok("ready");
+    }
+    Err(Problem {
+        next: "see its log; it goes on by itself when what is missing is back".to_owned(),
+        ..Problem::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "not-ready", missing.join("; "))
+    })
 }
 
 /// How often a silent stream of events says that it lives.

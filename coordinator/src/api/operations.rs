@@ -24,13 +24,14 @@ use ocopea_protocol::{
     plan::VersionChoice,
     secret::Secret,
     task::{GivenCredentials, Source},
+    trace::Trace,
 };
 use ocopea_repository::{Body as RecordBody, Record};
 
 use super::{
     Accepted, Idempotency, KEEP_ALIVE, OperationView, Page, Paging, RestoreInput, SaveInput, State, TaskView,
     images::check_labels,
-    problem::{Body, Caller, IdempotencyKey, Problem, Query},
+    problem::{Begins, Body, Caller, Problem, Query},
     sites::attended,
 };
 use crate::{
@@ -40,7 +41,9 @@ use crate::{
 };
 
 fn view(operation: Operation, tasks: Vec<Task>) -> OperationView {
-    let json = |text: Option<String>| text.and_then(|text| serde_json::from_str(&text).ok());
+    fn json<T: serde::de::DeserializeOwned>(text: Option<String>) -> Option<T> {
+        text.and_then(|text| serde_json::from_str(&text).ok())
+    }
     OperationView {
         id: operation.id.to_string(),
         kind: operation.kind,
@@ -52,6 +55,7 @@ fn view(operation: Operation, tasks: Vec<Task>) -> OperationView {
         created: operation.created.rfc3339(),
         ended: operation.ended.map(|at| at.rfc3339()),
         version: operation.version,
+        trace: json::<Context>(Some(operation.context)).and_then(|context| Some(context.trace?.id())),
         failure: operation.failure.and_then(|failure| serde_json::to_value(failure).ok()),
         result: json(operation.result),
         tasks: tasks
@@ -129,21 +133,23 @@ async fn save_request(coordinator: &Coordinator, input: &SaveInput) -> Result<Sa
 /// A request that may be a repetition. What it stands for is looked up first: what it asked for may be gone since.
 pub(super) struct Repeatable {
     key: Option<(String, String)>,
+    trace: Option<Trace>,
 }
 
 impl Repeatable {
     /// `what` tells requests apart that look alike.
     pub(super) fn new(
         coordinator: &Coordinator,
-        key: IdempotencyKey,
+        key: Begins,
         what: &str,
         input: &impl serde::Serialize,
     ) -> Result<Self, Problem> {
-        let Some(key) = key.0 else { return Ok(Self { key: None }) };
+        let Begins { key, trace } = key;
+        let Some(key) = key else { return Ok(Self { key: None, trace }) };
         let input = serde_json::to_string(input).map_err(|error| Problem::invalid("body", error))?;
         // It may hold passwords.
         let fingerprint = coordinator.vault.fingerprint(format!("{what}\n{input}").as_bytes());
-        Ok(Self { key: Some((key, fingerprint)) })
+        Ok(Self { key: Some((key, fingerprint)), trace })
     }
 
     /// The answer to it, where it was given before.
@@ -154,8 +160,14 @@ impl Repeatable {
     }
 
     /// Accepts it, once.
-    pub(super) async fn take(self, coordinator: &Coordinator, actor: &Actor, order: Order) -> Result<Taken, Problem> {
+    pub(super) async fn take(
+        self,
+        coordinator: &Coordinator,
+        actor: &Actor,
+        mut order: Order,
+    ) -> Result<Taken, Problem> {
         let key = self.key.as_ref().map(|(key, fingerprint)| (key.as_str(), fingerprint.as_str()));
+        order.context.trace = self.trace;
         let operation = accept(&coordinator.catalog, actor, order, key).await?;
         coordinator.ring();
         Ok(taken(operation))
@@ -180,7 +192,7 @@ fn taken(operation: OperationId) -> Taken {
 pub(super) async fn inspect(
     Extract(state): Extract<State>,
     caller: Caller,
-    key: IdempotencyKey,
+    key: Begins,
     Body(input): Body<SaveInput>,
 ) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Viewer)?;
@@ -189,7 +201,7 @@ pub(super) async fn inspect(
     if let Some(known) = repeatable.known(coordinator, &actor).await? {
         return Ok(known);
     }
-    let site = attended(coordinator, &input.site).await?;
+    let site = attended(coordinator, &actor, &input.site).await?;
     let request = save_request(coordinator, &input).await?;
     let order = Order {
         title: format!("inspect {}/{}", site.name, request.source.namespace),
@@ -232,7 +244,7 @@ async fn base_of(
 pub(super) async fn save(
     Extract(state): Extract<State>,
     caller: Caller,
-    key: IdempotencyKey,
+    key: Begins,
     Body(input): Body<SaveInput>,
 ) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Operator)?;
@@ -241,7 +253,7 @@ pub(super) async fn save(
     if let Some(known) = repeatable.known(coordinator, &actor).await? {
         return Ok(known);
     }
-    let site = attended(coordinator, &input.site).await?;
+    let site = attended(coordinator, &actor, &input.site).await?;
     let request = save_request(coordinator, &input).await?;
     let application = request
         .source
@@ -274,7 +286,7 @@ pub(super) async fn save(
 pub(super) async fn restore(
     Extract(state): Extract<State>,
     caller: Caller,
-    key: IdempotencyKey,
+    key: Begins,
     Body(input): Body<RestoreInput>,
 ) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Operator)?;
@@ -283,7 +295,7 @@ pub(super) async fn restore(
     if let Some(known) = repeatable.known(coordinator, &actor).await? {
         return Ok(known);
     }
-    let site = attended(coordinator, &input.site).await?;
+    let site = attended(coordinator, &actor, &input.site).await?;
     let image = coordinator.catalog.image(actor.team, &input.image).await?;
     let name: EnvironmentName = input.name.parse().map_err(|error| Problem::invalid("name", error))?;
     let record: Record = serde_json::from_str(&image.body)

@@ -10,7 +10,10 @@ use axum::{
 };
 use futures::future::BoxFuture;
 use ocopea_catalog_db::{CatalogError, access::Actor, model::Role};
-use ocopea_protocol::failure::{FailureClass, TaskFailure};
+use ocopea_protocol::{
+    failure::{FailureClass, TaskFailure},
+    trace::Trace,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
@@ -164,6 +167,7 @@ pub(super) async fn in_our_shape(response: Response) -> Response {
 }
 
 /// Who asks.
+#[derive(Clone)]
 pub struct Caller {
     actor: Actor,
     /// The hash of the token that they came with.
@@ -256,19 +260,25 @@ impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
     }
 }
 
-/// The key that makes repeating a request harmless.
+/// What a request that begins something says beside its body.
 #[derive(Default)]
-pub struct IdempotencyKey(pub Option<String>);
+pub struct Begins {
+    /// The key that makes repeating it harmless (`Idempotency-Key`).
+    pub key: Option<String>,
+    /// The trace that it belongs to (`traceparent`). One that can't be read is left out, as its standard wants.
+    pub trace: Option<Trace>,
+}
 
-impl FromRequestParts<State> for IdempotencyKey {
+impl FromRequestParts<State> for Begins {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Problem> {
-        let Some(value) = parts.headers.get("idempotency-key") else { return Ok(Self(None)) };
+        let trace = parts.headers.get("traceparent").and_then(|value| value.to_str().ok()?.parse().ok());
+        let Some(value) = parts.headers.get("idempotency-key") else { return Ok(Self { key: None, trace }) };
         let text = value.to_str().unwrap_or_default();
         if text.is_empty() || text.len() > 200 {
             return Err(Problem::invalid("Idempotency-Key", "1 to 200 printable ASCII characters are expected"));
         }
-        Ok(Self(Some(text.to_owned())))
+        Ok(Self { key: Some(text.to_owned()), trace })
     }
 }

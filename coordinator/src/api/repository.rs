@@ -13,7 +13,7 @@ use ocopea_catalog_db::model::Role;
 use super::{
     Accepted, CollectInput, Idempotency, KeyView, NewKey, NotReindexed, Reindexed, State, VerifyInput,
     operations::{Repeatable, Taken},
-    problem::{Body, Caller, IdempotencyKey, Problem},
+    problem::{Begins, Body, Caller, Problem},
 };
 use crate::{
     engine::{Order, image_row},
@@ -40,7 +40,7 @@ fn order(request: Request, title: &str) -> Order {
 pub(super) async fn verify(
     Extract(state): Extract<State>,
     caller: Caller,
-    key: IdempotencyKey,
+    key: Begins,
     Body(input): Body<VerifyInput>,
 ) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Operator)?;
@@ -63,7 +63,7 @@ pub(super) async fn verify(
 pub(super) async fn collect(
     Extract(state): Extract<State>,
     caller: Caller,
-    key: IdempotencyKey,
+    key: Begins,
     Body(input): Body<CollectInput>,
 ) -> Result<Taken, Problem> {
     let actor = caller.at_least(Role::Administrator)?;

@@ -20,9 +20,10 @@ use hyper_util::{
 use ocopea_protocol::seams::Seams;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::Semaphore,
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::Problem;
@@ -34,8 +35,14 @@ const LONGEST_HEAD: usize = 192 * 1024;
 /// How long a connection may take to say what it wants.
 const HEAD: Duration = Duration::from_secs(30);
 
-/// Serves until `stop`; requests that run then are finished.
-pub async fn serve(listener: TcpListener, router: Router, seams: Seams, stop: CancellationToken) {
+/// Serves until `stop`, with TLS where it is given; requests that run then are finished.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    seams: Seams,
+    stop: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -54,11 +61,23 @@ pub async fn serve(listener: TcpListener, router: Router, seams: Seams, stop: Ca
         };
         // Small answers are not held back for more.
         let _ = stream.set_nodelay(true);
-        let (router, stop) = (router.clone(), stop.clone());
+        let (router, stop, tls, clock) = (router.clone(), stop.clone(), tls.clone(), seams.clone());
         seams.spawner.spawn(
             "http",
             Box::pin(async move {
-                if let Err(error) = attend(stream, router, &stop).await {
+                let ended = match tls {
+                    None => attend(stream, router, &stop).await,
+                    Some(tls) => match clock.timeout(HEAD, tls.accept(stream)).await {
+                        Some(Ok(stream)) => attend(stream, router, &stop).await,
+                        // Nothing was asked yet.
+                        Some(Err(error)) => {
+                            tracing::debug!(%error, "a connection did not come about");
+                            Ok(())
+                        }
+                        None => Ok(()),
+                    },
+                };
+                if let Err(error) = ended {
                     tracing::debug!(%error, "a connection ended");
                 }
                 drop(place);
@@ -67,7 +86,10 @@ pub async fn serve(listener: TcpListener, router: Router, seams: Seams, stop: Ca
     }
 }
 
-async fn attend(stream: TcpStream, router: Router, stop: &CancellationToken) -> hyper::Result<()> {
+async fn attend<S>(stream: S, router: Router, stop: &CancellationToken) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let io = TokioIo::new(Worded { inner: stream, pending: Vec::new() });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

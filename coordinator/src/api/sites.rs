@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::{Json, extract::State as Extract, http::StatusCode};
 use ocopea_catalog_db::{
+    access::Actor,
     images::ImageSearch,
     model::{Role, Standing},
     sites::Site,
@@ -35,8 +36,8 @@ fn silence(site: &Site) -> String {
 }
 
 /// The site of that name, if anybody is there who would do something: an operation must not wait for nobody.
-pub(super) async fn attended(coordinator: &Coordinator, name: &str) -> Result<Site, Problem> {
-    let site = coordinator.catalog.site(name).await?;
+pub(super) async fn attended(coordinator: &Coordinator, actor: &Actor, name: &str) -> Result<Site, Problem> {
+    let site = coordinator.catalog.site_of(actor, name).await?;
     if site.standing == Standing::Removed {
         return Err(super::enrolment::removed());
     }
@@ -62,10 +63,10 @@ fn looked_since(site: &Site, time: Timestamp) -> bool {
 
 /// The sites as they are now: agents of this process look again, and are waited for a little; of others, and of
 /// clusters that don't answer, the last word counts.
-async fn sites_now(state: &State) -> Result<Vec<Site>, Problem> {
+async fn sites_now(state: &State, actor: &Actor) -> Result<Vec<Site>, Problem> {
     let (catalog, clock) = (&state.coordinator.catalog, &state.coordinator.seams.clock);
     let asked = clock.now();
-    let mut sites = catalog.sites().await?;
+    let mut sites = catalog.sites_of(actor).await?;
     let looking: Vec<SiteId> = sites
         .iter()
         .filter(|site| !looked_since(site, asked.minus(FRESH)) && state.access.look_again(&site.name))
@@ -80,7 +81,7 @@ async fn sites_now(state: &State) -> Result<Vec<Site>, Problem> {
             break;
         }
         clock.sleep(INTERVAL).await;
-        sites = catalog.sites().await?;
+        sites = catalog.sites_of(actor).await?;
     }
     Ok(sites)
 }
@@ -88,8 +89,8 @@ async fn sites_now(state: &State) -> Result<Vec<Site>, Problem> {
 /// All sites with their last report and its age.
 #[utoipa::path(get, path = "/api/v1/sites", responses((status = 200, body = Vec<SiteView>)))]
 pub(super) async fn list(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Vec<SiteView>>, Problem> {
-    caller.at_least(Role::Viewer)?;
-    let sites = sites_now(&state).await?;
+    let actor = caller.at_least(Role::Viewer)?;
+    let sites = sites_now(&state, &actor).await?;
     let now = state.coordinator.seams.clock.now();
     let views = sites.into_iter().map(|site| {
         let (word, why) = match &site.report {
@@ -108,6 +109,7 @@ pub(super) async fn list(Extract(state): Extract<State>, caller: Caller) -> Resu
         SiteView {
             id: site.id.to_string(),
             name: site.name,
+            private: site.owner.is_some(),
             state: word.to_owned(),
             why,
             reported: site.reported.map(|at| at.rfc3339()),
@@ -127,7 +129,7 @@ pub(super) async fn applications(
     let actor = caller.at_least(Role::Viewer)?;
     let catalog = &state.coordinator.catalog;
     let mut views = Vec::new();
-    for site in sites_now(&state).await? {
+    for site in sites_now(&state, &actor).await? {
         for application in site.report.map(|report| report.applications).unwrap_or_default() {
             let search = ImageSearch {
                 application: Some(application.namespace.clone()),

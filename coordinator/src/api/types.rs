@@ -105,6 +105,8 @@ pub struct SiteView {
     pub id: String,
     /// Its name.
     pub name: String,
+    /// Whether only who asks sees it.
+    pub private: bool,
     /// `ready`, `limited`, `unreachable`, `unknown`.
     pub state: String,
     /// Why it isn't ready.
@@ -255,6 +257,9 @@ pub struct OperationView {
     pub ended: Option<String>,
     /// Counts changes.
     pub version: u64,
+    /// What the lines logged for it carry as `trace.id`: 32 hexadecimal digits. That of the request's `traceparent`, if it
+    /// brought one.
+    pub trace: Option<String>,
     /// Why it failed: what, cause, next, code.
     #[schema(value_type = Option<Object>)]
     pub failure: Option<Value>,
@@ -465,6 +470,9 @@ pub struct NewSite {
     /// Its name: lower-case letters, digits, '-'.
     #[schema(min_length = 1, max_length = 63)]
     pub name: String,
+    /// Only who makes it sees and uses it: a laptop's cluster, say.
+    #[serde(default)]
+    pub private: bool,
     /// For how many seconds its join token works, a year at most; a day unless told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 31536000)]

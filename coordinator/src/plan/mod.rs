@@ -21,6 +21,7 @@ use ocopea_protocol::{
     ids::{EnvironmentId, ImageId, SiteId},
     names::Digest,
     task::{TaskOutput, TaskSpec},
+    trace::Trace,
 };
 use ocopea_repository::WrappedKey;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -66,6 +67,9 @@ pub struct Context {
     pub instants: BTreeMap<String, (u64, u64)>,
     /// The environment being made.
     pub environment: Option<EnvironmentId>,
+    /// Ties together what is logged for the operation; of older operations there is none.
+    #[serde(default)]
+    pub trace: Option<Trace>,
 }
 
 /// What happens next.

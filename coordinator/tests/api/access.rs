@@ -38,7 +38,8 @@ fn operations() -> BTreeMap<&'static str, (Role, Value)> {
         ("post /api/v1/saves", (Operator, save)),
         ("get /api/v1/sites", (Viewer, Value::Null)),
         ("post /api/v1/sites", (Administrator, json!({"name": "edge"}))),
-        ("delete /api/v1/sites/{site}", (Administrator, Value::Null)),
+        // A private one is its owner's; of others see `agents`.
+        ("delete /api/v1/sites/{site}", (Operator, Value::Null)),
         ("post /api/v1/sites/{site}/approval", (Administrator, Value::Null)),
         ("get /api/v1/tokens", (Viewer, Value::Null)),
         ("post /api/v1/tokens", (Viewer, json!({"name": "t", "scope": "viewer"}))),

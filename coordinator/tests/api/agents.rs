@@ -104,6 +104,34 @@ async fn a_task_is_for_a_signed_in_agent_of_its_site_and_nobody_else_can_read_or
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_trace_of_a_request_goes_with_its_tasks_and_one_that_cant_be_read_is_begun_anew() {
+    let server = Server::start().await;
+    let desk = Agent::of(&server, "desk").await;
+    assert_eq!(desk.sign_in().await, message::Answer::Recorded);
+    let token = server.token(&server.actor, Role::Operator).await;
+    let theirs = "0af7651916cd43dd8448eb211c80319c";
+    for (turn, (header, expected)) in
+        [(format!("00-{theirs}-b7ad6b7169203331-01"), Some(theirs)), ("00-nonsense".to_owned(), None)]
+            .into_iter()
+            .enumerate()
+    {
+        let request = server.request("post", "/api/v1/inspections", Some(&token)).header("traceparent", header);
+        let begun = server.ask(request.json(&json!({"site": "desk", "namespace": "shop"}))).await;
+        let operation = begun.body["operation"].as_str().unwrap().to_owned();
+        let expected = expected.map_or_else(|| operation.replace('-', ""), str::to_owned);
+        let view = server.ask(server.request("get", &format!("/api/v1/operations/{operation}"), Some(&token))).await;
+        assert_eq!(view.body["trace"], expected, "{}", view.body);
+        let turn = turn as u64 + 1;
+        let message::Answer::Tasks(tasks) = desk.poll(turn, 1).await else { panic!("no tasks") };
+        let claim = Request::Claim { task: tasks[0].task, instance: desk.instance.id };
+        let answer = desk.bus.request(envelope::seal(&claim, "").unwrap(), 10_000).await.unwrap();
+        let opened = envelope::open::<message::Answer>(&answer).unwrap();
+        assert!(matches!(opened.message, message::Answer::Granted { .. }));
+        assert_eq!(opened.trace.parse::<ocopea_protocol::trace::Trace>().unwrap().id(), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_processes_that_speak_as_one_agent_both_lose_their_word_and_its_task() {
     let server = Server::start().await;
     let desk = Agent::of(&server, "desk").await;
@@ -233,6 +261,64 @@ async fn a_site_joins_with_its_token_works_and_is_removed_for_good() {
     let (answer, _) = enrol(&server, token, None, &agent.key).await;
     assert_eq!(answer.status, StatusCode::GONE);
     assert_eq!(server.post("/api/v1/sites", &admin, &json!({"name": "edge"})).await.status, StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_site_is_there_for_who_made_it_and_for_nobody_else() {
+    let broker = Arc::new(Broker::default());
+    let server = Server::with(Some(broker.clone())).await;
+    let mut tokens = Vec::new();
+    for (name, role) in [("ann", Role::Operator), ("bob", Role::Operator), ("vera", Role::Viewer)] {
+        let member = server.catalog.ensure_member("team", name, role).await.unwrap();
+        tokens.push(server.token(&member, role).await);
+    }
+    let admin = server.token(&server.actor, Role::Administrator).await;
+    let [ann, bob, vera] = &tokens[..] else { unreachable!() };
+    let laptop = json!({"name": "laptop", "private": true});
+    assert_eq!(server.post("/api/v1/sites", vera, &laptop).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(server.post("/api/v1/sites", ann, &json!({"name": "shared"})).await.status, StatusCode::FORBIDDEN);
+    let added = server.post("/api/v1/sites", ann, &laptop).await;
+    assert_eq!(added.status, StatusCode::OK, "{}", added.body);
+    let key = SiteKey::generate().unwrap();
+    let (answer, _) = enrol(&server, added.body["token"].as_str().unwrap(), None, &key).await;
+    assert_eq!(answer.body["standing"], "active", "{}", answer.body);
+    let site: SiteId = answer.body["site"].as_str().unwrap().parse().unwrap();
+    server.catalog.report_site(site, &server::report(&server.catalog.seams)).await.unwrap();
+    let (_, environment) = furnish_at(&server, &server.actor, "copy", site).await;
+    let get = async |token: &str, path: &str| server.ask(server.request("get", path, Some(token))).await;
+    let inspected = json!({"site": "laptop", "namespace": "shop"});
+    assert_eq!(server.post("/api/v1/inspections", ann, &inspected).await.status, StatusCode::ACCEPTED);
+    assert!(get(ann, "/api/v1/sites").await.body.to_string().contains("laptop"));
+    assert!(get(ann, "/api/v1/environments").await.body.to_string().contains("laptop"));
+    assert_eq!(get(ann, &format!("/api/v1/environments/{environment}")).await.status, StatusCode::OK);
+    for other in [bob, vera, &admin] {
+        for path in ["/api/v1/sites", "/api/v1/applications", "/api/v1/environments"] {
+            let answer = get(other, path).await;
+            let text = answer.body.to_string();
+            assert!(!text.contains("laptop") && !text.contains(&environment.to_string()), "{path}: {text}");
+        }
+        assert_eq!(server.post("/api/v1/inspections", other, &inspected).await.status, StatusCode::NOT_FOUND);
+        for name in [site.to_string(), "laptop".to_owned()] {
+            let removed = server.ask(server.request("delete", &format!("/api/v1/sites/{name}"), Some(other))).await;
+            assert!(removed.status.is_client_error(), "{}", removed.body);
+        }
+        for path in ["", "/logs"] {
+            let answer = get(other, &format!("/api/v1/environments/{environment}{path}")).await;
+            assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}: {}", answer.body);
+        }
+    }
+    for other in [bob, &admin] {
+        let path = format!("/api/v1/environments/{environment}");
+        assert_eq!(server.ask(server.request("delete", &path, Some(other))).await.status, StatusCode::NOT_FOUND);
+        assert_eq!(server.post("/api/v1/sites", other, &laptop).await.status, StatusCode::CONFLICT);
+    }
+    let shared = server.post("/api/v1/sites", &admin, &json!({"name": "shared"})).await;
+    assert_eq!(shared.status, StatusCode::OK);
+    let refused = server.ask(server.request("delete", "/api/v1/sites/shared", Some(ann))).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN, "what everybody sees, an administrator removes");
+    let removed = server.ask(server.request("delete", "/api/v1/sites/laptop", Some(ann))).await;
+    assert_eq!(removed.status, StatusCode::NO_CONTENT, "{}", removed.body);
+    assert!(broker.inside.lock().unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

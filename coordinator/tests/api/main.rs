@@ -27,7 +27,7 @@ use ocopea_coordinator::{
 use ocopea_protocol::{
     bus::in_process::InProcessBus,
     failure::TaskFailure,
-    ids::{EnvironmentId, ImageId, InstanceId},
+    ids::{EnvironmentId, ImageId, InstanceId, SiteId},
     image::Location,
     message::{SiteReport, SiteState},
     names::Digest,
@@ -44,13 +44,18 @@ const NOBODY: &str = "018f0000-0000-7000-8000-000000000001";
 
 /// An image, and an environment of it, as if they had been made.
 async fn furnish(server: &Server, owner: &Actor, name: &str) -> (ImageId, EnvironmentId) {
+    let desk = server.catalog.site("desk").await.unwrap().id;
+    furnish_at(server, owner, name, desk).await
+}
+
+async fn furnish_at(server: &Server, owner: &Actor, name: &str, site: SiteId) -> (ImageId, EnvironmentId) {
     let seams = &server.catalog.seams;
     let image = image(server, owner, name, "shop");
     let environment = Environment {
         id: EnvironmentId::generate(seams),
         team: owner.team,
         name: name.to_owned(),
-        site: server.catalog.site("desk").await.unwrap().id,
+        site,
         image: image.id,
         record: image.record,
         state: EnvironmentState::Running,

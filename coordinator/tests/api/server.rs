@@ -117,7 +117,7 @@ impl Server {
         };
         let router = api::router(state);
         let stopped = stop.clone();
-        tokio::spawn(api::serve(listener, router, served, stopped));
+        tokio::spawn(api::serve(listener, None, router, served, stopped));
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
         let place = directory.path().to_owned();
         Self { directory: place, url, catalog, actor, http, stop, bus, coordinator, _directory: directory }

@@ -36,6 +36,11 @@ pub trait CoordinatorBus: Send + Sync {
     /// The next request of any agent. `Err(Closed)` ends the loop.
     async fn next_request(&self) -> Result<Incoming, BusError>;
 
+    /// Why nothing goes out or comes in now, for people; `None` when all is well.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Ends it, for good: everything that waits on it, and all that is asked of it later, is told `Closed`.
     async fn close(&self);
 }

@@ -125,6 +125,11 @@ impl CoordinatorBus for RabbitCoordinatorBus {
         self.publisher.hint(site, &hint).await
     }
 
+    fn trouble(&self) -> Option<String> {
+        let state = self.state();
+        state.publishing.trouble().or_else(|| state.requests.trouble())
+    }
+
     async fn next_request(&self) -> Result<Incoming, BusError> {
         let now = || self.seams.clock.monotonic();
         let asked = self.waiting.next(now).await.ok_or(BusError::Closed)?;

@@ -76,6 +76,16 @@ impl LinkState {
         }
     }
 
+    /// Why it can't be used, for people.
+    pub(super) fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Connecting { last_error } => {
+                Some(last_error.clone().unwrap_or_else(|| "not connected yet".to_owned()))
+            }
+            other => other.hindrance().map(|hindrance| hindrance.to_string()),
+        }
+    }
+
     fn last_error(&self) -> Option<String> {
         match self {
             Self::Connecting { last_error } | Self::Connected { last_error, .. } => last_error.clone(),

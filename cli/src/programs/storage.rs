@@ -8,16 +8,13 @@ use std::path::Path;
 use ocopea_protocol::{image::Location, seams::Seams};
 use ocopea_repository::{Error, Keyring, Repository, StoreAccess, backend::s3::parse_location};
 
-use crate::{
-    client::Failure,
-    output,
-    up::{secret_file, write_secret},
-};
+use super::files::{secret_file, write_secret};
+use crate::{client::Failure, output};
 
 const PLACE: &str = "repository.json";
 
 /// A location as people write it.
-pub fn told(location: &Location) -> String {
+pub(super) fn told(location: &Location) -> String {
     match location {
         Location::Directory { .. } => "directory".to_owned(),
         Location::S3 { endpoint, bucket, prefix, .. } => {
@@ -76,39 +73,62 @@ fn failed(error: &Error) -> Failure {
     Failure::local(format!("the repository can't be opened: {error}")).next(next)
 }
 
-/// Opens the repository, or makes it at the first start.
-pub async fn open(data: &Path, given: Option<&str>, seams: &Seams) -> Result<(Repository, Location), Failure> {
+/// Opens the repository of a data directory, or makes it at the first start.
+pub(super) async fn open(data: &Path, given: Option<&str>, seams: &Seams) -> Result<(Repository, Location), Failure> {
     let location = place(data, given)?;
-    let stores = StoreAccess::default();
-    let key_path = data.join("repository.key");
-    let made = Keyring::generate(seams);
-    if !key_path.exists() {
-        let holds = match &location {
-            Location::Directory { path } => !is_empty(Path::new(path)),
-            // Any key tells a repository from none.
-            Location::S3 { .. } => match Repository::open(&location, &stores, &made, seams).await {
-                Err(Error::NoRepository { .. }) => false,
-                Ok(_) | Err(Error::WrongKey { .. }) => true,
-                Err(error) => return Err(failed(&error)),
-            },
-        };
-        if holds {
-            return Err(Failure::local(format!("the repository's key file {} is missing", key_path.display()))
-                .next("put its backup back: without it nobody can read the images"));
-        }
-    }
+    let key = data.join("repository.key");
+    check_key(&location, &key, seams).await?;
     if matches!(location, Location::S3 { .. }) && !data.join(PLACE).exists() {
         let text = serde_json::to_string(&location).map_err(|error| Failure::local(error.to_string()))?;
         let path = data.join(PLACE);
         write_secret(&path, &text)
             .map_err(|error| Failure::local(format!("{} can't be written: {error}", path.display())))?;
     }
-    let (text, _) = secret_file(&key_path, || Ok(made.to_text().to_string()))?;
+    let repository = open_with(&location, &key, StoreAccess::default(), seams).await?;
+    if matches!(location, Location::Directory { .. }) {
+        // The data directory is locked: whoever wrote there before is dead. Of a bucket nobody knows; collections tidy.
+        repository.discard_unfinished().await.map_err(|error| failed(&error))?;
+    }
+    Ok((repository, location))
+}
+
+/// A repository whose key file is gone must not be taken for one that isn't there yet.
+pub(super) async fn check_key(location: &Location, key: &Path, seams: &Seams) -> Result<(), Failure> {
+    if key.exists() {
+        return Ok(());
+    }
+    let holds = match location {
+        Location::Directory { path } => !is_empty(Path::new(path)),
+        // Any key tells a repository from none.
+        Location::S3 { .. } => {
+            let any = Keyring::generate(seams);
+            match Repository::open(location, &StoreAccess::default(), &any, seams).await {
+                Err(Error::NoRepository { .. }) => false,
+                Ok(_) | Err(Error::WrongKey { .. }) => true,
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+    };
+    if holds {
+        return Err(Failure::local(format!("the repository's key file {} is missing", key.display()))
+            .next("put its backup back: without it nobody can read the images"));
+    }
+    Ok(())
+}
+
+/// Opens a repository with the keys in this file; makes both where there are none.
+pub(super) async fn open_with(
+    location: &Location,
+    key: &Path,
+    stores: StoreAccess,
+    seams: &Seams,
+) -> Result<Repository, Failure> {
+    let (text, _) = secret_file(key, || Ok(Keyring::generate(seams).to_text().to_string()))?;
     let failed = |error: Error| failed(&error);
     let keyring = Keyring::parse(&text).map_err(failed)?;
-    let repository = match Repository::open(&location, &stores, &keyring, seams).await {
+    let repository = match Repository::open(location, &stores, &keyring, seams).await {
         // A kill may have come in the midst of the first start: what it began is taken to its end.
-        Err(Error::NoRepository { .. }) => Repository::create(&location, &stores, &keyring, seams).await,
+        Err(Error::NoRepository { .. }) => Repository::create(location, &stores, &keyring, seams).await,
         other => other,
     };
     let repository = repository.map_err(failed)?;
@@ -121,11 +141,7 @@ pub async fn open(data: &Path, given: Option<&str>, seams: &Seams) -> Result<(Re
         }
         other => other.map_err(failed)?,
     }
-    if matches!(location, Location::Directory { .. }) {
-        // The data directory is locked: whoever wrote there before is dead. Of a bucket nobody knows; collections tidy.
-        repository.discard_unfinished().await.map_err(failed)?;
-    }
-    Ok((repository, location))
+    Ok(repository)
 }
 
 #[cfg(test)]

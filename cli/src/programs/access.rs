@@ -1,0 +1,142 @@
+//! Logs, ports and programs of environments, where their agents are in this process.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use ocopea_agent::{
+    access::Access,
+    platform::{
+        Platform,
+        interactive::{Interactive, Wish},
+        logs::LogWish,
+    },
+};
+use ocopea_coordinator::api::{self, OpenConnection, SiteAccess};
+use ocopea_protocol::failure::TaskFailure;
+use tokio::sync::Notify;
+
+/// Logs and ports of environments, through the sites' own clusters.
+pub(super) struct Local {
+    pub(super) platforms: BTreeMap<String, Platform>,
+    /// Rung to have a site looked at before its time.
+    pub(super) looks: BTreeMap<String, Arc<Notify>>,
+}
+
+impl Local {
+    fn platform(&self, site: &str) -> Result<&Platform, TaskFailure> {
+        self.platforms.get(site).ok_or_else(|| {
+            TaskFailure::permanent(
+                "site.absent",
+                format!("can't reach site {site}"),
+                "this process has no agent for it",
+            )
+            .next("start with --site NAME=CONTEXT")
+        })
+    }
+}
+
+#[async_trait]
+impl SiteAccess for Local {
+    fn look_again(&self, site: &str) -> bool {
+        self.looks.get(site).inspect(|look| look.notify_one()).is_some()
+    }
+
+    async fn logs(
+        &self,
+        site: &str,
+        namespace: &str,
+        component: Option<&str>,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, TaskFailure> {
+        let wish = LogWish { component: component.map(str::to_owned), follow, tail: None };
+        let lines = self.platform(site)?.logs(namespace, &wish).await?;
+        let stream = futures::stream::unfold(lines, |mut lines| async move {
+            let line = lines.recv().await?;
+            let text = format!("{} {}  {}\n", line.pod, line.container, line.text);
+            Some((Ok(Bytes::from(text)), lines))
+        });
+        Ok(Box::pin(stream))
+    }
+
+    async fn connect(
+        &self,
+        site: &str,
+        namespace: &str,
+        service: &str,
+        port: u16,
+    ) -> Result<OpenConnection, TaskFailure> {
+        let namespace = namespace.parse().map_err(|error| {
+            TaskFailure::permanent("environment.name", format!("can't connect to {service} of {namespace}"), error)
+        })?;
+        let open = Access::new(self.platform(site)?.clone()).connect(&namespace, service, port).await?;
+        Ok(OpenConnection {
+            connection: api::Connection { address: open.address.to_string(), connection: open.uri.reveal().to_owned() },
+            guard: Box::new(open),
+        })
+    }
+
+    async fn exec(
+        &self,
+        site: &str,
+        namespace: &str,
+        query: &api::exec::ExecQuery,
+        command: Vec<String>,
+    ) -> Result<api::exec::Started, TaskFailure> {
+        let wish = Wish { component: query.component.clone(), command, stdin: query.stdin, tty: query.tty };
+        let Interactive { input, output, errors, size, ended } =
+            self.platform(site)?.interactive(namespace, &wish).await?;
+        Ok(api::exec::Started { input, output, errors, size, ended })
+    }
+}
+
+/// What a coordinator without agents of its own can do: nothing of the kind. Its agents dial out, and take tasks.
+pub(super) struct Elsewhere;
+
+fn not_here(site: &str, what: &str, how: &str) -> TaskFailure {
+    TaskFailure::permanent(
+        "site.elsewhere",
+        format!("can't {what} at site {site}"),
+        "its agents are elsewhere, and this coordinator has no way to its cluster",
+    )
+    .next(how)
+}
+
+#[async_trait]
+impl SiteAccess for Elsewhere {
+    fn look_again(&self, _: &str) -> bool {
+        false
+    }
+
+    async fn logs(
+        &self,
+        site: &str,
+        namespace: &str,
+        _: Option<&str>,
+        _: bool,
+    ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, TaskFailure> {
+        Err(not_here(site, "read logs", &format!("beside that cluster: kubectl -n {namespace} logs POD")))
+    }
+
+    async fn connect(
+        &self,
+        site: &str,
+        namespace: &str,
+        service: &str,
+        port: u16,
+    ) -> Result<OpenConnection, TaskFailure> {
+        let how = format!("beside that cluster: kubectl -n {namespace} port-forward service/{service} {port}:PORT");
+        Err(not_here(site, "open a connection", &how))
+    }
+
+    async fn exec(
+        &self,
+        site: &str,
+        namespace: &str,
+        _: &api::exec::ExecQuery,
+        _: Vec<String>,
+    ) -> Result<api::exec::Started, TaskFailure> {
+        Err(not_here(site, "run a program", &format!("beside that cluster: kubectl -n {namespace} exec POD -- …")))
+    }
+}

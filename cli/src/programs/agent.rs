@@ -1,0 +1,323 @@
+//! `ocopea agent`: one agent of one site, beside its cluster. It dials out only: to the coordinator once, to become its
+//! site's; then to the broker and the repository.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use ocopea_agent::{
+    containers::RegistryHost,
+    execute::Site,
+    platform::Platform,
+    worker::{Identity, Worker},
+};
+use ocopea_protocol::{identity::IdentityError, names::SiteName, seams::Seams, secret::Secret};
+use ocopea_repository::StoreAccess;
+use reqwest::Certificate;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use url::Url;
+
+use super::{
+    attend, broker,
+    identity::{Application, Broker, Enrolment, IdentityFile, Kept},
+    log,
+    settings::{Given, Program, Setting, Values, contents, path, text},
+    signals::Signals,
+};
+use crate::{
+    client::{Failure, is_loopback, parse_url},
+    output,
+};
+
+/// How often a site that waits to be accepted asks.
+const ASK: Duration = Duration::from_secs(5);
+/// How long an agent that the broker refuses waits before it asks the coordinator for another password.
+const REFUSED: Duration = Duration::from_secs(10);
+/// How long a stop waits for what runs.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// The settings of `ocopea agent`.
+pub struct AgentProgram;
+
+impl Program for AgentProgram {
+    const SETTINGS: &'static [Setting] = &[
+        Setting { name: "coordinator", value: "URL", help: "The coordinator to join; needed once", usual: None },
+        Setting {
+            name: "coordinator-certificates",
+            value: "FILE",
+            help: "Certificates (PEM) that the coordinator is checked against, beside the system's",
+            usual: None,
+        },
+        Setting {
+            name: "join-token",
+            value: "TOKEN",
+            help: "The join token or enrolment key; needed once, with --coordinator",
+            usual: None,
+        },
+        Setting { name: "join-token-file", value: "FILE", help: "The same, from a file", usual: None },
+        Setting {
+            name: "name",
+            value: "NAME",
+            help: "The site's name, with an enrolment key; a join token knows its own",
+            usual: None,
+        },
+        Setting {
+            name: "identity",
+            value: "FILE",
+            help: "What makes this an agent of its site (0600); else a file of that context's name below ~/.local/share/ocopea/agents",
+            usual: None,
+        },
+        Setting {
+            name: "kubeconfig",
+            value: "FILE",
+            help: "The kubeconfig; else $KUBECONFIG, else ~/.kube/config",
+            usual: None,
+        },
+        Setting { name: "context", value: "CONTEXT", help: "The cluster, as the kubeconfig calls it", usual: None },
+        Setting {
+            name: "registry",
+            value: "[http://]HOST/PATH",
+            help: "The registry that restores push to and the cluster's nodes pull from",
+            usual: None,
+        },
+        Setting {
+            name: "mover-image",
+            value: "IMAGE",
+            help: "The image of the pods that read and write volumes",
+            usual: None,
+        },
+        Setting {
+            name: "allow-plain-http",
+            value: "",
+            help: "Join a coordinator on another machine without TLS",
+            usual: None,
+        },
+        Setting {
+            name: "allow-plain-broker",
+            value: "",
+            help: "Speak with a broker on another machine without TLS",
+            usual: None,
+        },
+    ];
+}
+
+struct Settings {
+    application: Option<Application>,
+    certificates: Vec<Certificate>,
+    name: Option<SiteName>,
+    identity: PathBuf,
+    kubeconfig: Option<PathBuf>,
+    context: String,
+    registry: Option<RegistryHost>,
+    mover_image: Option<String>,
+    plain_broker: bool,
+}
+
+fn certificates(file: &str) -> Result<Vec<Certificate>, String> {
+    let held = Certificate::from_pem_bundle(contents(file)?.as_bytes()).unwrap_or_default();
+    if held.is_empty() { Err(format!("{file} holds no certificate (PEM)")) } else { Ok(held) }
+}
+
+/// Where the identity of a context's site lies unless told.
+pub(super) fn usual_identity(context: &str) -> Option<PathBuf> {
+    let base = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")))?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let name: String = context.chars().map(|c| if fits(c) { c } else { '_' }).collect();
+    Some(base.join("ocopea").join("agents").join(format!("{name}.json")))
+}
+
+fn application(values: &mut Values) -> Option<Application> {
+    let plain = values.is_on("allow-plain-http");
+    let coordinator: Option<Url> = values.optional("coordinator", |text| {
+        let url = parse_url(text).map_err(|failure| failure.what)?;
+        if url.scheme() == "http" && !is_loopback(&url) && !plain {
+            return Err(format!(
+                "{text}: without TLS, others would read the token; use https://, or --allow-plain-http"
+            ));
+        }
+        Ok(url)
+    });
+    let token = values.optional("join-token", text);
+    let token = values.optional("join-token-file", contents).or(token);
+    match (coordinator, token) {
+        (Some(coordinator), Some(token)) => Some(Application { coordinator, token: Secret::new(token) }),
+        (None, Some(_)) => {
+            values.problem("join-token: it is good for one coordinator: give --coordinator URL, too");
+            None
+        }
+        // An address alone is of no harm: the identity file knows the rest.
+        _ => None,
+    }
+}
+
+fn settings(given: Given<AgentProgram>) -> Result<Settings, Failure> {
+    let mut values = given.collect();
+    let application = application(&mut values);
+    let certificates = values.optional("coordinator-certificates", certificates).unwrap_or_default();
+    let name = values.optional("name", str::parse::<SiteName>);
+    let context = values.required("context", text);
+    let identity = values.optional("identity", path);
+    let identity = identity.or_else(|| context.as_deref().and_then(usual_identity));
+    if identity.is_none() && context.is_some() {
+        values.problem("identity is missing, and there is no home directory: give --identity FILE");
+    }
+    let kubeconfig = values.optional("kubeconfig", path);
+    let registry = values.optional("registry", str::parse::<RegistryHost>);
+    let mover_image = values.optional("mover-image", text);
+    let plain_broker = values.is_on("allow-plain-broker");
+    let settings = (|| {
+        Some(Settings {
+            application,
+            certificates,
+            name,
+            identity: identity?,
+            kubeconfig,
+            context: context?,
+            registry,
+            mover_image,
+            plain_broker,
+        })
+    })();
+    values.end(settings)
+}
+
+/// The site's identity, asked for until it is accepted.
+struct Joining<'a> {
+    file: &'a IdentityFile,
+    kept: Kept,
+    name: Option<String>,
+    seams: &'a Seams,
+}
+
+impl Joining<'_> {
+    /// Asks until somebody has accepted the site. What can't get better by waiting is an error.
+    async fn until_accepted(&mut self) -> Result<(Enrolment, Broker), Failure> {
+        let mut said = false;
+        loop {
+            match self.file.enrol(&mut self.kept, self.name.as_deref()).await {
+                // The coordinator, or the way to it, is down.
+                Err(failure) if failure.status == 6 => {
+                    if !said {
+                        output::remark(format!("{}: {}; asking again and again", failure.what, failure.cause));
+                        said = true;
+                    }
+                }
+                Err(failure) => return Err(failure),
+                Ok(()) => match &self.kept.site {
+                    Some(site) if site.broker.is_some() => {
+                        if let Some(broker) = site.broker.clone() {
+                            return Ok((site.clone(), broker));
+                        }
+                    }
+                    Some(site) if !said => {
+                        output::line(format!(
+                            "site {} waits to be accepted: ocopea sites approve {}",
+                            site.name, site.name
+                        ));
+                        said = true;
+                    }
+                    _ => {}
+                },
+            }
+            self.seams.clock.sleep(self.seams.jittered(ASK)).await;
+        }
+    }
+
+    /// The broker refuses the password that this agent knows: another agent of the site may have got a newer one, which
+    /// stands in the file; else a new one is asked for.
+    async fn again(&mut self, refused: &Broker) -> Result<Broker, Failure> {
+        if let Some(kept) = self.file.load()?
+            && let Some(newer) = kept.site.as_ref().and_then(|site| site.broker.clone())
+            && newer != *refused
+        {
+            self.kept = kept;
+            return Ok(newer);
+        }
+        Ok(self.until_accepted().await?.1)
+    }
+}
+
+/// Runs until SIGTERM or Ctrl-C.
+pub async fn run(given: Given<AgentProgram>) -> Result<(), Failure> {
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    let settings = settings(given)?;
+    log::log_to_stderr()?;
+    let mut signals = Signals::listen()?;
+    let tracker = TaskTracker::new();
+    let seams = Seams::real(tracker.clone());
+    let platform = Platform::open(settings.kubeconfig.as_deref(), &settings.context, seams.clone()).await;
+    let platform = platform.map_err(|failure| Failure {
+        status: 2,
+        cause: failure.cause,
+        next: failure.next,
+        ..Failure::local(failure.what)
+    })?;
+    let file = IdentityFile::new(settings.identity, &settings.certificates)?;
+    let kept = file.open(settings.application)?;
+    let known = kept.site.clone().and_then(|site| Some((site.broker.clone()?, site)));
+    let mut joining = Joining { file: &file, kept, name: settings.name.map(|name| name.to_string()), seams: &seams };
+    let (site, mut broker) = match known {
+        Some((broker, site)) => (site, broker),
+        None => tokio::select! {
+            accepted = joining.until_accepted() => accepted?,
+            () = signals.next() => return Ok(()),
+        },
+    };
+    let bus = broker::connect_agent(&broker, site.id, settings.plain_broker, &seams)?;
+    output::line(format!(
+        "Ocopea {}   agent of site {} at {} (identity: {})",
+        env!("CARGO_PKG_VERSION"),
+        site.name,
+        broker.url,
+        file.path().display()
+    ));
+    let at = Arc::new(Site {
+        name: site.name.clone(),
+        platform,
+        registry: settings.registry,
+        mover_image: settings.mover_image,
+        credentials: attend::docker_credentials().await?,
+        stores: StoreAccess::default(),
+        seams: seams.clone(),
+    });
+    let fault = |error: IdentityError| Failure::local(error.to_string());
+    let identity = Identity::beside(&at.platform, site.id, joining.kept.key()?);
+    let worker = Worker::new(Arc::clone(&at), bus.bus(), identity, seams.clone()).map_err(fault)?;
+    attend::print_site(&site.name, &at.report(worker.instance()).await);
+    let (agents, stop) = (TaskTracker::new(), CancellationToken::new());
+    let look = attend::start(at, worker, &agents, &stop, &seams);
+    look.notify_one();
+    agents.close();
+    let mut outcome = Ok(());
+    loop {
+        tokio::select! {
+            () = signals.next() => break,
+            () = bus.refused() => {
+                tracing::warn!("the broker refuses this site's password: another one is asked for");
+                seams.clock.sleep(seams.jittered(REFUSED)).await;
+                match joining.again(&broker).await {
+                    Ok(newer) => {
+                        bus.renew(&newer);
+                        broker = newer;
+                    }
+                    Err(failure) => {
+                        outcome = Err(failure);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    output::line("stopping: nothing new is taken, what runs is finished or handed back");
+    stop.cancel();
+    tokio::select! {
+        ended = seams.timeout(GRACE, agents.wait()) => if ended.is_none() {
+            output::remark("some tasks did not end in time: their leases run out, and others go on with them");
+        },
+        () = signals.next() => output::remark("asked twice: left at once; what ran goes on when its leases ran out"),
+    }
+    bus.bus().close().await;
+    tracker.close();
+    seams.timeout(Duration::from_secs(3), tracker.wait()).await;
+    outcome
+}
