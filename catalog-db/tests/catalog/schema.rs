@@ -77,10 +77,10 @@ async fn what_refers_to_nothing_is_refused(world: &World) {
     };
     let begin = || async { world.catalog.begin().await.unwrap() };
 
-    refused("an operation of no team", begin().await.add_operation(&world.operation(no_team)).await);
+    refused("an operation of no team", begin().await.add_operation(&world.operation(no_team)).await.map(drop));
     let mut nowhere = world.operation(admin.team);
     nowhere.site = Some(no_site);
-    refused("an operation at no site", begin().await.add_operation(&nowhere).await);
+    refused("an operation at no site", begin().await.add_operation(&nowhere).await.map(drop));
     let nothing = OperationId::generate(seams);
     refused("a task of no operation", begin().await.add_tasks(nothing, &[new_task("a", None, &[])]).await);
     refused("an image of no team", begin().await.add_image(&world.image(no_team, "x")).await.map(drop));
