@@ -20,6 +20,9 @@ use crate::{
 /// Instances of one site that are kept, the newest; older ones that ended or fell silent are forgotten.
 const KEPT: u64 = 1000;
 
+/// Why two processes that believe to be one lose their word.
+pub const CLONED: &str = "another process has the same id";
+
 /// A process of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentInstance {
@@ -129,7 +132,7 @@ impl Catalog {
             transaction.end_instance(found.id, "another process signed in with the same id").await?;
             transaction.audit(None, None, "site.instance-cloned", &known.name, &found.id.to_string()).await?;
             transaction.commit().await?;
-            return refused("another process has the same id");
+            return refused(CLONED);
         }
         if let Some(why) = found.ended {
             return refused(&why);
@@ -160,7 +163,7 @@ impl Catalog {
     /// Two processes speak as this one: its word counts no more.
     pub async fn instance_cloned(&self, site: SiteId, id: InstanceId) -> Result<(), CatalogError> {
         let transaction = self.begin().await?;
-        transaction.end_instance(id, "another process has the same id").await?;
+        transaction.end_instance(id, CLONED).await?;
         transaction.audit(None, None, "site.instance-cloned", &site.to_string(), &id.to_string()).await?;
         transaction.commit().await
     }

@@ -11,6 +11,7 @@ mod hostile;
 mod images;
 mod operations;
 mod schema;
+mod several;
 mod tasks;
 mod teams;
 mod world;

@@ -220,6 +220,11 @@ pub(super) async fn enrol(Extract(state): Extract<State>, Body(input): Body<Enro
             // Before the user is there: whatever happens then, a removal finds it.
             catalog.set_at_broker(site.id, true).await?;
             let admission = broker.admit(site.id).await?;
+            // It may have been removed meanwhile, and what its removal took away at the broker be there again.
+            if found(&state, &site.id.to_string()).await?.standing == Standing::Removed {
+                broker.expel(site.id).await?;
+                return Err(removed());
+            }
             let sealed = identity::seal_for_site(&answer_key, site.id, admission.password.reveal())
                 .map_err(|error| Problem::invalid("answer_key", error))?;
             Some(BrokerAccess {
@@ -280,20 +285,4 @@ async fn expel(state: &State, site: SiteId) -> Result<(), Problem> {
     broker(state)?.expel(site).await?;
     state.coordinator.catalog.set_at_broker(site, false).await?;
     Ok(())
-}
-
-/// Tells the broker of sites that were removed while it could not be told. Called now and then.
-pub async fn tidy_broker(state: &State) {
-    let sites = match state.coordinator.catalog.to_forget_at_broker().await {
-        Ok(sites) => sites,
-        Err(error) => {
-            tracing::warn!(%error, "removed sites could not be listed");
-            return;
-        }
-    };
-    for site in sites {
-        if let Err(error) = expel(state, site).await {
-            tracing::warn!(error = error.detail, site.id = %site, "the broker still knows a removed site");
-        }
-    }
 }

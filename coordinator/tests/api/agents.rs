@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use ocopea_coordinator::api::enrolment::{Admission, tidy_broker};
+use ocopea_coordinator::api::enrolment::Admission;
 use ocopea_protocol::{
     bus::{AgentBus, in_process::InProcessAgentBus},
     envelope,
@@ -226,9 +226,13 @@ async fn a_site_joins_with_its_token_works_and_is_removed_for_good() {
     // The broker was away then; it is told as soon as it is back.
     assert!(broker.inside.lock().unwrap().contains_key(&site));
     broker.away.store(false, std::sync::atomic::Ordering::SeqCst);
-    let (coordinator, access) = (Arc::clone(&server.coordinator), Arc::new(server::NoSites));
-    let state = api::State { coordinator, access: access.clone(), keys: access, broker: Some(broker.clone()) };
-    tidy_broker(&state).await;
+    server.coordinator.keep_broker_tidy(broker.clone(), &server.stop);
+    for _ in 0..100 {
+        if broker.inside.lock().unwrap().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     assert!(broker.inside.lock().unwrap().is_empty());
     let (answer, _) = enrol(&server, token, None, &agent.key).await;
     assert_eq!(answer.status, StatusCode::GONE);

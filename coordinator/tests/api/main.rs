@@ -5,6 +5,11 @@ mod access;
 mod agents;
 mod requests;
 mod server;
+mod several;
+
+#[path = "../../../agent/tests/support/postgres.rs"]
+#[allow(dead_code, reason = "shared with the tests of the PostgreSQL driver, which use more of it")]
+mod postgres;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
