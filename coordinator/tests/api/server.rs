@@ -63,6 +63,8 @@ pub fn report(seams: &Seams) -> SiteReport {
 /// Makes a repository in this place, or opens the one that is there.
 async fn repository(place: &Path, seams: &Seams) -> Repository {
     let location = Location::Directory { path: place.to_str().unwrap().to_owned() };
+    static MAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _one = MAKING.lock().await;
     let key = place.with_extension("key");
     match std::fs::read_to_string(&key) {
         Ok(text) => {
@@ -107,8 +109,6 @@ impl Server {
     }
 
     pub async fn with(broker: Option<Arc<dyn SiteBroker>>) -> Self {
-        // Twice in one process is once too often, and harmless.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let seams = Seams::real(TaskTracker::new());
         let url = format!("sqlite:{}", directory.path().join("catalog.sqlite").display());
@@ -119,6 +119,8 @@ impl Server {
 
     /// One on a catalog and beside a repository that others may use, too.
     pub async fn on(url: &str, directory: &Path, seams: Seams, broker: Option<Arc<dyn SiteBroker>>) -> Self {
+        // Twice in one process is once too often, and harmless.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let catalog = Catalog::connect(url, seams.clone()).await.unwrap();
         let actor = catalog.ensure_first_user("team", "dana").await.unwrap();
         let site = catalog.ensure_site("desk").await.unwrap();
