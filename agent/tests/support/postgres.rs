@@ -109,8 +109,7 @@ impl Postgres {
             run(Command::new("chown").arg("postgres:postgres").arg(directory.path()));
         }
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let settings: Vec<_> =
-            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let settings: Vec<_> = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let child = Self::spawn(&directory, port, &settings);
         let mut server = Self { directory, child, settings, port };
         server.wait_until_up().then_some(server)

@@ -147,7 +147,7 @@ async fn facts_are_kept(world: &World) {
     for name in ["shop", &new.id.to_string()] {
         let found = world.catalog.environment(team, name).await.unwrap();
         assert_eq!((found.url.as_deref(), found.record), (Some("http://shop.example/?a='%_"), new.record));
-        assert_eq!(found.placements, [placement.clone()]);
+        assert_eq!(found.placements, std::slice::from_ref(&placement));
     }
     for absent in ["", "Shop", "sho_", "shop'--", "s\0"] {
         let error = world.catalog.environment(team, absent).await.unwrap_err();

@@ -194,7 +194,8 @@ async fn a_coordinator_goes_on_beside_a_newer_version_that_added_to_the_catalog(
     // Its statements are prepared by then.
     work("before").await;
     world.execute("CREATE TABLE of_the_future (id BIGINT PRIMARY KEY)").await;
-    let tables = ["teams", "users", "images", "operations", "tasks", "attempts", "outbox", "sites", "instances", "audit"];
+    let tables =
+        ["teams", "users", "images", "operations", "tasks", "attempts", "outbox", "sites", "instances", "audit"];
     for table in tables {
         world.execute(&format!("ALTER TABLE {table} ADD COLUMN future_word TEXT")).await;
         world.execute(&format!("ALTER TABLE {table} ADD COLUMN future_count BIGINT NOT NULL DEFAULT 7")).await;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ocopea_catalog_db::{Catalog, CatalogError, leader::Epoch, model::Role, tasks::Task};
+use ocopea_catalog_db::{Catalog, CatalogError, images::ImageSearch, leader::Epoch, model::Role, tasks::Task};
 use ocopea_protocol::{
     failure::TaskFailure,
     seams::{BoxFuture, Clock, Seams},
@@ -26,6 +26,7 @@ on_both_engines! {
     what_was_begun_in_an_epoch_that_is_over_is_refused,
     one_of_its_kind_is_claimed_at_a_time,
     an_operation_that_is_there_is_not_accepted_again,
+    labels_that_are_set_at_once_are_all_found,
 }
 
 const SPAN: Duration = Duration::from_secs(15);
@@ -227,7 +228,12 @@ async fn one_of_its_kind_is_claimed_at_a_time(world: &World) {
         assert_eq!(claim(&world.catalog, &other, world.instance()).await.is_some(), round == 1);
         // Lost is not free until it was given back.
         world.execute("UPDATE tasks SET lease_until = 1 WHERE kind = 'collect'").await;
-        assert!(futures::future::join_all(tasks.iter().map(|task| take(&catalogs[0], task))).await.iter().all(Option::is_none));
+        assert!(
+            futures::future::join_all(tasks.iter().map(|task| take(&catalogs[0], task)))
+                .await
+                .iter()
+                .all(Option::is_none)
+        );
         let lost = TaskFailure::retryable(ocopea_catalog_db::tasks::LOST, "lost", "killed");
         commit(&world.catalog, async |t| t.hand_back(&taken[0], &lost).await.unwrap()).await;
     }
@@ -240,6 +246,25 @@ async fn an_operation_that_is_there_is_not_accepted_again(world: &World) {
     operation.title = "another".to_owned();
     assert!(!commit(&world.catalog, async |t| t.add_operation(&operation).await.unwrap()).await);
     assert_eq!(world.catalog.operation(team, operation.id).await.unwrap().title, "save desk/shop");
+}
+
+async fn labels_that_are_set_at_once_are_all_found(world: &World) {
+    let team = world.admin("one").await.team;
+    let image = world.image(team, "labelled");
+    world.add_image(&image).await;
+    let setting = (0..12).map(|number| {
+        let mut image = image.clone();
+        async move {
+            let changes = [(format!("label-{number}"), Some("v".to_owned()))].into();
+            commit(&world.catalog, async |t| t.change_labels(&mut image, &changes).await.unwrap()).await;
+        }
+    });
+    futures::future::join_all(setting).await;
+    for number in 0..12 {
+        let text = vec![format!("label-{number}=v")];
+        let search = ImageSearch { text, limit: 10, ..ImageSearch::default() };
+        assert_eq!(world.catalog.images(team, &search).await.unwrap().len(), 1, "label {number}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

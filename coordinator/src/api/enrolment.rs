@@ -106,7 +106,8 @@ pub(super) async fn add_site(
     let token = generated("join")?;
     let catalog = &state.coordinator.catalog;
     let expires = catalog.seams.clock.now().plus(lasting(input.expires_s)?);
-    let site = catalog.add_site(&actor, &name, &tokens::hash(token.reveal()), expires).await?;
+    let hash = tokens::hash(token.reveal());
+    let site = catalog.again(|| catalog.add_site(&actor, &name, &hash, expires)).await?;
     let token = token.reveal().to_owned();
     Ok(Json(JoinToken { site: site.to_string(), name: name.to_string(), token, expires: expires.rfc3339() }))
 }
@@ -141,7 +142,7 @@ pub(super) async fn add_key(
         most_uses: input.uses,
         expires,
     };
-    let id = catalog.add_enrolment_key(&actor, &new).await?;
+    let id = catalog.again(|| catalog.add_enrolment_key(&actor, &new)).await?;
     let key = key.reveal().to_owned();
     Ok(Json(IssuedEnrolmentKey { id: id.to_string(), key, expires: expires.rfc3339() }))
 }
@@ -186,7 +187,8 @@ pub(super) async fn revoke_key(
     let actor = caller.at_least(Role::Administrator)?;
     let absent = || Problem::not_found("this enrolment key", "see them: GET /api/v1/enrolment-keys");
     let id: EnrolmentKeyId = key.parse().map_err(|_| absent())?;
-    state.coordinator.catalog.revoke_enrolment_key(&actor, id).await?;
+    let catalog = &state.coordinator.catalog;
+    catalog.again(|| catalog.revoke_enrolment_key(&actor, id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -204,7 +206,7 @@ pub(super) async fn enrol(Extract(state): Extract<State>, Body(input): Body<Enro
     let (site_key, answer_key) = (key("key", &input.key)?, key("answer_key", &input.answer_key)?);
     let catalog = &state.coordinator.catalog;
     let applicant = Applicant { hash: &tokens::hash(&input.token), name: wanted.as_ref(), key: site_key };
-    let site: Site = catalog.enrol(&applicant).await.map_err(|error| match error {
+    let site: Site = catalog.again(|| catalog.enrol(&applicant)).await.map_err(|error| match error {
         CatalogError::NotFound { .. } => Problem::not_found(
             "this join token or enrolment key",
             "ask who runs the coordinator for one: POST /api/v1/sites",
@@ -256,7 +258,8 @@ pub(super) async fn approve(
 ) -> Result<StatusCode, Problem> {
     let actor = caller.at_least(Role::Administrator)?;
     let site = found(&state, &site).await?;
-    state.coordinator.catalog.approve_site(&actor, site.id).await?;
+    let catalog = &state.coordinator.catalog;
+    catalog.again(|| catalog.approve_site(&actor, site.id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -272,7 +275,8 @@ pub(super) async fn remove(
     let actor = caller.at_least(Role::Administrator)?;
     broker(&state)?;
     let site = found(&state, &site).await?;
-    state.coordinator.catalog.remove_site(&actor, site.id).await?;
+    let catalog = &state.coordinator.catalog;
+    catalog.again(|| catalog.remove_site(&actor, site.id)).await?;
     state.coordinator.forget_agents(site.id);
     if let Err(error) = expel(&state, site.id).await {
         // Its word counts for nothing already; the broker is told again and again.

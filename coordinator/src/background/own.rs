@@ -144,11 +144,7 @@ impl Coordinator {
     }
 
     /// `false`: the task was no longer this coordinator's.
-    async fn record_own(
-        &self,
-        claimed: &Claimed,
-        outcome: &Result<String, TaskFailure>,
-    ) -> Result<bool, CatalogError> {
+    async fn record_own(&self, claimed: &Claimed, outcome: &Result<String, TaskFailure>) -> Result<bool, CatalogError> {
         let transaction = self.catalog.begin().await?;
         let counted = match outcome {
             Ok(output) => transaction.succeed(claimed, output).await?,

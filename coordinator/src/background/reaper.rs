@@ -2,12 +2,7 @@
 
 use std::time::Duration;
 
-use ocopea_catalog_db::{
-    CatalogError,
-    leader::Epoch,
-    model::TaskState,
-    tasks::Task,
-};
+use ocopea_catalog_db::{CatalogError, leader::Epoch, model::TaskState, tasks::Task};
 use ocopea_protocol::{failure::TaskFailure, time::Timestamp};
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +61,9 @@ impl Coordinator {
         for task in self.catalog.tasks_of_removed_sites().await? {
             match self.catalog.again(|| self.abandon(epoch, &task)).await {
                 Err(CatalogError::Superseded) => return Err(CatalogError::Superseded),
-                Err(error) => tracing::error!(%error, task.id = %task.id, "a task of a removed site could not be ended"),
+                Err(error) => {
+                    tracing::error!(%error, task.id = %task.id, "a task of a removed site could not be ended")
+                }
                 Ok(()) => {}
             }
         }

@@ -1,5 +1,11 @@
 //! The API as it is served: tokens, roles, teams, and what it does with input that nobody should send.
-#![expect(clippy::unwrap_used, reason = "a test's helpers stop at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test's helpers stop at the first surprise, and wait in real time for what is real"
+)]
 
 mod access;
 mod agents;
