@@ -6,18 +6,23 @@ use ocopea_protocol::{
     time::Timestamp,
 };
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
+    ActiveValue::Set,
+    ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::{Expr, LockType},
 };
 
 use crate::{
     Catalog, CatalogError,
-    database::{is_storable, unless_there},
+    database::{is_shared, is_storable, unless_there},
     entities::{instances, sites},
     model::Standing,
 };
 
 /// Instances of one site that are kept, the newest; older ones that ended or fell silent are forgotten.
 const KEPT: u64 = 1000;
+
+/// Why two processes that believe to be one lose their word.
+pub const CLONED: &str = "another process has the same id";
 
 /// A process of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub struct AgentInstance {
     pub seen: Timestamp,
     /// Why its word counts no more.
     pub ended: Option<String>,
+    /// The last of its polls that was written down: which turn it counted, and its mark. `(0, 0)` before the first.
+    pub poll: (u64, u64),
 }
 
 /// What came of a sign-in.
@@ -53,6 +60,7 @@ fn instance(row: instances::Model) -> Result<AgentInstance, CatalogError> {
         created: Timestamp(row.created),
         seen: Timestamp(row.seen),
         ended: row.ended.map(|_| row.why.unwrap_or_default()),
+        poll: (row.turn.cast_unsigned(), row.mark.cast_unsigned()),
     })
 }
 
@@ -72,7 +80,10 @@ impl Catalog {
         }
         let transaction = self.begin().await?;
         let inner = &transaction.inner;
-        let Some(row) = sites::Entity::find_by_id(site.0).one(inner).await? else {
+        // A removal waits until this is over, and then ends this instance, too.
+        let find = sites::Entity::find_by_id(site.0);
+        let find = if is_shared(inner) { find.lock(LockType::NoKeyUpdate) } else { find };
+        let Some(row) = find.one(inner).await? else {
             return refused("its site is unknown");
         };
         let known = crate::sites::site(row)?;
@@ -110,6 +121,8 @@ impl Catalog {
             seen: Set(now),
             ended: Set(None),
             why: Set(None),
+            turn: Set(0),
+            mark: Set(0),
         };
         instances::Entity::insert(row).on_conflict(unless_there()).exec_without_returning(inner).await?;
         let found = instances::Entity::find_by_id(sign_in.instance.0).one(inner).await?;
@@ -120,7 +133,7 @@ impl Catalog {
             transaction.end_instance(found.id, "another process signed in with the same id").await?;
             transaction.audit(None, None, "site.instance-cloned", &known.name, &found.id.to_string()).await?;
             transaction.commit().await?;
-            return refused("another process has the same id");
+            return refused(CLONED);
         }
         if let Some(why) = found.ended {
             return refused(&why);
@@ -136,9 +149,14 @@ impl Catalog {
         found.one(&self.database).await?.map(instance).transpose()
     }
 
-    /// It was heard of.
-    pub async fn instance_seen(&self, id: InstanceId) -> Result<(), CatalogError> {
-        let row = instances::ActiveModel { seen: Set(self.seams.clock.now().0), ..Default::default() };
+    /// It was heard of, by this poll: other coordinators, who answer others of its polls, see whether these are one's.
+    pub async fn instance_seen(&self, id: InstanceId, (turn, mark): (u64, u64)) -> Result<(), CatalogError> {
+        let row = instances::ActiveModel {
+            seen: Set(self.seams.clock.now().0),
+            turn: Set(turn.cast_signed()),
+            mark: Set(mark.cast_signed()),
+            ..Default::default()
+        };
         instances::Entity::update_many().set(row).filter(instances::Column::Id.eq(id.0)).exec(&self.database).await?;
         Ok(())
     }
@@ -146,7 +164,7 @@ impl Catalog {
     /// Two processes speak as this one: its word counts no more.
     pub async fn instance_cloned(&self, site: SiteId, id: InstanceId) -> Result<(), CatalogError> {
         let transaction = self.begin().await?;
-        transaction.end_instance(id, "another process has the same id").await?;
+        transaction.end_instance(id, CLONED).await?;
         transaction.audit(None, None, "site.instance-cloned", &site.to_string(), &id.to_string()).await?;
         transaction.commit().await
     }

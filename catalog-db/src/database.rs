@@ -3,16 +3,18 @@
 //! Transactions lock in one order (operation, then its tasks), so that none waits for another in a circle, and each
 //! counts on read-committed isolation only: what it decides on, it has locked or makes a condition of its update.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use ocopea_protocol::seams::Seams;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr,
-    TransactionTrait, sea_query::OnConflict,
+    RuntimeErr, TransactionTrait,
+    sea_query::OnConflict,
+    sqlx::{self, postgres::PgDatabaseError},
 };
 use sea_orm_migration::MigratorTrait;
 
-use crate::migrations::Migrator;
+use crate::{clock::DatabaseClock, migrations::Migrator};
 
 /// Why the catalog could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +51,31 @@ pub enum CatalogError {
     /// What is stored can't be understood.
     #[error("the catalog holds something that this program can't read: {0}")]
     Malformed(String),
+    /// A newer version of this program was here.
+    #[error(
+        "the catalog belongs to a newer version of Ocopea (its step {0} is unknown to this one): start that version, or \
+         restore a backup that was made before it ran"
+    )]
+    Newer(String),
+    /// Another coordinator leads: what this one wanted to do as the leader isn't done.
+    #[error("another coordinator leads now: nothing was changed")]
+    Superseded,
+    /// The connection was lost between asking for the commit and its answer.
+    #[error("the connection to the catalog's database was lost at a commit, which may have happened: {0}")]
+    InDoubt(#[source] DbErr),
     /// The database itself.
     #[error("the catalog's database failed: {0}")]
     Database(#[from] DbErr),
+}
+
+/// What the database said, if it was the database that said it.
+fn said(error: &DbErr) -> Option<&sqlx::Error> {
+    match error {
+        DbErr::Conn(RuntimeErr::SqlxError(error))
+        | DbErr::Exec(RuntimeErr::SqlxError(error))
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => Some(error),
+        _ => None,
+    }
 }
 
 impl CatalogError {
@@ -60,6 +84,23 @@ impl CatalogError {
         let Self::Database(error) = self else { return false };
         let words = error.to_string();
         ["disk is full", "No space left", "disk I/O error"].iter().any(|word| words.contains(word))
+    }
+
+    /// Whether nothing was changed, and the same transaction may well succeed if it is done again: it lost against
+    /// another one, or its connection.
+    pub fn is_passing(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        match said(error) {
+            Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
+            Some(sqlx::Error::Database(error)) => error.code().is_some_and(|code| match &*code {
+                // PostgreSQL: serialization failure, deadlock, lock timeout, shutdown, crash, start, idle for too long.
+                "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03" | "25P03" => true,
+                // SQLite: busy, locked, and their variants.
+                "5" | "6" | "261" | "262" | "517" | "773" => true,
+                code => code.len() == 5 && code.starts_with("08"),
+            }),
+            _ => false,
+        }
     }
 
     pub(crate) fn not_found(what: &'static str, name: impl ToString) -> Self {
@@ -99,16 +140,36 @@ pub(crate) fn storable(what: &'static str, texts: &[&str]) -> Result<(), Catalog
 #[derive(Clone)]
 pub struct Catalog {
     pub(crate) database: DatabaseConnection,
-    /// Clock and chance.
+    /// The server's clock, where several coordinators share it.
+    clock: Option<Arc<DatabaseClock>>,
+    /// Tells hints that were written through here from those of other coordinators.
+    pub(crate) origin: uuid::Uuid,
+    /// Clock and chance. On PostgreSQL, what time it is is the server's word.
     pub seams: Seams,
 }
 
 /// A transaction of the catalog.
 pub struct Transaction {
     pub(crate) inner: DatabaseTransaction,
+    pub(crate) origin: uuid::Uuid,
     /// Clock and chance.
     pub seams: Seams,
 }
+
+/// Whether the database has rows that several processes lock.
+pub(crate) fn is_shared(connection: &impl ConnectionTrait) -> bool {
+    connection.get_database_backend() == DatabaseBackend::Postgres
+}
+
+/// Connections of one coordinator.
+const CONNECTIONS: u32 = 16;
+/// How long a caller waits for a connection: one that is being restarted is back by then, or said to be away.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What the server ends by itself. A coordinator that is frozen in the midst of a transaction holds up nobody for longer.
+const LIMITS: [(&str, &str); 3] =
+    [("idle_in_transaction_session_timeout", "10s"), ("lock_timeout", "15s"), ("statement_timeout", "60s")];
+/// Migrations wait for each other, and may have much to do.
+const UNLIMITED: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0";
 
 impl Catalog {
     /// Opens (and makes) a SQLite file: write-ahead log, every commit on disk.
@@ -128,7 +189,7 @@ impl Catalog {
                 .pragma("foreign_keys", "ON")
                 .pragma("busy_timeout", "10000")
         });
-        Self::open(Database::connect(options).await?, seams).await
+        Self::open(Database::connect(options).await?, None, seams).await
     }
 
     /// Opens what `url` names: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`. Everything behind this call
@@ -147,36 +208,116 @@ impl Catalog {
         })
     }
 
-    /// Opens a PostgreSQL database.
+    /// Opens a PostgreSQL database, which several coordinators may share: its clock is that of all of them.
     pub async fn postgresql(url: &str, seams: Seams) -> Result<Self, CatalogError> {
-        let mut options = ConnectOptions::new(url.to_owned());
-        options.max_connections(16).sqlx_logging(false);
-        Self::open(Database::connect(options).await?, seams).await
+        let clock = Arc::new(DatabaseClock::new(Arc::clone(&seams.clock)));
+        let seams = Seams { clock: Arc::clone(&clock) as _, ..seams };
+        Self::open(Self::connect_to_server(url).await?, Some(clock), seams).await
     }
 
-    async fn open(database: DatabaseConnection, seams: Seams) -> Result<Self, CatalogError> {
+    /// As [`Self::connect`], under a clock that the caller moves, whatever the server's says.
+    pub async fn simulated(url: &str, seams: Seams) -> Result<Self, CatalogError> {
+        if url.starts_with("sqlite:") {
+            return Self::connect(url, seams).await;
+        }
+        Self::open(Self::connect_to_server(url).await?, None, seams).await
+    }
+
+    async fn connect_to_server(url: &str) -> Result<DatabaseConnection, CatalogError> {
+        let mut options = ConnectOptions::new(url.to_owned());
+        options.max_connections(CONNECTIONS).acquire_timeout(PATIENCE).sqlx_logging(false);
+        options.map_sqlx_postgres_opts(|options| options.application_name("ocopea").options(LIMITS));
+        Ok(Database::connect(options).await?)
+    }
+
+    async fn open(
+        database: DatabaseConnection,
+        clock: Option<Arc<DatabaseClock>>,
+        seams: Seams,
+    ) -> Result<Self, CatalogError> {
         // All or nothing: a first start that is killed can be repeated. Several coordinators that start at once take
         // turns: the lock ends with the transaction.
         let transaction = database.begin().await?;
-        if database.get_database_backend() == DatabaseBackend::Postgres {
+        if is_shared(&transaction) {
+            transaction.execute_unprepared(UNLIMITED).await?;
             transaction.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({MIGRATING})")).await?;
         }
+        let known: Vec<String> = Migrator::migrations().iter().map(|step| step.name().to_owned()).collect();
+        let done = Migrator::get_migration_models(&transaction).await?;
+        if let Some(unknown) = done.into_iter().find(|done| !known.contains(&done.version)) {
+            return Err(CatalogError::Newer(unknown.version));
+        }
         Migrator::up(&transaction, None).await?;
+        if let Some(clock) = &clock {
+            clock.keep(&transaction).await?;
+        }
         transaction.commit().await?;
-        Ok(Self { database, seams })
+        let origin = seams.uuid();
+        Ok(Self { database, clock, origin, seams })
+    }
+
+    /// Whether other coordinators may work on the same catalog.
+    pub fn is_shared(&self) -> bool {
+        is_shared(&self.database)
+    }
+
+    /// By how much two coordinators' times of one moment may differ.
+    pub fn clock_error(&self) -> Duration {
+        self.clock.as_ref().map_or(Duration::ZERO, |clock| clock.error())
     }
 
     /// Begins a transaction; dropping it rolls back.
     pub async fn begin(&self) -> Result<Transaction, CatalogError> {
-        Ok(Transaction { inner: self.database.begin().await?, seams: self.seams.clone() })
+        let inner = self.database.begin().await?;
+        if let Some(clock) = &self.clock {
+            clock.keep(&inner).await?;
+        }
+        Ok(Transaction { inner, origin: self.origin, seams: self.seams.clone() })
+    }
+
+    /// Does `work`, which is one whole transaction or none, and does it again while what stopped it passes: another
+    /// transaction that was faster, a connection that was cut. What may have happened is not done again.
+    pub async fn again<T, F>(&self, mut work: impl FnMut() -> F) -> Result<T, CatalogError>
+    where
+        F: Future<Output = Result<T, CatalogError>>,
+    {
+        let mut pause = FIRST_PAUSE;
+        for _ in 1..TRIES {
+            match work().await {
+                Err(error) if error.is_passing() => {
+                    tracing::debug!(%error, "a transaction is done again");
+                    self.seams.clock.sleep(self.seams.jittered(pause)).await;
+                    pause *= 2;
+                }
+                answer => return answer,
+            }
+        }
+        work().await
     }
 }
+
+/// How often a transaction is tried, and the first pause in between, which doubles: some two seconds in all.
+const TRIES: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 impl Transaction {
     /// Makes it so.
     pub async fn commit(self) -> Result<(), CatalogError> {
-        Ok(self.inner.commit().await?)
+        self.inner.commit().await.map_err(|error| match said(&error) {
+            Some(sqlx::Error::Database(answer))
+                if answer.try_downcast_ref::<PgDatabaseError>().is_none_or(|answer| !ends(answer)) =>
+            {
+                CatalogError::Database(error)
+            }
+            _ => CatalogError::InDoubt(error),
+        })
     }
+}
+
+/// Whether this is the last that a connection said: what it did before is then not known.
+fn ends(answer: &PgDatabaseError) -> bool {
+    use sqlx::postgres::PgSeverity::{Fatal, Panic};
+    matches!(answer.severity(), Fatal | Panic)
 }
 
 #[cfg(test)]

@@ -14,13 +14,13 @@ use ocopea_protocol::{
 use sea_orm::{
     ActiveValue::Set,
     ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-    sea_query::{Expr, ExprTrait},
+    sea_query::{Expr, ExprTrait, LockType},
 };
 
 use crate::{
     Catalog, CatalogError,
     access::Actor,
-    database::{is_storable, storable, unless_there},
+    database::{is_shared, is_storable, storable, unless_there},
     entities::{enrolment_keys, sites},
     model::Standing,
     sites::{Site, new, site},
@@ -302,7 +302,10 @@ impl Catalog {
 
     async fn move_site(&self, actor: &Actor, id: SiteId, to: Standing, action: &str) -> Result<(), CatalogError> {
         let transaction = self.begin().await?;
-        let row = sites::Entity::find_by_id(id.0).one(&transaction.inner).await?;
+        // Whoever signs in at this moment does so before or after, not beside.
+        let find = sites::Entity::find_by_id(id.0);
+        let find = if is_shared(&transaction.inner) { find.lock(LockType::NoKeyUpdate) } else { find };
+        let row = find.one(&transaction.inner).await?;
         let found = site(row.ok_or_else(|| CatalogError::not_found("site", id))?)?;
         let standing = to.after(found.standing).map_err(|error| CatalogError::Conflict(error.to_string()))?;
         let mut row = sites::ActiveModel { standing: Set(standing.as_str().to_owned()), ..Default::default() };
@@ -346,6 +349,13 @@ impl Catalog {
 }
 
 impl crate::Transaction {
+    /// The broker knows a site's user no more.
+    pub async fn forgotten_at_broker(&self, id: SiteId) -> Result<(), CatalogError> {
+        let row = sites::ActiveModel { at_broker: Set(0), ..Default::default() };
+        sites::Entity::update_many().set(row).filter(sites::Column::Id.eq(id.0)).exec(&self.inner).await?;
+        Ok(())
+    }
+
     async fn add_enrolment_key(
         &self,
         creator: UserId,

@@ -1,7 +1,7 @@
 //! Environments: what Ocopea deployed.
 
 use ocopea_protocol::{
-    ids::{EnvironmentId, ImageId, SiteId, TeamId},
+    ids::{EnvironmentId, ImageId, OperationId, SiteId, TeamId},
     names::Digest,
     plan::ContainerPlacement,
     time::Timestamp,
@@ -138,8 +138,8 @@ impl Transaction {
     }
 
     /// Begins to remove one that runs; of two at once, the second is refused. One that is being made or removed is
-    /// left to the operation that does so.
-    pub async fn begin_removing(&self, id: EnvironmentId) -> Result<(), CatalogError> {
+    /// left to the operation that does so. `by` is the one that wants to.
+    pub async fn begin_removing(&self, id: EnvironmentId, by: OperationId) -> Result<(), CatalogError> {
         let row = environments::ActiveModel {
             state: Set(EnvironmentState::Removing.as_str().to_owned()),
             ..Default::default()
@@ -157,6 +157,7 @@ impl Transaction {
         let open = operations::Entity::find()
             .filter(operations::Column::Environment.eq(id.0))
             .filter(operations::Column::Ended.is_null())
+            .filter(operations::Column::Id.ne(by.0))
             .order_by_desc(operations::Column::Id)
             .one(&self.inner)
             .await?;

@@ -10,12 +10,12 @@ use ocopea_protocol::{
 use sea_orm::{
     ActiveValue::Set,
     ColumnTrait, Condition, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect,
-    sea_query::{Expr, ExprTrait, LikeExpr, Query},
+    sea_query::{Expr, ExprTrait, LikeExpr, LockType, Query},
 };
 
 use crate::{
     Catalog, CatalogError, Transaction,
-    database::{is_storable, storable},
+    database::{is_shared, is_storable, storable},
     entities::{image_comments, image_labels, images},
 };
 
@@ -278,12 +278,20 @@ impl Transaction {
         Ok(())
     }
 
-    /// Sets labels, or takes them away where the value is `None`.
+    /// Sets labels, or takes them away where the value is `None`. `image` has all of its labels then, those that were
+    /// changed since it was read included.
     pub async fn change_labels(
         &self,
         image: &mut Image,
         changes: &BTreeMap<String, Option<String>>,
     ) -> Result<(), CatalogError> {
+        if is_shared(&self.inner) {
+            // Two who change labels at once would each forget the other's in what is searched.
+            let row = images::Entity::find_by_id(image.id.0).select_only().column(images::Column::Id);
+            row.lock(LockType::NoKeyUpdate).into_tuple::<uuid::Uuid>().one(&self.inner).await?;
+        }
+        let own = image_labels::Entity::find().filter(image_labels::Column::Image.eq(image.id.0));
+        image.labels = own.all(&self.inner).await?.into_iter().map(|row| (row.label, row.value)).collect();
         for (label, value) in changes {
             match value {
                 Some(value) => {

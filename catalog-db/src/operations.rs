@@ -7,13 +7,13 @@ use ocopea_protocol::{
 };
 use sea_orm::{
     ActiveValue::Set,
-    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-    sea_query::{Expr, ExprTrait},
+    ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::{Expr, ExprTrait, LockBehavior, LockType},
 };
 
 use crate::{
     Catalog, CatalogError, Transaction,
-    database::{is_storable, storable, unless_there},
+    database::{is_shared, is_storable, storable, unless_there},
     entities::{idempotency, operations},
     model::OperationState,
 };
@@ -178,8 +178,9 @@ impl Transaction {
         known.map(|known| same_request(&known, request)).transpose()
     }
 
-    /// Accepts an operation.
-    pub async fn add_operation(&self, new: &Operation) -> Result<(), CatalogError> {
+    /// Accepts an operation. One that is there already (the answer to its commit was lost) stays as it is: the answer is
+    /// then `false`.
+    pub async fn add_operation(&self, new: &Operation) -> Result<bool, CatalogError> {
         storable("the operation's title", &[&new.title, &new.creator, &new.kind])?;
         let row = operations::ActiveModel {
             id: Set(new.id.0),
@@ -202,8 +203,8 @@ impl Transaction {
             updated: Set(new.created.0),
             ended: Set(None),
         };
-        operations::Entity::insert(row).exec_without_returning(&self.inner).await?;
-        Ok(())
+        let insert = operations::Entity::insert(row).on_conflict(unless_there());
+        Ok(insert.exec_without_returning(&self.inner).await? == 1)
     }
 
     /// One, for changing it: on PostgreSQL its row stays locked until the transaction ends, so that two outcomes of
@@ -215,12 +216,22 @@ impl Transaction {
     /// Takes an operation's lock, which is that of its tasks, too: whoever changes one of them takes it first.
     pub(crate) async fn locked(&self, id: OperationId) -> Result<Option<operations::Model>, CatalogError> {
         let find = operations::Entity::find_by_id(id.0);
-        Ok(if self.inner.get_database_backend() == sea_orm::DatabaseBackend::Postgres {
+        Ok(if is_shared(&self.inner) {
             find.lock_exclusive().one(&self.inner).await?
         } else {
             // SQLite has one writer, and this process one connection.
             find.one(&self.inner).await?
         })
+    }
+
+    /// Takes an operation's lock, if nobody else has it now: loops don't wait for one who may be frozen.
+    pub async fn lock_if_free(&self, id: OperationId) -> Result<bool, CatalogError> {
+        if !is_shared(&self.inner) {
+            return Ok(true);
+        }
+        let find = operations::Entity::find_by_id(id.0).select_only().column(operations::Column::Id);
+        let free = find.lock_with_behavior(LockType::Update, LockBehavior::SkipLocked);
+        Ok(free.into_tuple::<uuid::Uuid>().one(&self.inner).await?.is_some())
     }
 
     /// Stores what changed. The state must be one that may follow.

@@ -133,6 +133,10 @@ fn task(row: tasks::Model) -> Result<Task, CatalogError> {
     })
 }
 
+fn hint(row: outbox::Model) -> OutboxRow {
+    OutboxRow { id: row.id, site: SiteId(row.site), task: TaskId(row.task), kind: row.kind }
+}
+
 impl Catalog {
     /// All tasks of a team's operation, in the order in which they were added.
     pub async fn tasks(&self, team: TeamId, operation: OperationId) -> Result<Vec<Task>, CatalogError> {
@@ -173,11 +177,32 @@ impl Catalog {
         if let Some(after) = after {
             find = find.filter(outbox::Column::Id.gt(after));
         }
-        let rows = find.all(&self.database).await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| OutboxRow { id: row.id, site: SiteId(row.site), task: TaskId(row.task), kind: row.kind })
-            .collect())
+        Ok(find.all(&self.database).await?.into_iter().map(hint).collect())
+    }
+
+    /// Hints that are this coordinator's to publish, oldest first: those that were written through it, and, where it
+    /// `leads`, those that have waited for so long that whoever wrote them may be gone.
+    pub async fn own_outbox(
+        &self,
+        after: Option<uuid::Uuid>,
+        most: u64,
+        leads: bool,
+    ) -> Result<Vec<OutboxRow>, CatalogError> {
+        if !self.is_shared() {
+            return self.outbox(after, most).await;
+        }
+        let now = self.seams.clock.now().0;
+        let long = i64::try_from(LEFT.as_millis()).unwrap_or(i64::MAX);
+        let mut whose = Condition::any().add(outbox::Column::Origin.eq(self.origin));
+        if leads {
+            // What is ahead of time was written before the clock was put back.
+            whose = whose.add(outbox::Column::Created.lte(now - long)).add(outbox::Column::Created.gt(now + long));
+        }
+        let mut find = outbox::Entity::find().filter(whose).order_by_asc(outbox::Column::Id).limit(most);
+        if let Some(after) = after {
+            find = find.filter(outbox::Column::Id.gt(after));
+        }
+        Ok(find.all(&self.database).await?.into_iter().map(hint).collect())
     }
 
     /// Forgets a hint that was published.
@@ -212,20 +237,12 @@ impl Catalog {
         rows.into_iter().map(task).collect()
     }
 
-    /// Gives every lease that wasn't ended on purpose until `until`: the clock was set, so
-    /// that what was written before means nothing.
-    pub async fn renew_leases(&self, until: Timestamp) -> Result<(), CatalogError> {
-        tasks::Entity::update_many()
-            .set(tasks::ActiveModel { lease_until: Set(Some(until.0)), ..Default::default() })
-            .filter(tasks::Column::State.eq(TaskState::Claimed.as_str()))
-            .filter(tasks::Column::LeaseUntil.gt(0))
-            .exec(&self.database)
-            .await?;
-        Ok(())
-    }
-
-    /// Ends the leases of everybody but `alive`: of processes that are known to be dead.
+    /// Ends the leases of everybody but `alive`: of processes that are known to be dead, as there is only one on a SQLite
+    /// file. Where other coordinators may be at work nobody is known to be dead, and nothing is done.
     pub async fn expire_all_but(&self, alive: &[InstanceId]) -> Result<u64, CatalogError> {
+        if self.is_shared() {
+            return Ok(0);
+        }
         let alive: Vec<_> = alive.iter().map(|id| id.0).collect();
         let ended = tasks::Entity::update_many()
             .set(tasks::ActiveModel { lease_until: Set(Some(0)), ..Default::default() })
@@ -238,6 +255,18 @@ impl Catalog {
 }
 
 impl Transaction {
+    /// Gives every lease that wasn't ended on purpose until `until`: the clock was set, so
+    /// that what was written before means nothing.
+    pub async fn renew_leases(&self, until: Timestamp) -> Result<(), CatalogError> {
+        tasks::Entity::update_many()
+            .set(tasks::ActiveModel { lease_until: Set(Some(until.0)), ..Default::default() })
+            .filter(tasks::Column::State.eq(TaskState::Claimed.as_str()))
+            .filter(tasks::Column::LeaseUntil.gt(0))
+            .exec(&self.inner)
+            .await?;
+        Ok(())
+    }
+
     /// All tasks of an operation.
     pub async fn tasks(&self, operation: OperationId) -> Result<Vec<Task>, CatalogError> {
         let rows = tasks::Entity::find()
@@ -342,6 +371,7 @@ impl Transaction {
                 task: Set(one.id.0),
                 kind: Set(one.kind.clone()),
                 created: Set(self.seams.clock.now().0),
+                origin: Set(Some(self.origin)),
             };
             outbox::Entity::insert(row).exec_without_returning(&self.inner).await?;
         }
@@ -392,6 +422,26 @@ impl Transaction {
         };
         attempts::Entity::insert(row).exec_without_returning(&self.inner).await?;
         self.task(id).await
+    }
+
+    /// As [`Self::claim`], for a kind of task of which only one may be done at a time, by whichever coordinator. `None`
+    /// while another one is claimed, too.
+    pub async fn claim_alone(
+        &self,
+        ready: &Task,
+        instance: InstanceId,
+        lease: Duration,
+    ) -> Result<Option<Task>, CatalogError> {
+        self.decide_alone(&ready.kind).await?;
+        let other = tasks::Entity::find()
+            .filter(tasks::Column::Kind.eq(&ready.kind))
+            .filter(tasks::Column::State.eq(TaskState::Claimed.as_str()))
+            .one(&self.inner)
+            .await?;
+        if other.is_some() {
+            return Ok(None);
+        }
+        self.claim(ready.id, ready.site, instance, lease).await
     }
 
     /// Renews a lease; `None` when the attempt no longer holds the task. Nothing is written where there is nothing new
@@ -596,6 +646,9 @@ fn due(now: Timestamp) -> Condition {
     let longest = Duration::from_secs(2 * u64::from(LONGEST_PAUSE));
     Condition::any().add(tasks::Column::NotBefore.lte(now.0)).add(tasks::Column::NotBefore.gt(now.plus(longest).0))
 }
+
+/// How long a hint is left to the coordinator through which it was written.
+const LEFT: Duration = Duration::from_secs(5);
 
 /// How many lost leases a task survives beyond its tries: a process that is killed again and again must end.
 const LOST_TRIES: u32 = 20;

@@ -1,5 +1,7 @@
 //! The durable engine: every outcome is recorded, and what follows from it decided, in one transaction.
 
+use std::time::Duration;
+
 use ocopea_catalog_db::{
     Catalog, CatalogError, Transaction,
     access::Actor,
@@ -36,22 +38,23 @@ pub struct Order {
     pub removing: Option<EnvironmentId>,
 }
 
+/// How often it is asked anew whether an operation was accepted.
+const DOUBTS: u32 = 5;
+/// The pause in between: a server that was restarted answers again after a while.
+const DOUBTFUL: Duration = Duration::from_millis(500);
+
 /// Accepts an operation: it, its first tasks and their hints are in the catalog when this returns.
 /// The same `key` with the same request answers with the operation that it already stands for.
+///
+/// When the connection is lost at the commit, the same is done again under the same id: the database lets it in once.
 pub async fn accept(
     catalog: &Catalog,
     actor: &Actor,
     order: Order,
     key: Option<(&str, &str)>,
 ) -> Result<OperationId, CatalogError> {
-    let transaction = catalog.begin().await?;
     let id = OperationId::generate(&catalog.seams);
-    if let Some((key, fingerprint)) = key
-        && let Some(known) = transaction.remember_request(actor.team, key, fingerprint, id).await?
-    {
-        return Ok(known);
-    }
-    let mut context = order.context;
+    let mut context = order.context.clone();
     let trace = context.trace.map_or_else(|| Trace::of(id, &catalog.seams), |trace| trace.next(&catalog.seams));
     context.trace = Some(trace);
     let operation = Operation {
@@ -59,7 +62,7 @@ pub async fn accept(
         team: actor.team,
         kind: kind_of(&order.request).to_owned(),
         state: OperationState::Running,
-        title: order.title,
+        title: order.title.clone(),
         creator: actor.user_name.clone(),
         site: order.site,
         image: order.image.or(context.image),
@@ -74,10 +77,44 @@ pub async fn accept(
         created: catalog.seams.clock.now(),
         ended: None,
     };
-    if let Some(environment) = order.removing {
-        transaction.begin_removing(environment).await?;
+    let mut doubts = 0;
+    loop {
+        match catalog.again(|| accept_once(catalog, actor, &order, &operation, key)).await {
+            Err(CatalogError::InDoubt(error)) if doubts < DOUBTS => {
+                tracing::warn!(%error, operation.id = %operation.id, "was it accepted? It is asked again");
+                doubts += 1;
+                catalog.seams.clock.sleep(catalog.seams.jittered(DOUBTFUL)).await;
+            }
+            answer => {
+                if answer.as_ref().is_ok_and(|accepted| *accepted == id) {
+                    tracing::info!(operation.id = %id, operation.kind = operation.kind, trace.id = trace.id(), "accepted");
+                }
+                return answer;
+            }
+        }
     }
-    transaction.add_operation(&operation).await?;
+}
+
+async fn accept_once(
+    catalog: &Catalog,
+    actor: &Actor,
+    order: &Order,
+    operation: &Operation,
+    key: Option<(&str, &str)>,
+) -> Result<OperationId, CatalogError> {
+    let transaction = catalog.begin().await?;
+    if let Some((key, fingerprint)) = key
+        && let Some(known) = transaction.remember_request(actor.team, key, fingerprint, operation.id).await?
+    {
+        return Ok(known);
+    }
+    // First of all: when it is there, all of this was done.
+    if !transaction.add_operation(operation).await? {
+        return Ok(operation.id);
+    }
+    if let Some(environment) = order.removing {
+        transaction.begin_removing(environment, operation.id).await?;
+    }
     if let Some(environment) = &order.environment {
         transaction.add_environment(environment).await?;
     }
@@ -91,7 +128,6 @@ pub async fn accept(
     settle(&transaction, operation.id).await?;
     catalog.seams.point("accept", &operation.kind, "before");
     transaction.commit().await?;
-    tracing::info!(operation.id = %operation.id, operation.kind = operation.kind, trace.id = trace.id(), "accepted");
     catalog.seams.point("accept", &operation.kind, "accepted");
     Ok(operation.id)
 }
@@ -303,6 +339,10 @@ pub fn image_row(
 
 /// Notes the wish to stop an operation.
 pub async fn cancel(catalog: &Catalog, actor: &Actor, id: OperationId) -> Result<(), CatalogError> {
+    catalog.again(|| cancel_once(catalog, actor, id)).await
+}
+
+async fn cancel_once(catalog: &Catalog, actor: &Actor, id: OperationId) -> Result<(), CatalogError> {
     catalog.operation(actor.team, id).await?;
     let transaction = catalog.begin().await?;
     let mut operation = transaction.operation(id).await?;

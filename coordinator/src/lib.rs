@@ -40,6 +40,8 @@ pub struct Coordinator {
     pub instance: InstanceId,
     /// Whose word counts.
     agents: agents::Agents,
+    /// Whether this coordinator leads.
+    leadership: tokio::sync::watch::Sender<Option<background::leader::Leading>>,
     /// Counts commits: relay, runner and watchers look at once instead of at their next poll. Who looks while another
     /// change comes sees that one, too.
     pub version: tokio::sync::watch::Sender<u64>,
@@ -54,6 +56,8 @@ impl Coordinator {
         bus: Arc<dyn CoordinatorBus>,
         seams: Seams,
     ) -> Arc<Self> {
+        // One time for all that is written: where several coordinators share the catalog, the one that they share.
+        let seams = Seams { clock: Arc::clone(&catalog.seams.clock), ..seams };
         Arc::new(Self {
             instance: InstanceId::generate(&seams),
             catalog,
@@ -62,6 +66,7 @@ impl Coordinator {
             bus,
             seams,
             agents: agents::Agents::default(),
+            leadership: tokio::sync::watch::Sender::new(None),
             version: tokio::sync::watch::Sender::new(0),
         })
     }

@@ -80,7 +80,7 @@ impl From<Answer> for Said {
 impl Coordinator {
     async fn answer(&self, incoming: Incoming) {
         let Said { answer, trace } = match envelope::open::<Request>(&incoming.request) {
-            Ok(opened) => match self.handle(incoming.site, opened.message).await {
+            Ok(opened) => match self.catalog.again(|| self.handle(incoming.site, &opened.message)).await {
                 Ok(said) => said,
                 Err(error) => {
                     tracing::error!(%error, "an agent's request could not be handled");
@@ -99,8 +99,9 @@ impl Coordinator {
         }
     }
 
-    async fn handle(&self, site: SiteId, request: Request) -> Result<Said, CatalogError> {
-        let speaker = match &request {
+    /// May be called again with the same request: what was recorded is not recorded twice.
+    async fn handle(&self, site: SiteId, request: &Request) -> Result<Said, CatalogError> {
+        let speaker = match request {
             Request::SignIn(sign_in) => return Ok(self.sign_in(site, sign_in).await?.into()),
             Request::Poll { instance, most, turn, mark } => {
                 return Ok(self.poll(site, *instance, *most, (*turn, *mark)).await?.into());
@@ -116,14 +117,14 @@ impl Coordinator {
             Err(answer) => return Ok(answer.into()),
         };
         let answer = match request {
-            Request::Claim { task, instance } => return self.claim(site, task, instance, &key).await,
+            Request::Claim { task, instance } => return self.claim(site, *task, *instance, &key).await,
             Request::Heartbeat { claimed, progress, holder } => {
-                self.heartbeat(&claimed, &progress, holder.as_ref()).await?
+                self.heartbeat(claimed, progress, holder.as_ref()).await?
             }
-            Request::Finish { claimed, outcome } => self.finish(&claimed, &outcome).await?,
-            Request::HandBack { claimed } => self.hand_back(&claimed).await?,
+            Request::Finish { claimed, outcome } => self.finish(claimed, outcome).await?,
+            Request::HandBack { claimed } => self.hand_back(claimed).await?,
             Request::Report(report) => {
-                self.catalog.report_site(site, &report).await?;
+                self.catalog.report_site(site, report).await?;
                 Answer::Recorded
             }
             // Answered above.
@@ -180,13 +181,18 @@ impl Coordinator {
             }
             Err(failure) => failure,
         };
+        self.catalog.again(|| self.fail_claimed(&claimed, &failure)).await?;
+        Ok(Answer::Refused { why: failure.to_string() }.into())
+    }
+
+    async fn fail_claimed(&self, claimed: &Claimed, failure: &TaskFailure) -> Result<(), CatalogError> {
         let transaction = self.catalog.begin().await?;
-        if self.record_failure(&transaction, &claimed, &failure).await? {
-            engine::settle(&transaction, operation.id).await?;
+        if self.record_failure(&transaction, claimed, failure).await? {
+            engine::settle(&transaction, claimed.operation).await?;
             transaction.commit().await?;
             self.ring();
         }
-        Ok(Answer::Refused { why: failure.to_string() }.into())
+        Ok(())
     }
 
     /// The task as it is sent: with keys and credentials, which the catalog never holds in the clear.
@@ -287,15 +293,15 @@ impl Coordinator {
             let tasks = transaction.tasks(operation.id).await?;
             order = save::order(&task, &context, &Tasks(&tasks)).unwrap_or(HolderOrder::Wait);
             let name = task.label.split(':').nth(1).unwrap_or_default().to_owned();
-            let now = u64::try_from(self.seams.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
+            let (not_before, not_after) = self.moment();
             let changed = match (order, &task.holder) {
                 (HolderOrder::OpenNow, _) if !context.instants.contains_key(&name) => {
-                    context.instants.insert(name, (now, 0));
+                    context.instants.insert(name, (not_before, 0));
                     true
                 }
                 (_, Some(HolderState::Open { .. })) => match context.instants.get_mut(&name) {
                     Some(instant) if instant.1 == 0 => {
-                        instant.1 = now;
+                        instant.1 = not_after;
                         true
                     }
                     _ => false,
@@ -316,6 +322,19 @@ impl Coordinator {
             self.ring();
         }
         Ok(Answer::Continue { lease_ms, holder: order })
+    }
+
+    /// This moment in microseconds, from below and from above. Where orders and answers of one opening may go through
+    /// different coordinators it is the time that they share, as exactly as they share it; else the monotonic clock's.
+    fn moment(&self) -> (u64, u64) {
+        let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+        if !self.catalog.is_shared() {
+            let now = micros(self.seams.clock.monotonic());
+            return (now, now);
+        }
+        let now = u64::try_from(self.seams.clock.now().0).unwrap_or(0).saturating_mul(1000);
+        let error = micros(self.catalog.clock_error());
+        (now.saturating_sub(error), now.saturating_add(1000).saturating_add(error))
     }
 
     pub(crate) async fn finish(&self, claimed: &Claimed, outcome: &Outcome) -> Result<Answer, CatalogError> {

@@ -29,6 +29,7 @@ pub async fn issue(
 ) -> Result<Secret, CatalogError> {
     let token =
         generate("ocopea").ok_or_else(|| CatalogError::Malformed("the system gives no randomness".to_owned()))?;
-    catalog.add_token(actor.user, name, &hash(token.reveal()), scope, expires).await?;
+    let hash = hash(token.reveal());
+    catalog.again(|| catalog.add_token(actor.user, name, &hash, scope, expires)).await?;
     Ok(token)
 }

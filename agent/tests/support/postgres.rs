@@ -19,6 +19,7 @@ pub const PASSWORD: &str = "Administrat0r's \"secret\"";
 pub struct Postgres {
     directory: TempDir,
     child: Child,
+    settings: Vec<(String, String)>,
     pub port: u16,
 }
 
@@ -108,6 +109,13 @@ impl Postgres {
             run(Command::new("chown").arg("postgres:postgres").arg(directory.path()));
         }
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let settings: Vec<_> = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let child = Self::spawn(&directory, port, &settings);
+        let mut server = Self { directory, child, settings, port };
+        server.wait_until_up().then_some(server)
+    }
+
+    fn spawn(directory: &TempDir, port: u16, settings: &[(String, String)]) -> Child {
         let mut command = as_server_user(&binaries().join("postgres"));
         command.arg("-D").arg(directory.path().join("data")).arg("-p").arg(port.to_string());
         let own = [
@@ -117,13 +125,22 @@ impl Postgres {
             ("wal_level", "logical"),
             ("log_min_messages", "fatal"),
         ];
-        for (name, value) in own.iter().chain(settings) {
+        let settings = settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in own.into_iter().chain(settings) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let mut server = Self { directory, child, port };
-        server.wait_until_up().then_some(server)
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// Stops it in the midst of everything and starts it again, as `pg_ctl restart -m immediate` does, away for a while in between.
+    #[allow(dead_code, reason = "each test takes what it needs")]
+    pub fn restart(&mut self, away: Duration) {
+        run(Command::new("kill").args(["-QUIT", &self.child.id().to_string()]));
+        self.child.wait().unwrap();
+        pause(away);
+        self.child = Self::spawn(&self.directory, self.port, &self.settings);
+        assert!(self.wait_until_up(), "PostgreSQL doesn't start again");
     }
 
     fn wait_until_up(&mut self) -> bool {

@@ -17,6 +17,8 @@ pub struct Model {
     pub ended: Option<i64>,
     #[sea_orm(column_type = "Text", nullable)]
     pub why: Option<String>,
+    pub turn: i64,
+    pub mark: i64,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -4,6 +4,7 @@ pub(crate) mod attempts;
 pub(crate) mod audit;
 pub(crate) mod enrolment_keys;
 pub(crate) mod environments;
+pub(crate) mod epochs;
 pub(crate) mod idempotency;
 pub(crate) mod image_comments;
 pub(crate) mod image_labels;

@@ -1,4 +1,5 @@
-//! Written migrations. A migration that has shipped is never changed.
+//! Written migrations. A migration that has shipped is never changed, and each only adds (tables, columns that may be left
+//! out, indexes): coordinators of the version before go on working while it runs and after.
 
 use sea_orm_migration::prelude::*;
 
@@ -6,6 +7,7 @@ mod m0001_first;
 mod m0002_names;
 mod m0003_lists;
 mod m0004_agents;
+mod m0005_several;
 mod m0006_private_sites;
 
 /// All of them, in order.
@@ -19,6 +21,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_names::Migration),
             Box::new(m0003_lists::Migration),
             Box::new(m0004_agents::Migration),
+            Box::new(m0005_several::Migration),
             Box::new(m0006_private_sites::Migration),
         ]
     }

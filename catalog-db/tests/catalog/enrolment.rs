@@ -182,8 +182,9 @@ async fn an_instance_is_taken_for_what_its_site_signed_and_ends_with_it(world: &
     let other = catalog.ensure_site("lab").await.unwrap();
     assert_eq!(catalog.instance(other, one.id).await.unwrap(), None);
     world.clock.advance(HOUR);
-    catalog.instance_seen(one.id).await.unwrap();
-    assert_eq!(catalog.instance(site, one.id).await.unwrap().unwrap().seen, world.clock.now());
+    catalog.instance_seen(one.id, (7, u64::MAX)).await.unwrap();
+    let seen = catalog.instance(site, one.id).await.unwrap().unwrap();
+    assert_eq!((seen.seen, seen.poll), (world.clock.now(), (7, u64::MAX)));
     catalog.remove_site(&world.admin("team").await, site).await.unwrap();
     assert_eq!(catalog.instance(site, one.id).await.unwrap().unwrap().ended.as_deref(), Some("its site was removed"));
     let refused = catalog.sign_in_instance(site, &sign_in).await.unwrap();

@@ -1,7 +1,7 @@
 //! Environments and sites.
 
 use ocopea_catalog_db::{CatalogError, model::EnvironmentState};
-use ocopea_protocol::ids::InstanceId;
+use ocopea_protocol::ids::{InstanceId, OperationId};
 use ocopea_protocol::message::{SiteReport, SiteState};
 use ocopea_protocol::names::Digest;
 use ocopea_protocol::plan::ContainerPlacement;
@@ -110,7 +110,7 @@ async fn one_operation_removes_an_environment(world: &World) {
     .await;
     let begin = || async {
         let transaction = world.catalog.begin().await.unwrap();
-        let begun = transaction.begin_removing(new.id).await;
+        let begun = transaction.begin_removing(new.id, OperationId(uuid::Uuid::nil())).await;
         if begun.is_ok() {
             transaction.commit().await.unwrap();
         }
@@ -147,7 +147,7 @@ async fn facts_are_kept(world: &World) {
     for name in ["shop", &new.id.to_string()] {
         let found = world.catalog.environment(team, name).await.unwrap();
         assert_eq!((found.url.as_deref(), found.record), (Some("http://shop.example/?a='%_"), new.record));
-        assert_eq!(found.placements, [placement.clone()]);
+        assert_eq!(found.placements, std::slice::from_ref(&placement));
     }
     for absent in ["", "Shop", "sho_", "shop'--", "s\0"] {
         let error = world.catalog.environment(team, absent).await.unwrap_err();

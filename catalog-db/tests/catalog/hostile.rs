@@ -131,7 +131,7 @@ async fn a_text_with_nul_is_refused_and_leaves_nothing(world: &World) {
     refused("an environment", begin().await.add_environment(&world.environment(team, site, &nul)).await);
     let mut operation = world.operation(team);
     operation.title = nul.clone();
-    refused("an operation", begin().await.add_operation(&operation).await);
+    refused("an operation", begin().await.add_operation(&operation).await.map(drop));
     refused("a key", begin().await.remember_request(team, &nul, "r", operation.id).await.map(drop));
     refused("an audit row", begin().await.audit(Some(team), None, "a", &nul, "d").await);
     refused("a site", world.catalog.ensure_site(&nul).await.map(drop));

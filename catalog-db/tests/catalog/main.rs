@@ -2,6 +2,12 @@
 //!
 //! A test is a function of a [`World`]; `on_both_engines!` makes one of it per engine. Where the engines would differ
 //! (waiting, types, what text may hold) there must be a test here: everything above relies on their being the same.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's helpers stop at the first surprise"
+)]
 
 mod access;
 mod crash;
@@ -11,6 +17,7 @@ mod hostile;
 mod images;
 mod operations;
 mod schema;
+mod several;
 mod tasks;
 mod teams;
 mod world;

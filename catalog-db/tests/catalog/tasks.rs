@@ -120,6 +120,7 @@ async fn a_label_is_added_once(world: &World) {
     let mut again = new_task("a", None, &["b"]);
     again.spec = "other".to_owned();
     // Twice in one call, and again later.
+    world.clock.advance(Duration::from_millis(1));
     let new = [again.clone(), new_task("b", None, &[]), new_task("b", None, &[])];
     commit(&world.catalog, async |t| t.add_tasks(operation.id, &new).await.unwrap()).await;
     let tasks = world.catalog.tasks(team, operation.id).await.unwrap();
@@ -367,7 +368,7 @@ async fn a_clock_that_is_set_costs_nobody_a_lease_and_delays_nothing(world: &Wor
     let failed = claim(&world.catalog, &tasks[1], alive).await.unwrap();
     commit(&world.catalog, async |t| t.fail(&failed, &lost()).await.unwrap()).await;
     claim(&world.catalog, &tasks[2], world.instance()).await.unwrap();
-    world.catalog.expire_all_but(&[alive]).await.unwrap();
+    world.execute("UPDATE tasks SET lease_until = 0 WHERE label = 'dead'").await;
     // An hour back: what was to wait two seconds doesn't wait an hour longer.
     world.clock.back(Duration::from_secs(3600));
     let ready = world.catalog.ready_tasks(None, 10).await.unwrap();
@@ -376,7 +377,7 @@ async fn a_clock_that_is_set_costs_nobody_a_lease_and_delays_nothing(world: &Wor
     for jump in [0, 2 * 3600] {
         world.clock.advance(Duration::from_secs(jump));
         let present = world.catalog.seams.clock.now();
-        world.catalog.renew_leases(present.plus(LEASE)).await.unwrap();
+        commit(&world.catalog, async |t| t.renew_leases(present.plus(LEASE)).await.unwrap()).await;
         let expired = world.catalog.expired_tasks(present).await.unwrap();
         assert_eq!(expired.iter().map(|task| task.id).collect::<Vec<_>>(), [tasks[2].id]);
         let held = world.catalog.tasks(team, operation.id).await.unwrap().remove(0);
@@ -459,6 +460,13 @@ async fn leases_of_the_dead_end_at_once(world: &World) {
     let (dead, alive) = (world.instance(), world.instance());
     claim(&world.catalog, &tasks[0], dead).await.unwrap();
     claim(&world.catalog, &tasks[1], alive).await.unwrap();
+    if world.catalog.is_shared() {
+        // Another coordinator starts, and knows of nobody: those who work go on.
+        assert_eq!(world.again().await.unwrap().expire_all_but(&[]).await.unwrap(), 0);
+        let expired = world.catalog.expired_tasks(world.catalog.seams.clock.now()).await.unwrap();
+        assert!(expired.is_empty(), "{expired:?}");
+        return;
+    }
     assert_eq!(world.catalog.expire_all_but(&[alive]).await.unwrap(), 1);
     let expired = world.catalog.expired_tasks(world.catalog.seams.clock.now()).await.unwrap();
     assert_eq!(expired.iter().map(|t| t.id).collect::<Vec<_>>(), [tasks[0].id]);

@@ -52,9 +52,9 @@ impl Clock for TestClock {
         Duration::from_millis(self.0.load(Ordering::SeqCst) as u64)
     }
 
-    fn sleep(&self, _: Duration) -> BoxFuture<()> {
-        // The catalog never waits for time.
-        Box::pin(std::future::pending())
+    fn sleep(&self, span: Duration) -> BoxFuture<()> {
+        // Only before a transaction is done again, which no test decides by how long it took.
+        Seams::real(Default::default()).clock.sleep(span)
     }
 }
 
@@ -166,7 +166,7 @@ impl World {
         let database = server.new_database();
         let url = server.url(&database);
         let (seams, clock, numbers) = seams();
-        let catalog = Catalog::connect(&url, seams).await.unwrap();
+        let catalog = Catalog::simulated(&url, seams).await.unwrap();
         let raw = Database::connect(&url).await.unwrap();
         Self { catalog, clock, numbers, url, raw, server: Some((server, database)), _place: None }
     }
@@ -183,13 +183,18 @@ impl World {
 
     /// Another connection to the same catalog, as a second coordinator has it.
     pub async fn again(&self) -> Result<Catalog, CatalogError> {
-        Catalog::connect(&self.url, self.catalog.seams.clone()).await
+        Catalog::simulated(&self.url, self.catalog.seams.clone()).await
     }
 
     /// Rows, asked for around the catalog.
     pub async fn rows(&self, sql: &str) -> Vec<QueryResult> {
         let statement = Statement::from_string(self.raw.get_database_backend(), sql.to_owned());
         self.raw.query_all_raw(statement).await.unwrap()
+    }
+
+    /// Does something around the catalog.
+    pub async fn execute(&self, sql: &str) {
+        self.raw.execute_unprepared(sql).await.unwrap();
     }
 
     /// One number, asked for around the catalog.

@@ -287,6 +287,7 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
     let broker = broker::connect(&settings.broker, &seams).await?;
     let coordinator = Coordinator::new(catalog.clone(), repository, vault, broker.bus(), seams.clone());
     coordinator.start(&stop);
+    coordinator.keep_broker_tidy(broker.sites(), &stop);
     let url = address(&settings, listening);
     output::line(format!(
         "Ocopea {}   coordinator at {url} (catalog: PostgreSQL, bus: RabbitMQ, repository: {}, encrypted)",

@@ -107,7 +107,8 @@ pub(super) async fn add_site(
     let token = generated("join")?;
     let catalog = &state.coordinator.catalog;
     let expires = catalog.seams.clock.now().plus(lasting(input.expires_s)?);
-    let site = catalog.add_site(&actor, &name, input.private, &tokens::hash(token.reveal()), expires).await?;
+    let hash = tokens::hash(token.reveal());
+    let site = catalog.again(|| catalog.add_site(&actor, &name, input.private, &hash, expires)).await?;
     let token = token.reveal().to_owned();
     Ok(Json(JoinToken { site: site.to_string(), name: name.to_string(), token, expires: expires.rfc3339() }))
 }
@@ -142,7 +143,7 @@ pub(super) async fn add_key(
         most_uses: input.uses,
         expires,
     };
-    let id = catalog.add_enrolment_key(&actor, &new).await?;
+    let id = catalog.again(|| catalog.add_enrolment_key(&actor, &new)).await?;
     let key = key.reveal().to_owned();
     Ok(Json(IssuedEnrolmentKey { id: id.to_string(), key, expires: expires.rfc3339() }))
 }
@@ -187,7 +188,8 @@ pub(super) async fn revoke_key(
     let actor = caller.at_least(Role::Administrator)?;
     let absent = || Problem::not_found("this enrolment key", "see them: GET /api/v1/enrolment-keys");
     let id: EnrolmentKeyId = key.parse().map_err(|_| absent())?;
-    state.coordinator.catalog.revoke_enrolment_key(&actor, id).await?;
+    let catalog = &state.coordinator.catalog;
+    catalog.again(|| catalog.revoke_enrolment_key(&actor, id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -205,7 +207,7 @@ pub(super) async fn enrol(Extract(state): Extract<State>, Body(input): Body<Enro
     let (site_key, answer_key) = (key("key", &input.key)?, key("answer_key", &input.answer_key)?);
     let catalog = &state.coordinator.catalog;
     let applicant = Applicant { hash: &tokens::hash(&input.token), name: wanted.as_ref(), key: site_key };
-    let site: Site = catalog.enrol(&applicant).await.map_err(|error| match error {
+    let site: Site = catalog.again(|| catalog.enrol(&applicant)).await.map_err(|error| match error {
         CatalogError::NotFound { .. } => Problem::not_found(
             "this join token or enrolment key",
             "ask who runs the coordinator for one: POST /api/v1/sites",
@@ -221,6 +223,11 @@ pub(super) async fn enrol(Extract(state): Extract<State>, Body(input): Body<Enro
             // Before the user is there: whatever happens then, a removal finds it.
             catalog.set_at_broker(site.id, true).await?;
             let admission = broker.admit(site.id).await?;
+            // It may have been removed meanwhile, and what its removal took away at the broker be there again.
+            if state.coordinator.catalog.site(&site.id.to_string()).await?.standing == Standing::Removed {
+                broker.expel(site.id).await?;
+                return Err(removed());
+            }
             let sealed = identity::seal_for_site(&answer_key, site.id, admission.password.reveal())
                 .map_err(|error| Problem::invalid("answer_key", error))?;
             Some(BrokerAccess {
@@ -252,7 +259,8 @@ pub(super) async fn approve(
 ) -> Result<StatusCode, Problem> {
     let actor = caller.at_least(Role::Administrator)?;
     let site = found(&state, &actor, &site).await?;
-    state.coordinator.catalog.approve_site(&actor, site.id).await?;
+    let catalog = &state.coordinator.catalog;
+    catalog.again(|| catalog.approve_site(&actor, site.id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -269,7 +277,8 @@ pub(super) async fn remove(
     broker(&state)?;
     let site = found(&state, &operator, &site).await?;
     let actor = if site.owner.is_some() { operator } else { caller.at_least(Role::Administrator)? };
-    state.coordinator.catalog.remove_site(&actor, site.id).await?;
+    let catalog = &state.coordinator.catalog;
+    catalog.again(|| catalog.remove_site(&actor, site.id)).await?;
     state.coordinator.forget_agents(site.id);
     if let Err(error) = expel(&state, site.id).await {
         // Its word counts for nothing already; the broker is told again and again.
@@ -282,20 +291,4 @@ async fn expel(state: &State, site: SiteId) -> Result<(), Problem> {
     broker(state)?.expel(site).await?;
     state.coordinator.catalog.set_at_broker(site, false).await?;
     Ok(())
-}
-
-/// Tells the broker of sites that were removed while it could not be told. Called now and then.
-pub async fn tidy_broker(state: &State) {
-    let sites = match state.coordinator.catalog.to_forget_at_broker().await {
-        Ok(sites) => sites,
-        Err(error) => {
-            tracing::warn!(%error, "removed sites could not be listed");
-            return;
-        }
-    };
-    for site in sites {
-        if let Err(error) = expel(state, site).await {
-            tracing::warn!(error = error.detail, site.id = %site, "the broker still knows a removed site");
-        }
-    }
 }

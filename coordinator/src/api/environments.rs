@@ -12,7 +12,7 @@ use axum::{
 use futures::StreamExt;
 use ocopea_catalog_db::{Catalog, CatalogError, access::Actor, environments::Environment, model::Role, sites::Site};
 use ocopea_protocol::{
-    ids::{OperationId, SiteId},
+    ids::{EnvironmentId, OperationId, SiteId},
     names::EnvironmentName,
     task::EnvironmentMark,
 };
@@ -146,6 +146,23 @@ pub(super) async fn logs(
         .into_response())
 }
 
+/// Writes down who used an environment how.
+pub(super) async fn note_use(
+    state: &State,
+    actor: &Actor,
+    action: &str,
+    environment: EnvironmentId,
+    detail: &str,
+) -> Result<(), CatalogError> {
+    let (catalog, subject) = (&state.coordinator.catalog, environment.to_string());
+    let note = async || {
+        let transaction = catalog.begin().await?;
+        transaction.audit(Some(actor.team), Some(actor.user), action, &subject, detail).await?;
+        transaction.commit().await
+    };
+    catalog.again(note).await
+}
+
 /// Opens a loopback port to a service on the coordinator's machine; it stays open as long as this response does.
 /// The response is one line of JSON (a `Connection`), and then nothing until the client goes away.
 #[utoipa::path(get, path = "/api/v1/environments/{environment}/connections/{service}",
@@ -160,12 +177,8 @@ pub(super) async fn connect(
     let (actor, ended) = caller.while_at_least(Role::Operator, &state)?;
     let (found, site) = found(&state.coordinator.catalog, &actor, &environment).await?;
     // The answer holds credentials: who got them is written down before.
-    let transaction = state.coordinator.catalog.begin().await?;
     let detail = format!("{} {service:.100}", found.name);
-    transaction
-        .audit(Some(actor.team), Some(actor.user), "environment.connect", &found.id.to_string(), &detail)
-        .await?;
-    transaction.commit().await?;
+    note_use(&state, &actor, "environment.connect", found.id, &detail).await?;
     let open = state.access.connect(&site.name, &found.name, &service, query.port).await?;
     let mut line = serde_json::to_string(&open.connection).map_err(|error| Problem::invalid("service", error))?;
     line.push('\n');

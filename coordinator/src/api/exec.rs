@@ -21,6 +21,7 @@ use utoipa::IntoParams;
 
 use super::{
     State,
+    environments::note_use,
     problem::{Caller, Problem, Query},
 };
 
@@ -122,18 +123,9 @@ pub(super) async fn exec(
     let catalog = &state.coordinator.catalog;
     let (found, site) = super::environments::found(catalog, &actor, &environment).await?;
     // Who ran what where is written down before it runs; not what went through.
-    let transaction = catalog.begin().await?;
     let program = command.first().map_or("", String::as_str);
-    transaction
-        .audit(
-            Some(actor.team),
-            Some(actor.user),
-            "environment.exec",
-            &found.id.to_string(),
-            &format!("{} {program:.100}", found.name),
-        )
-        .await?;
-    transaction.commit().await?;
+    let detail = format!("{} {program:.100}", found.name);
+    note_use(&state, &actor, "environment.exec", found.id, &detail).await?;
     let started = state.access.exec(&site.name, &found.name, &query, command).await?;
     let upgrade = hyper::upgrade::on(request);
     state.coordinator.seams.spawner.spawn(
@@ -226,6 +218,7 @@ async fn carry(connection: impl AsyncRead + AsyncWrite, started: Started) -> std
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's own helpers run until it ends")]
 mod tests {
     use super::*;
 

@@ -108,7 +108,8 @@ pub(super) async fn label(
     let actor = caller.at_least(Role::Operator)?;
     check_labels(input.labels.iter().map(|(label, value)| (label.as_str(), value.as_deref().unwrap_or_default())))?;
     let coordinator = &state.coordinator;
-    let mut found = coordinator.catalog.image(actor.team, &image).await?;
+    let catalog = &coordinator.catalog;
+    let found = catalog.image(actor.team, &image).await?;
     let kept = found.labels.keys().filter(|label| !input.labels.contains_key(*label)).count();
     if kept + input.labels.values().flatten().count() > MOST_LABELS {
         return Err(Problem::invalid("labels", format!("an image has {MOST_LABELS} labels at most")));
@@ -116,11 +117,15 @@ pub(super) async fn label(
     let body = serde_json::to_string(&input.labels).map_err(|error| Problem::invalid("labels", error))?;
     let note = Note { kind: "labels".to_owned(), body, by: actor.user_name.clone(), at: coordinator.seams.clock.now() };
     coordinator.repository.read().await.note(&found.record, &note).await?;
-    let transaction = coordinator.catalog.begin().await?;
-    transaction.change_labels(&mut found, &input.labels).await?;
-    transaction.audit(Some(actor.team), Some(actor.user), "image.label", &found.id.to_string(), &note.body).await?;
-    transaction.commit().await?;
-    Ok(Json(view(found)))
+    let change = async || {
+        let mut image = found.clone();
+        let transaction = catalog.begin().await?;
+        transaction.change_labels(&mut image, &input.labels).await?;
+        transaction.audit(Some(actor.team), Some(actor.user), "image.label", &image.id.to_string(), &note.body).await?;
+        transaction.commit().await?;
+        Ok(image)
+    };
+    Ok(Json(view(catalog.again(change).await?)))
 }
 
 /// Checks labels as people give them.
@@ -166,13 +171,16 @@ pub(super) async fn comment(
         at: coordinator.seams.clock.now(),
     };
     coordinator.repository.read().await.note(&found.record, &note).await?;
-    let transaction = coordinator.catalog.begin().await?;
-    if !repeatable.remember(&transaction, &actor).await? {
-        return Ok(StatusCode::NO_CONTENT);
-    }
-    transaction.add_comment(found.id, &actor.user_name, &input.body).await?;
-    transaction.audit(Some(actor.team), Some(actor.user), "image.comment", &found.id.to_string(), "").await?;
-    transaction.commit().await?;
+    let add = async || {
+        let transaction = coordinator.catalog.begin().await?;
+        if !repeatable.remember(&transaction, &actor).await? {
+            return Ok(());
+        }
+        transaction.add_comment(found.id, &actor.user_name, &input.body).await?;
+        transaction.audit(Some(actor.team), Some(actor.user), "image.comment", &found.id.to_string(), "").await?;
+        transaction.commit().await
+    };
+    coordinator.catalog.again(add).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

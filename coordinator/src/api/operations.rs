@@ -174,7 +174,7 @@ impl Repeatable {
     }
 
     /// Remembers it as part of a transaction that makes no operation; `false`: it was done before.
-    pub(super) async fn remember(&self, transaction: &Transaction, actor: &Actor) -> Result<bool, Problem> {
+    pub(super) async fn remember(&self, transaction: &Transaction, actor: &Actor) -> Result<bool, CatalogError> {
         let Some((key, fingerprint)) = &self.key else { return Ok(true) };
         let none = OperationId::generate(&transaction.seams);
         Ok(transaction.remember_request(actor.team, key, fingerprint, none).await?.is_none())

@@ -88,7 +88,23 @@ impl From<CatalogError> for Problem {
             },
             CatalogError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", &error),
             CatalogError::Invalid { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", &error),
-            CatalogError::Malformed(_) | CatalogError::Database(_) => {
+            CatalogError::InDoubt(_) => {
+                tracing::error!(%error, "the catalog failed");
+                Self {
+                    next: "look whether it was done before you ask again, or repeat the request with the same \
+                           Idempotency-Key"
+                        .to_owned(),
+                    ..Self::new(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "catalog",
+                        "the catalog's database went away while this was written down: it may have been done",
+                    )
+                }
+            }
+            CatalogError::Malformed(_)
+            | CatalogError::Newer(_)
+            | CatalogError::Superseded
+            | CatalogError::Database(_) => {
                 tracing::error!(%error, "the catalog failed");
                 if error.is_full() {
                     return Self {
@@ -97,7 +113,7 @@ impl From<CatalogError> for Problem {
                     };
                 }
                 Self {
-                    next: "try again; the log says more".to_owned(),
+                    next: "nothing was changed: try again in a moment; the log says more".to_owned(),
                     ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "catalog", "the catalog can't be used now")
                 }
             }
@@ -133,13 +149,20 @@ impl From<ocopea_repository::Error> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let passes = self.kind == "urn:ocopea:problem:catalog";
         let mut response = (status, Json(self)).into_response();
+        if passes {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static(RETRY_AFTER));
+        }
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
         response
     }
 }
+
+/// Seconds after which a catalog that could not be used may be asked again.
+const RETRY_AFTER: &str = "2";
 
 /// Bytes of another's words that are kept.
 const LONGEST: usize = 4096;

@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
 };
 use futures::StreamExt;
-use ocopea_catalog_db::model::Role;
+use ocopea_catalog_db::{Catalog, CatalogError, access::Actor, model::Role};
 
 use super::{
     Accepted, CollectInput, Idempotency, KeyView, NewKey, NotReindexed, Reindexed, State, VerifyInput,
@@ -101,31 +101,39 @@ pub(super) async fn reindex(Extract(state): Extract<State>, caller: Caller) -> R
         if coordinator.catalog.image(actor.team, &one.record.image.to_string()).await.is_ok() {
             continue;
         }
-        // The images of a lost catalog belong to teams that it took along: the caller's takes them over.
-        let mut image = image_row(one.reference.record, &one.record, actor.team)?;
-        let transaction = coordinator.catalog.begin().await?;
-        if !transaction.add_image(&image).await? {
-            // Another team's, or one that is being deleted: not the caller's to change.
-            continue;
+        let catalog = &coordinator.catalog;
+        if catalog.again(|| bring_back(catalog, &actor, &one)).await? {
+            answer.added += 1;
         }
-        for note in &one.notes {
-            match note.kind.as_str() {
-                "labels" => {
-                    let changes: BTreeMap<String, Option<String>> =
-                        serde_json::from_str(&note.body).unwrap_or_default();
-                    transaction.change_labels(&mut image, &changes).await?;
-                }
-                "comment" => transaction.add_comment(image.id, &note.by, &note.body).await?,
-                _ => {}
-            }
-        }
-        transaction
-            .audit(Some(actor.team), Some(actor.user), "image.reindex", &image.id.to_string(), &image.name)
-            .await?;
-        transaction.commit().await?;
-        answer.added += 1;
     }
     Ok(Json(answer))
+}
+
+/// Makes the catalog's row of an image. The images of a lost catalog belong to teams that it took along: the caller's takes
+/// them over. `false`: it is another team's, or being deleted, and not the caller's to change.
+async fn bring_back(
+    catalog: &Catalog,
+    actor: &Actor,
+    one: &ocopea_repository::Reindexed,
+) -> Result<bool, CatalogError> {
+    let mut image = image_row(one.reference.record, &one.record, actor.team)?;
+    let transaction = catalog.begin().await?;
+    if !transaction.add_image(&image).await? {
+        return Ok(false);
+    }
+    for note in &one.notes {
+        match note.kind.as_str() {
+            "labels" => {
+                let changes: BTreeMap<String, Option<String>> = serde_json::from_str(&note.body).unwrap_or_default();
+                transaction.change_labels(&mut image, &changes).await?;
+            }
+            "comment" => transaction.add_comment(image.id, &note.by, &note.body).await?,
+            _ => {}
+        }
+    }
+    transaction.audit(Some(actor.team), Some(actor.user), "image.reindex", &image.id.to_string(), &image.name).await?;
+    transaction.commit().await?;
+    Ok(true)
 }
 
 /// The repository's keys: their ids. The first is the one that new keys are wrapped with.
@@ -201,13 +209,12 @@ fn store(state: &State, ring: &ocopea_repository::Keyring) -> Result<(), Problem
     })
 }
 
-async fn audit(
-    state: &State,
-    actor: &ocopea_catalog_db::access::Actor,
-    action: &str,
-    key: &str,
-) -> Result<(), Problem> {
-    let transaction = state.coordinator.catalog.begin().await?;
-    transaction.audit(Some(actor.team), Some(actor.user), action, key, "").await?;
-    Ok(transaction.commit().await?)
+async fn audit(state: &State, actor: &Actor, action: &str, key: &str) -> Result<(), Problem> {
+    let catalog = &state.coordinator.catalog;
+    let note = async || {
+        let transaction = catalog.begin().await?;
+        transaction.audit(Some(actor.team), Some(actor.user), action, key, "").await?;
+        transaction.commit().await
+    };
+    Ok(catalog.again(note).await?)
 }

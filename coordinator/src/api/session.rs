@@ -42,7 +42,8 @@ pub(super) async fn sign_in(
     let token = tokens::generate("ocopea")
         .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "random", "the system gives no randomness"))?;
     let expires = catalog.seams.clock.now().plus(SIGNED_IN);
-    catalog.sign_in(&tokens::hash(&input.code), &tokens::hash(token.reveal()), Some(expires)).await?;
+    let (code, hash) = (tokens::hash(&input.code), tokens::hash(token.reveal()));
+    catalog.again(|| catalog.sign_in(&code, &hash, Some(expires))).await?;
     Ok(Json(IssuedToken { token: token.reveal().to_owned() }))
 }
 
@@ -112,6 +113,7 @@ pub(super) async fn revoke_token(
 ) -> Result<StatusCode, Problem> {
     let actor = whole(caller)?;
     let id: TokenId = id.parse().map_err(|error| Problem::invalid("id", error))?;
-    state.coordinator.catalog.revoke_token(actor.user, id).await?;
+    let catalog = &state.coordinator.catalog;
+    catalog.again(|| catalog.revoke_token(actor.user, id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

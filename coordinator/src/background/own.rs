@@ -82,7 +82,16 @@ impl Coordinator {
         stop: &CancellationToken,
     ) -> Result<(), CatalogError> {
         let transaction = self.catalog.begin().await?;
-        let Some(task) = transaction.claim(ready.id, None, self.instance, LEASE).await? else { return Ok(()) };
+        // Another coordinator may just be taking it, or be frozen while it does.
+        if !transaction.lock_if_free(ready.operation).await? {
+            return Ok(());
+        }
+        // Two collections never run against each other, whichever coordinators they were asked of.
+        let claimed = match ready.kind.as_str() {
+            "collect" => transaction.claim_alone(ready, self.instance, LEASE).await?,
+            _ => transaction.claim(ready.id, None, self.instance, LEASE).await?,
+        };
+        let Some(task) = claimed else { return Ok(()) };
         let operation = transaction.operation(task.operation).await?;
         let tasks = transaction.tasks(task.operation).await?;
         transaction.commit().await?;
@@ -115,27 +124,37 @@ impl Coordinator {
         let outcome = match self.watch_own(&claimed, operation, task, tasks, stop).await {
             Ended::Outcome(outcome) => outcome,
             Ended::Lost => return Ok(()),
-            Ended::Stopped => {
-                let transaction = self.catalog.begin().await?;
-                self.give_back(&transaction, task, "its coordinator stopped").await?;
-                return transaction.commit().await;
-            }
+            Ended::Stopped => return self.catalog.again(|| self.leave_own(task)).await,
         };
         self.seams.point("own", &task.kind, "end");
-        let transaction = self.catalog.begin().await?;
-        let counted = match outcome {
-            Ok(output) => transaction.succeed(&claimed, &output).await?,
-            Err(failure) => {
-                tracing::warn!(task.id = %task.id, code = failure.code, cause = failure.cause, "{}", failure.what);
-                self.record_failure(&transaction, &claimed, &failure).await?
-            }
-        };
-        if counted {
-            engine::settle(&transaction, operation.id).await?;
-            transaction.commit().await?;
+        if let Err(failure) = &outcome {
+            tracing::warn!(task.id = %task.id, code = failure.code, cause = failure.cause, "{}", failure.what);
+        }
+        if self.catalog.again(|| self.record_own(&claimed, &outcome)).await? {
             self.seams.point("own", &task.kind, "recorded");
         }
         Ok(())
+    }
+
+    /// Hands a task back: this coordinator stops.
+    async fn leave_own(&self, task: &Task) -> Result<(), CatalogError> {
+        let transaction = self.catalog.begin().await?;
+        self.give_back(&transaction, task, "its coordinator stopped").await?;
+        transaction.commit().await
+    }
+
+    /// `false`: the task was no longer this coordinator's.
+    async fn record_own(&self, claimed: &Claimed, outcome: &Result<String, TaskFailure>) -> Result<bool, CatalogError> {
+        let transaction = self.catalog.begin().await?;
+        let counted = match outcome {
+            Ok(output) => transaction.succeed(claimed, output).await?,
+            Err(failure) => self.record_failure(&transaction, claimed, failure).await?,
+        };
+        if counted {
+            engine::settle(&transaction, claimed.operation).await?;
+            transaction.commit().await?;
+        }
+        Ok(counted)
     }
 
     /// Has a task done, and keeps its lease meanwhile.
@@ -151,12 +170,17 @@ impl Coordinator {
         let mut lease_end = self.seams.clock.monotonic() + LEASE;
         let work = self.do_own(operation, task, tasks);
         tokio::pin!(work);
+        let span = if long { LOOK } else { LEASE / 4 };
+        let mut pause = self.seams.clock.sleep(span);
         loop {
             tokio::select! {
-                outcome = &mut work => return Ended::Outcome(outcome),
+                biased;
                 () = stop.cancelled(), if long => return Ended::Stopped,
-                () = self.seams.clock.sleep(if long { LOOK } else { LEASE / 4 }) => {}
+                // Before the work goes on: this coordinator may have been frozen, and the task be another's since.
+                () = &mut pause => {}
+                outcome = &mut work => return Ended::Outcome(outcome),
             }
+            pause = self.seams.clock.sleep(span);
             let asked = self.seams.clock.monotonic();
             match self.beat_own(claimed).await {
                 Ok(None) => return Ended::Lost,

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use ocopea_coordinator::api::enrolment::{Admission, tidy_broker};
+use ocopea_coordinator::api::enrolment::Admission;
 use ocopea_protocol::{
     bus::{AgentBus, in_process::InProcessAgentBus},
     envelope,
@@ -17,41 +17,41 @@ use ocopea_protocol::{
 use super::*;
 
 /// An agent that says what the test wants.
-struct Agent {
-    site: SiteId,
-    key: SiteKey,
-    instance: Instance,
-    bus: InProcessAgentBus,
+pub struct Agent {
+    pub site: SiteId,
+    pub key: SiteKey,
+    pub instance: Arc<Instance>,
+    pub bus: InProcessAgentBus,
 }
 
 impl Agent {
-    async fn of(server: &Server, name: &str) -> Self {
+    pub async fn of(server: &Server, name: &str) -> Self {
         let site = server.catalog.ensure_site(name).await.unwrap();
         let key = SiteKey::generate().unwrap();
         server.catalog.set_site_key(site, &key.public().unwrap()).await.unwrap();
         Self { site, key, instance: instance(server), bus: server.bus.agent(site) }
     }
 
-    async fn ask(&self, request: Request) -> message::Answer {
+    pub async fn ask(&self, request: Request) -> message::Answer {
         let sealed = envelope::seal(&request, "").unwrap();
-        envelope::open::<message::Answer>(&self.bus.request(sealed, 10_000).await.unwrap()).unwrap().message
+        envelope::open::<message::Answer>(&self.bus.request(sealed, 60_000).await.unwrap()).unwrap().message
     }
 
-    async fn sign_in(&self) -> message::Answer {
+    pub async fn sign_in(&self) -> message::Answer {
         self.ask(Request::SignIn(Box::new(self.key.sign_in(self.site, &self.instance, "here").unwrap()))).await
     }
 
-    async fn poll(&self, turn: u64, mark: u64) -> message::Answer {
+    pub async fn poll(&self, turn: u64, mark: u64) -> message::Answer {
         self.ask(Request::Poll { instance: self.instance.id, most: 10, turn, mark }).await
     }
 
-    async fn beat(&self, claimed: Claimed) -> message::Answer {
+    pub async fn beat(&self, claimed: Claimed) -> message::Answer {
         self.ask(Request::Heartbeat { claimed, progress: Progress::default(), holder: None }).await
     }
 }
 
-fn instance(server: &Server) -> Instance {
-    Instance::generate(InstanceId::generate(&server.catalog.seams)).unwrap()
+pub fn instance(server: &Server) -> Arc<Instance> {
+    Arc::new(Instance::generate(InstanceId::generate(&server.catalog.seams)).unwrap())
 }
 
 /// An inspection of that site, and its one task, claimed by this agent.
@@ -254,9 +254,13 @@ async fn a_site_joins_with_its_token_works_and_is_removed_for_good() {
     // The broker was away then; it is told as soon as it is back.
     assert!(broker.inside.lock().unwrap().contains_key(&site));
     broker.away.store(false, std::sync::atomic::Ordering::SeqCst);
-    let (coordinator, access) = (Arc::clone(&server.coordinator), Arc::new(server::NoSites));
-    let state = api::State { coordinator, access: access.clone(), keys: access, broker: Some(broker.clone()) };
-    tidy_broker(&state).await;
+    server.coordinator.keep_broker_tidy(broker.clone(), &server.stop);
+    for _ in 0..100 {
+        if broker.inside.lock().unwrap().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     assert!(broker.inside.lock().unwrap().is_empty());
     let (answer, _) = enrol(&server, token, None, &agent.key).await;
     assert_eq!(answer.status, StatusCode::GONE);

@@ -1,10 +1,21 @@
 //! The API as it is served: tokens, roles, teams, and what it does with input that nobody should send.
-#![expect(clippy::unwrap_used, reason = "a test's helpers stop at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test's helpers stop at the first surprise, and wait in real time for what is real"
+)]
 
 mod access;
 mod agents;
 mod requests;
 mod server;
+mod several;
+
+#[path = "../../../agent/tests/support/postgres.rs"]
+#[allow(dead_code, reason = "shared with the tests of the PostgreSQL driver, which use more of it")]
+mod postgres;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -1,5 +1,7 @@
 //! A coordinator behind its API, with a catalog and a repository of its own and no agents.
 
+use std::path::Path;
+
 use super::*;
 
 /// No site is here: what would go to one says so.
@@ -58,6 +60,25 @@ pub fn report(seams: &Seams) -> SiteReport {
     }
 }
 
+/// Makes a repository in this place, or opens the one that is there.
+async fn repository(place: &Path, seams: &Seams) -> Repository {
+    let location = Location::Directory { path: place.to_str().unwrap().to_owned() };
+    static MAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _one = MAKING.lock().await;
+    let key = place.with_extension("key");
+    match std::fs::read_to_string(&key) {
+        Ok(text) => {
+            let keys = Keyring::parse(&text).unwrap();
+            Repository::open(&location, &StoreAccess::default(), &keys, seams).await.unwrap()
+        }
+        Err(_) => {
+            let keys = Keyring::generate(seams);
+            std::fs::write(key, keys.to_text().as_bytes()).unwrap();
+            Repository::create(&location, &StoreAccess::default(), &keys, seams).await.unwrap()
+        }
+    }
+}
+
 pub struct Server {
     pub directory: std::path::PathBuf,
     pub url: String,
@@ -67,7 +88,7 @@ pub struct Server {
     pub stop: CancellationToken,
     pub bus: InProcessBus,
     pub coordinator: Arc<Coordinator>,
-    pub _directory: tempfile::TempDir,
+    pub _directory: Option<tempfile::TempDir>,
 }
 
 pub struct Answer {
@@ -88,19 +109,24 @@ impl Server {
     }
 
     pub async fn with(broker: Option<Arc<dyn SiteBroker>>) -> Self {
-        // Twice in one process is once too often, and harmless.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let seams = Seams::real(TaskTracker::new());
-        let catalog = Catalog::sqlite(&directory.path().join("catalog.sqlite"), seams.clone()).await.unwrap();
+        let url = format!("sqlite:{}", directory.path().join("catalog.sqlite").display());
+        let mut server = Self::on(&url, directory.path(), seams, broker).await;
+        server._directory = Some(directory);
+        server
+    }
+
+    /// One on a catalog and beside a repository that others may use, too.
+    pub async fn on(url: &str, directory: &Path, seams: Seams, broker: Option<Arc<dyn SiteBroker>>) -> Self {
+        // Twice in one process is once too often, and harmless.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let catalog = Catalog::connect(url, seams.clone()).await.unwrap();
         let actor = catalog.ensure_first_user("team", "dana").await.unwrap();
         let site = catalog.ensure_site("desk").await.unwrap();
         catalog.report_site(site, &report(&seams)).await.unwrap();
         catalog.ensure_site("silent").await.unwrap();
-        let place = directory.path().join("repository");
-        let location = Location::Directory { path: place.to_str().unwrap().to_owned() };
-        let repository =
-            Repository::create(&location, &StoreAccess::default(), &Keyring::generate(&seams), &seams).await.unwrap();
+        let repository = repository(&directory.join("repository"), &seams).await;
         let vault = Vault::new(&Secret32([5; 32])).unwrap();
         let bus = InProcessBus::new(seams.clone());
         let served = seams.clone();
@@ -119,8 +145,8 @@ impl Server {
         let stopped = stop.clone();
         tokio::spawn(api::serve(listener, None, router, served, stopped));
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
-        let place = directory.path().to_owned();
-        Self { directory: place, url, catalog, actor, http, stop, bus, coordinator, _directory: directory }
+        let directory = directory.to_owned();
+        Self { directory, url, catalog, actor, http, stop, bus, coordinator, _directory: None }
     }
 
     pub async fn token(&self, actor: &Actor, scope: Role) -> String {

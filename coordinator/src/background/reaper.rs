@@ -1,0 +1,107 @@
+//! Gives tasks back whose lease ran out, and ends those of removed sites. The leader's.
+
+use std::time::Duration;
+
+use ocopea_catalog_db::{CatalogError, leader::Epoch, model::TaskState, tasks::Task};
+use ocopea_protocol::{failure::TaskFailure, time::Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Coordinator, engine, serve::LEASE};
+
+/// How often leases are looked through.
+const REAP: Duration = Duration::from_secs(2);
+/// What the clock of the catalog may differ from the monotonic one between two looks without having been set, in
+/// milliseconds.
+const CLOCK_SET: u64 = 1500;
+
+impl Coordinator {
+    pub(super) async fn reap(&self, stop: &CancellationToken) {
+        let mut before = (self.seams.clock.now(), self.seams.clock.monotonic());
+        loop {
+            let moment = (self.seams.clock.now(), self.seams.clock.monotonic());
+            let reaped = match self.leading() {
+                Some(epoch) => self.reap_once(epoch, before, moment).await,
+                None => Ok(()),
+            };
+            match reaped {
+                Ok(()) => before = moment,
+                Err(CatalogError::Superseded) => tracing::info!("another coordinator looks through the leases now"),
+                Err(error) => tracing::error!(%error, "leases could not be looked through"),
+            }
+            if !self.seams.sleep_unless(stop, REAP).await {
+                return;
+            }
+        }
+    }
+
+    /// Leases stand in the catalog by the machine's wall clock, or by its server's. When that one was set, all that are
+    /// held begin anew: nobody loses a task because of it, and no dead one's task waits for hours.
+    async fn reap_once(
+        &self,
+        epoch: Epoch,
+        before: (Timestamp, Duration),
+        (now, monotonic): (Timestamp, Duration),
+    ) -> Result<(), CatalogError> {
+        let passed = i64::try_from(monotonic.saturating_sub(before.1).as_millis()).unwrap_or(i64::MAX);
+        let jump = now.0.saturating_sub(before.0.0).saturating_sub(passed);
+        if jump.unsigned_abs() > CLOCK_SET {
+            tracing::warn!(by_ms = jump, "the clock was set: leases begin anew");
+            let transaction = self.catalog.begin_leading(epoch).await?;
+            transaction.renew_leases(now.plus(LEASE)).await?;
+            transaction.commit().await?;
+        }
+        for task in self.catalog.expired_tasks(now).await? {
+            self.seams.point("leader", "reap", "found");
+            match self.catalog.again(|| self.reap_one(epoch, &task, now)).await {
+                Err(CatalogError::Superseded) => return Err(CatalogError::Superseded),
+                Err(error) => tracing::error!(%error, task.id = %task.id, "a lost task could not be given back"),
+                Ok(()) => {}
+            }
+        }
+        for task in self.catalog.tasks_of_removed_sites().await? {
+            match self.catalog.again(|| self.abandon(epoch, &task)).await {
+                Err(CatalogError::Superseded) => return Err(CatalogError::Superseded),
+                Err(error) => {
+                    tracing::error!(%error, task.id = %task.id, "a task of a removed site could not be ended")
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What only a removed site could do fails: nobody waits for it.
+    async fn abandon(&self, epoch: Epoch, task: &Task) -> Result<(), CatalogError> {
+        let failure =
+            TaskFailure::permanent("site.removed", format!("can't finish {}", task.label), "its site was removed")
+                .next("what it made at the site is still there: remove it by hand");
+        let transaction = self.catalog.begin_leading(epoch).await?;
+        if transaction.lock_if_free(task.operation).await? && transaction.abandon(task, &failure).await? {
+            engine::settle(&transaction, task.operation).await?;
+            transaction.commit().await?;
+            self.ring();
+        }
+        Ok(())
+    }
+
+    async fn reap_one(&self, epoch: Epoch, seen: &Task, now: Timestamp) -> Result<(), CatalogError> {
+        let transaction = self.catalog.begin_leading(epoch).await?;
+        self.seams.point("leader", "reap", "begun");
+        // Somebody who changes it just now may be giving a sign of life.
+        if !transaction.lock_if_free(seen.operation).await? {
+            return Ok(());
+        }
+        let still = transaction.task(seen.id).await?.filter(|task| {
+            task.state == TaskState::Claimed
+                && task.attempt == seen.attempt
+                && task.lease_until.is_some_and(|until| until < now)
+        });
+        if let Some(task) = still {
+            tracing::warn!(task.id = %task.id, label = task.label, task.attempt = task.attempt, "the lease ran out");
+            self.give_back(&transaction, &task, "its agent was not heard of any more").await?;
+            transaction.commit().await?;
+            self.ring();
+        }
+        Ok(())
+    }
+}
