@@ -13,6 +13,7 @@ pub mod containers;
 pub mod data;
 pub mod execute;
 pub mod failures;
+pub mod metrics;
 pub mod platform;
 pub mod reach;
 pub mod rights;

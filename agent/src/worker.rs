@@ -41,6 +41,7 @@ use tracing::Instrument;
 
 use crate::{
     execute::{HolderCell, Site, Task},
+    metrics::{self, Metrics},
     reach::ProgressSink,
 };
 
@@ -131,6 +132,7 @@ pub struct Worker {
     taken: Mutex<HashSet<TaskId>>,
     running: TaskTracker,
     stop: CancellationToken,
+    metrics: Option<Arc<Metrics>>,
 }
 
 /// No usable answer came.
@@ -185,7 +187,22 @@ impl Worker {
             taken: Mutex::default(),
             running: TaskTracker::new(),
             stop: CancellationToken::new(),
+            metrics: Metrics::new()
+                .inspect_err(|error| tracing::error!(%error, "nothing is measured"))
+                .ok()
+                .map(Arc::new),
         }))
+    }
+
+    /// What is measured; `None` where that could not be set up.
+    pub fn metrics(&self) -> Option<Arc<Metrics>> {
+        self.metrics.clone()
+    }
+
+    fn measure(&self, note: impl FnOnce(&Metrics)) {
+        if let Some(metrics) = &self.metrics {
+            note(metrics);
+        }
     }
 
     /// Who this is.
@@ -404,7 +421,19 @@ impl Worker {
 
     async fn work_on(&self, claimed: Claimed, kind: TaskKind, spec: TaskSpec, lease_end: Duration, lease_ms: u64) {
         self.seams.point("agent", kind.as_str(), "begin");
-        match self.watch(claimed, kind, spec, lease_end, lease_ms).await {
+        let began = self.seams.clock.monotonic();
+        self.measure(|metrics| metrics.began(kind));
+        let ended = self.watch(claimed, kind, spec, lease_end, lease_ms).await;
+        let took = self.seams.clock.monotonic().saturating_sub(began);
+        self.measure(|metrics| {
+            let outcome = match &ended {
+                Ended::Outcome(outcome) => Ok(outcome),
+                Ended::Lost => Err(metrics::LOST),
+                Ended::Stopped => Err(metrics::HANDED_BACK),
+            };
+            metrics.ended(kind, outcome, took);
+        });
+        match ended {
             Ended::Outcome(outcome) => {
                 self.seams.point("agent", kind.as_str(), "end");
                 self.finish(claimed, kind, outcome).await;
@@ -518,8 +547,14 @@ impl Worker {
         let stop = CancellationToken::new();
         let abandon = CancellationToken::new();
         let (done, ended) = oneshot::channel();
-        let progress: ProgressSink =
-            Arc::new(move |progress| *latest.lock().unwrap_or_else(PoisonError::into_inner) = progress);
+        let (metrics, kind) = (self.metrics.clone(), spec.kind());
+        let progress: ProgressSink = Arc::new(move |progress| {
+            let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(metrics) = &metrics {
+                metrics.moved(kind, &latest, &progress);
+            }
+            *latest = progress;
+        });
         let job = Job { claimed, stop: stop.clone(), progress, holder };
         let (work, abandoned) = (Arc::clone(&self.work), abandon.clone());
         let work = async move {

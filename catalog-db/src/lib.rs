@@ -12,6 +12,7 @@ mod database;
 pub mod enrolment;
 mod entities;
 pub mod environments;
+pub mod figures;
 pub mod images;
 pub mod leader;
 mod migrations;

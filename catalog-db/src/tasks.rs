@@ -81,6 +81,8 @@ pub struct Task {
     pub progress: Option<Progress>,
     /// A holder's state.
     pub holder: Option<HolderState>,
+    /// Since when it may be claimed; of one that waits for others, when it was added.
+    pub ready: Timestamp,
     /// When its last attempt began.
     pub started: Option<Timestamp>,
     /// When it ended.
@@ -128,6 +130,7 @@ fn task(row: tasks::Model) -> Result<Task, CatalogError> {
         failure: row.failure.as_deref().map(serde_json::from_str).transpose()?,
         progress: row.progress.as_deref().map(serde_json::from_str).transpose()?,
         holder: row.holder.as_deref().map(serde_json::from_str).transpose()?,
+        ready: Timestamp(row.not_before),
         started: row.started.map(Timestamp),
         ended: row.ended.map(Timestamp),
     })

@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -293,6 +293,9 @@ pub struct Up {
     /// The image of the pods that read and write volumes
     #[arg(long)]
     pub mover_image: Option<String>,
+    /// Serves metrics for Prometheus at this address, without tokens
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@ pub mod api;
 pub mod background;
 pub mod broker;
 pub mod engine;
+pub mod metrics;
 pub mod plan;
 mod serve;
 pub mod tokens;
@@ -42,6 +43,8 @@ pub struct Coordinator {
     agents: agents::Agents,
     /// Whether this coordinator leads.
     leadership: tokio::sync::watch::Sender<Option<background::leader::Leading>>,
+    /// What is measured; `None` where that could not be set up.
+    metrics: Option<metrics::Metrics>,
     /// Counts commits: relay, runner and watchers look at once instead of at their next poll. Who looks while another
     /// change comes sees that one, too.
     pub version: tokio::sync::watch::Sender<u64>,
@@ -67,6 +70,7 @@ impl Coordinator {
             seams,
             agents: agents::Agents::default(),
             leadership: tokio::sync::watch::Sender::new(None),
+            metrics: metrics::Metrics::new().inspect_err(|error| tracing::error!(%error, "nothing is measured")).ok(),
             version: tokio::sync::watch::Sender::new(0),
         })
     }

@@ -80,7 +80,7 @@ impl From<Answer> for Said {
 impl Coordinator {
     async fn answer(&self, incoming: Incoming) {
         let Said { answer, trace } = match envelope::open::<Request>(&incoming.request) {
-            Ok(opened) => match self.catalog.again(|| self.handle(incoming.site, &opened.message)).await {
+            Ok(opened) => match self.handled(incoming.site, &opened.message).await {
                 Ok(said) => said,
                 Err(error) => {
                     tracing::error!(%error, "an agent's request could not be handled");
@@ -97,6 +97,14 @@ impl Coordinator {
             Ok(sealed) => drop(incoming.reply.send(sealed)),
             Err(error) => tracing::error!(%error, "an answer can't be sent"),
         }
+    }
+
+    async fn handled(&self, site: SiteId, request: &Request) -> Result<Said, CatalogError> {
+        let begun = self.seams.clock.monotonic();
+        let said = self.catalog.again(|| self.handle(site, request)).await;
+        let took = self.seams.clock.monotonic().saturating_sub(begun);
+        self.measure(|metrics| metrics.agent_answered(request.word(), took));
+        said
     }
 
     /// May be called again with the same request: what was recorded is not recorded twice.
@@ -149,6 +157,7 @@ impl Coordinator {
         transaction.touch_operation(operation.id).await?;
         transaction.commit().await?;
         self.ring();
+        self.measure(|metrics| metrics.claimed(&task, self.seams.clock.now()));
         let trace = serde_json::from_str::<Context>(&operation.context)?.trace.map(|trace| trace.next(&self.seams));
         tracing::info!(
             operation.id = %operation.id,
@@ -347,9 +356,11 @@ impl Coordinator {
             return Ok(Answer::Refused { why: "another attempt holds the task, or it is over".to_owned() });
         }
         engine::settle(&transaction, claimed.operation).await?;
+        let kind = transaction.task(claimed.task).await?.map(|task| task.kind).unwrap_or_default();
         self.seams.point("coordinator", "outcome", "before");
         transaction.commit().await?;
         self.seams.point("coordinator", "outcome", "recorded");
+        self.measure(|metrics| metrics.attempt_ended(&kind, outcome));
         self.ring();
         Ok(Answer::Recorded)
     }

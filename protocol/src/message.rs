@@ -69,6 +69,21 @@ pub enum Request {
     SignIn(Box<SignIn>),
 }
 
+impl Request {
+    /// The stable word for logs and metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Claim { .. } => "claim",
+            Self::Heartbeat { .. } => "heartbeat",
+            Self::Finish { .. } => "finish",
+            Self::HandBack { .. } => "hand-back",
+            Self::Poll { .. } => "poll",
+            Self::Report(_) => "report",
+            Self::SignIn(_) => "sign-in",
+        }
+    }
+}
+
 /// Coordinator → agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {

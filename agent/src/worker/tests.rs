@@ -171,9 +171,10 @@ fn outcomes(peer: &Peer) -> Vec<Outcome> {
 }
 
 /// Runs worker and peer until `enough` holds, then stops the worker and waits for its end.
-async fn until(peer: &Arc<Peer>, work: Arc<dyn Work>, limits: Limits, enough: impl Fn(&Peer) -> bool) {
+async fn until(peer: &Arc<Peer>, work: Arc<dyn Work>, limits: Limits, enough: impl Fn(&Peer) -> bool) -> String {
     let stop = CancellationToken::new();
     let worker = peer.worker(work, limits);
+    let numbers = worker.metrics().unwrap();
     let watch = async {
         for _ in 0..1000 {
             if enough(peer) {
@@ -187,6 +188,35 @@ async fn until(peer: &Arc<Peer>, work: Arc<dyn Work>, limits: Limits, enough: im
     tokio::select! {
         () = Arc::clone(peer).serve() => {}
         ((), ()) = async { tokio::join!(worker.run(stop.clone()), watch) } => {}
+    }
+    numbers.text()
+}
+
+#[tokio::test]
+async fn what_is_measured_tells_how_tasks_ended_and_how_much_they_moved() {
+    let peer = Peer::new(2000, never);
+    peer.publish(&peer.hint(TaskKind::CopyData)).await;
+    let work = doing(|job| async move {
+        for bytes in [300, 1000] {
+            (job.progress)(Progress { bytes, ..Progress::default() });
+        }
+        Ok(TaskOutput::Done)
+    });
+    let text = until(&peer, work, limits(), |p| !outcomes(p).is_empty()).await;
+    // The work's own specification says of what kind it is.
+    for line in [
+        "ocopea_agent_tasks_running{kind=\"copy-data\"} 0",
+        "ocopea_agent_task_duration_seconds_count{kind=\"copy-data\",outcome=\"succeeded\"} 1",
+        "ocopea_agent_leases_lost_total 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert!(
+        text.lines().any(|line| line.starts_with("ocopea_agent_bytes_total{") && line.ends_with(" 1000")),
+        "{text}"
+    );
+    for family in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        assert!(include_str!("../../../docs/metrics.md").contains(&format!("`{family}`")), "{family}");
     }
 }
 

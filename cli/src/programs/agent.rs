@@ -1,7 +1,7 @@
 //! `ocopea agent`: one agent of one site, beside its cluster. It dials out only: to the coordinator once, to become its
 //! site's; then to the broker and the repository.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ocopea_agent::{
     containers::RegistryHost,
@@ -9,7 +9,12 @@ use ocopea_agent::{
     platform::Platform,
     worker::{Identity, Worker},
 };
-use ocopea_protocol::{identity::IdentityError, names::SiteName, seams::Seams, secret::Secret};
+use ocopea_protocol::{
+    identity::IdentityError,
+    names::SiteName,
+    seams::{BoxFuture, Seams},
+    secret::Secret,
+};
 use ocopea_repository::StoreAccess;
 use reqwest::Certificate;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,7 +23,7 @@ use url::Url;
 use super::{
     attend, broker,
     identity::{Application, Broker, Enrolment, IdentityFile, Kept},
-    log,
+    log, metrics,
     settings::{Given, Program, Setting, Values, contents, path, text},
     signals::Signals,
 };
@@ -85,6 +90,12 @@ impl Program for AgentProgram {
             usual: None,
         },
         Setting {
+            name: "metrics-listen",
+            value: "ADDRESS:PORT",
+            help: "Serve metrics for Prometheus there, without tokens; not unless given",
+            usual: None,
+        },
+        Setting {
             name: "allow-plain-http",
             value: "",
             help: "Join a coordinator on another machine without TLS",
@@ -109,6 +120,7 @@ struct Settings {
     registry: Option<RegistryHost>,
     mover_image: Option<String>,
     plain_broker: bool,
+    metrics: Option<SocketAddr>,
 }
 
 fn certificates(file: &str) -> Result<Vec<Certificate>, String> {
@@ -165,6 +177,7 @@ fn settings(given: Given<AgentProgram>) -> Result<Settings, Failure> {
     let registry = values.optional("registry", str::parse::<RegistryHost>);
     let mover_image = values.optional("mover-image", text);
     let plain_broker = values.is_on("allow-plain-broker");
+    let metrics = metrics::setting(&mut values);
     let settings = (|| {
         Some(Settings {
             application,
@@ -176,6 +189,7 @@ fn settings(given: Given<AgentProgram>) -> Result<Settings, Failure> {
             registry,
             mover_image,
             plain_broker,
+            metrics,
         })
     })();
     values.end(settings)
@@ -285,6 +299,12 @@ pub async fn run(given: Given<AgentProgram>) -> Result<(), Failure> {
     let worker = Worker::new(Arc::clone(&at), bus.bus(), identity, seams.clone()).map_err(fault)?;
     attend::print_site(&site.name, &at.report(worker.instance()).await);
     let (agents, stop) = (TaskTracker::new(), CancellationToken::new());
+    let numbers = worker.metrics();
+    let measured = move || -> BoxFuture<String> {
+        let text = numbers.as_ref().map(|numbers| numbers.text()).unwrap_or_default();
+        Box::pin(std::future::ready(text))
+    };
+    metrics::serve(settings.metrics, Arc::new(measured), &seams, &stop).await?;
     let look = attend::start(at, worker, &agents, &stop, &seams);
     look.notify_one();
     agents.close();

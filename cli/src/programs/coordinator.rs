@@ -5,7 +5,11 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ocopea_catalog_db::Catalog;
 use ocopea_coordinator::{Coordinator, api};
-use ocopea_protocol::{image::Location, seams::Seams, secret::Secret};
+use ocopea_protocol::{
+    image::Location,
+    seams::{BoxFuture, Seams},
+    secret::Secret,
+};
 use ocopea_repository::{StoreAccess, backend::s3::parse_location};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::{Host, Url};
@@ -14,7 +18,7 @@ use super::{
     access::Elsewhere,
     broker::{self, BrokerSettings},
     files::{self, KeyFile},
-    log,
+    log, metrics,
     settings::{Given, Program, Setting, Values, contents, path, text},
     signals::Signals,
     storage,
@@ -104,6 +108,12 @@ impl Program for CoordinatorProgram {
             usual: None,
         },
         Setting {
+            name: "metrics-listen",
+            value: "ADDRESS:PORT",
+            help: "Serve metrics for Prometheus there, without tokens; not unless given",
+            usual: None,
+        },
+        Setting {
             name: "first-user",
             value: "NAME",
             help: "The administrator who is made in an empty catalog",
@@ -121,6 +131,7 @@ struct Settings {
     repository_key: PathBuf,
     installation_key: PathBuf,
     broker: BrokerSettings,
+    metrics: Option<SocketAddr>,
     first_user: String,
 }
 
@@ -151,6 +162,7 @@ fn settings(given: Given<CoordinatorProgram>) -> Result<Settings, Failure> {
     let repository_key = values.required("repository-key-file", path);
     let installation_key = values.required("installation-key-file", path);
     let broker = broker::settings(&mut values);
+    let metrics = metrics::setting(&mut values);
     let first_user = values.required("first-user", text);
     let settings = (|| {
         Some(Settings {
@@ -162,6 +174,7 @@ fn settings(given: Given<CoordinatorProgram>) -> Result<Settings, Failure> {
             repository_key: repository_key?,
             installation_key: installation_key?,
             broker: broker?,
+            metrics,
             first_user: first_user?,
         })
     })();
@@ -314,6 +327,12 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         broker: Some(broker.sites()),
     });
     let closed = CancellationToken::new();
+    let measuring = Arc::clone(&coordinator);
+    let measured = move || -> BoxFuture<String> {
+        let coordinator = Arc::clone(&measuring);
+        Box::pin(async move { coordinator.measured().await })
+    };
+    metrics::serve(settings.metrics, Arc::new(measured), &seams, &closed).await?;
     let serving = api::serve(listener, tls, router, seams.clone(), closed.clone());
     seams.spawner.spawn("api", Box::pin(serving));
     signals.next().await;

@@ -9,6 +9,7 @@ mod files;
 mod identity;
 pub mod join;
 mod log;
+mod metrics;
 pub mod settings;
 mod signals;
 mod storage;

@@ -16,7 +16,7 @@ use ocopea_protocol::{
     ids::SiteId,
     image::Location,
     names::SiteName,
-    seams::Seams,
+    seams::{BoxFuture, Seams},
     secret::Secret,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -25,7 +25,7 @@ use super::{
     access::Local,
     attend,
     files::{self, KeyFile},
-    log,
+    log, metrics,
     signals::Signals,
     storage,
 };
@@ -179,6 +179,12 @@ pub async fn run(options: Up) -> Result<(), Failure> {
         broker: None,
     });
     let closed = CancellationToken::new();
+    let measuring = Arc::clone(&coordinator);
+    let measured = move || -> BoxFuture<String> {
+        let coordinator = Arc::clone(&measuring);
+        Box::pin(async move { coordinator.measured().await })
+    };
+    metrics::serve(options.metrics_listen, Arc::new(measured), &seams, &closed).await?;
     let serving = api::serve(listener, None, router, seams.clone(), closed.clone());
     seams.spawner.spawn("api", Box::pin(serving));
     signals.next().await;

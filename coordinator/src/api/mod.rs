@@ -27,7 +27,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use ocopea_protocol::failure::TaskFailure;
+use ocopea_protocol::{failure::TaskFailure, seams::BoxFuture};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -194,6 +194,7 @@ const PROBLEM: &str = "application/problem+json";
 pub fn router(state: State) -> Router {
     let (router, _) = routes().split_for_parts();
     router
+        .route_layer(axum::middleware::from_fn_with_state(state.clone(), measured))
         .route("/readyz", get(ready))
         .with_state(state.clone())
         .route("/healthz", get(|| async { "ok" }))
@@ -203,6 +204,30 @@ pub fn router(state: State) -> Router {
         .layer(axum::middleware::from_fn_with_state(state.clone(), body::read_whole))
         .layer(CatchPanicLayer::new())
         .layer(axum::middleware::map_response(problem::in_our_shape))
+}
+
+/// How long answers take, by route.
+async fn measured(
+    extract::State(state): extract::State<State>,
+    route: extract::MatchedPath,
+    request: extract::Request,
+    next: axum::middleware::Next,
+) -> axum::response::Response {
+    let (coordinator, method) = (&state.coordinator, request.method().clone());
+    let begun = coordinator.seams.clock.monotonic();
+    let response = next.run(request).await;
+    let took = coordinator.seams.clock.monotonic().saturating_sub(begun);
+    coordinator.measure(|m| m.answered(method.as_str(), route.as_str(), response.status().as_u16(), took));
+    response
+}
+
+/// Serves what is measured at `/metrics`, and nothing else. It wants no token: let only those reach it who may know.
+pub fn metrics(measured: Arc<dyn Fn() -> BoxFuture<String> + Send + Sync>) -> Router {
+    let text = move || {
+        let measured = Arc::clone(&measured);
+        async move { ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], measured().await) }
+    };
+    Router::new().route("/metrics", get(text)).layer(CatchPanicLayer::new())
 }
 
 /// How long the catalog may take to say that it is there.

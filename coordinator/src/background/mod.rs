@@ -77,8 +77,12 @@ impl Coordinator {
                 });
                 match sealed {
                     Ok(sealed) => match self.bus.publish(row.site, sealed).await {
-                        Ok(()) => self.catalog.published(row.id).await?,
+                        Ok(()) => {
+                            self.measure(|metrics| metrics.hint(true));
+                            self.catalog.published(row.id).await?;
+                        }
                         Err(error) => {
+                            self.measure(|metrics| metrics.hint(false));
                             tracing::debug!(%error, site.id = %row.site, "hints wait for the site");
                             blocked.insert(row.site);
                         }

@@ -6,7 +6,7 @@ use ocopea_catalog_db::{CatalogError, leader::Epoch, model::TaskState, tasks::Ta
 use ocopea_protocol::{failure::TaskFailure, time::Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Coordinator, engine, serve::LEASE};
+use crate::{Coordinator, engine, metrics::Metrics, serve::LEASE};
 
 /// How often leases are looked through.
 const REAP: Duration = Duration::from_secs(2);
@@ -98,6 +98,7 @@ impl Coordinator {
         });
         if let Some(task) = still {
             tracing::warn!(task.id = %task.id, label = task.label, task.attempt = task.attempt, "the lease ran out");
+            self.measure(Metrics::lease_lost);
             self.give_back(&transaction, &task, "its agent was not heard of any more").await?;
             transaction.commit().await?;
             self.ring();

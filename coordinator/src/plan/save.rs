@@ -291,6 +291,7 @@ mod tests {
             failure: None,
             progress: None,
             holder: None,
+            ready: Timestamp::default(),
             started: None,
             ended: None,
         }

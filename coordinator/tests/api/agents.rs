@@ -154,7 +154,7 @@ async fn two_processes_that_speak_as_one_agent_both_lose_their_word_and_its_task
 
 /// A broker that remembers whom it lets in, and may be away.
 #[derive(Default)]
-struct Broker {
+pub struct Broker {
     inside: Mutex<BTreeMap<SiteId, u32>>,
     away: std::sync::atomic::AtomicBool,
 }

@@ -293,3 +293,54 @@ async fn a_collection_that_waits_for_its_grace_holds_up_nothing_and_can_be_stopp
     assert_eq!(server.ask(server.request("post", &path, Some(&token))).await.status, StatusCode::ACCEPTED);
     assert_eq!(ends(&collect).await["state"], "cancelled");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_measured_tells_of_requests_tasks_and_sites_and_of_no_private_one() {
+    let server = Server::start().await;
+    let token = server.token(&server.actor, Role::Operator).await;
+    furnish(&server, &server.actor, "first").await;
+    let begun = server.post("/api/v1/inspections", &token, &json!({"site": "desk", "namespace": "shop"})).await;
+    assert_eq!(begun.status, StatusCode::ACCEPTED);
+    server.ask(server.request("get", &format!("/api/v1/operations/{NOBODY}"), Some(&token))).await;
+    let text = server.coordinator.measured().await;
+    for line in [
+        "ocopea_http_request_duration_seconds_count{method=\"POST\",route=\"/api/v1/inspections\",status=\"202\"} 1",
+        "ocopea_http_request_duration_seconds_count{method=\"GET\",route=\"/api/v1/operations/{id}\",status=\"404\"} 1",
+        "ocopea_tasks{site=\"desk\",state=\"ready\"} 1",
+        "ocopea_operations{kind=\"inspect\",state=\"running\"} 1",
+        "ocopea_catalog_up 1",
+        "ocopea_bus_up 1",
+        "ocopea_upkeep_failures_since_success{kind=\"collect\"} 0",
+        "ocopea_site_last_report_timestamp_seconds{site=\"silent\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert!(
+        text.contains("ocopea_application_last_save_timestamp_seconds{application=\"shop\",site=\"desk\"}"),
+        "{text}"
+    );
+    for family in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        assert!(text.contains(&format!("# HELP {family} ")), "{family} has no help");
+        let document = include_str!("../../../docs/metrics.md");
+        assert!(document.contains(&format!("`{family}`")), "{family} is not in docs/metrics.md");
+    }
+    let private = Server::with(Some(Arc::new(agents::Broker::default()))).await;
+    let token = private.token(&private.actor, Role::Operator).await;
+    private.post("/api/v1/sites", &token, &json!({"name": "laptop", "private": true})).await;
+    assert!(!private.coordinator.measured().await.contains("laptop"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_rule_for_alerts_speaks_of_metrics_that_there_are() {
+    let document = include_str!("../../../docs/metrics.md");
+    let rules = include_str!("../../../docs/alerts.yml");
+    let mut seen = 0;
+    for expression in rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")) {
+        let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        for metric in words.filter(|word| word.starts_with("ocopea_")) {
+            assert!(document.contains(&format!("`{metric}`")), "{metric}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 9, "{seen}");
+}
