@@ -165,9 +165,14 @@ pub(crate) fn is_shared(connection: &impl ConnectionTrait) -> bool {
 const CONNECTIONS: u32 = 16;
 /// How long a caller waits for a connection: one that is being restarted is back by then, or said to be away.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What the server ends by itself. A coordinator that is frozen in the midst of a transaction holds up nobody for longer.
-const LIMITS: [(&str, &str); 3] =
-    [("idle_in_transaction_session_timeout", "10s"), ("lock_timeout", "15s"), ("statement_timeout", "60s")];
+/// What the server ends by itself (a coordinator that is frozen in the midst of a transaction holds up nobody for longer), and
+/// that it plans for what is asked: a label that every image has is looked for in another way than one that few have.
+const SETTINGS: [(&str, &str); 4] = [
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("lock_timeout", "15s"),
+    ("statement_timeout", "60s"),
+    ("plan_cache_mode", "force_custom_plan"),
+];
 /// Migrations wait for each other, and may have much to do.
 const UNLIMITED: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0";
 
@@ -226,7 +231,7 @@ impl Catalog {
     async fn connect_to_server(url: &str) -> Result<DatabaseConnection, CatalogError> {
         let mut options = ConnectOptions::new(url.to_owned());
         options.max_connections(CONNECTIONS).acquire_timeout(PATIENCE).sqlx_logging(false);
-        options.map_sqlx_postgres_opts(|options| options.application_name("ocopea").options(LIMITS));
+        options.map_sqlx_postgres_opts(|options| options.application_name("ocopea").options(SETTINGS));
         Ok(Database::connect(options).await?)
     }
 

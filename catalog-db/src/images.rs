@@ -149,10 +149,16 @@ impl Catalog {
             find = find.filter(images::Column::Creator.eq(creator));
         }
         if let Some(since) = search.since {
-            find = find.filter(images::Column::Created.gte(since.0));
+            find = find
+                .filter(images::Column::Created.gte(since.0))
+                .filter(images::Column::Id.gte(id_at(since, -SLACK, 0)));
         }
         if let Some(until) = search.until {
-            find = find.filter(images::Column::Created.lte(until.0));
+            find = find.filter(images::Column::Created.lte(until.0)).filter(images::Column::Id.lte(id_at(
+                until,
+                SLACK,
+                u8::MAX,
+            )));
         }
         if let Some(before) = search.before {
             find = find.filter(images::Column::Id.lt(before.0));
@@ -372,6 +378,17 @@ fn image(row: images::Model, labels: BTreeMap<String, String>) -> Result<Image, 
         labels,
         body: row.body,
     })
+}
+
+/// How far an image's id, which is made in the request that asks for it, and its time may lie apart, in milliseconds.
+const SLACK: i64 = 86_400_000;
+
+/// The least or greatest id of a moment: ids are in the order of time, and an index of them is read no further.
+fn id_at(time: Timestamp, slack: i64, rest: u8) -> uuid::Uuid {
+    let millis = time.0.saturating_add(slack).clamp(0, (1 << 48) - 1);
+    let mut bytes = [rest; 16];
+    bytes[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
+    uuid::Uuid::from_bytes(bytes)
 }
 
 fn search_text(image: &Image) -> String {

@@ -36,8 +36,9 @@ pub(crate) fn start(coordinator: &Arc<Coordinator>, stop: &CancellationToken) {
 }
 
 impl Coordinator {
-    /// Waits until something was committed since `seen`, or for a while; `false` when it is time to stop.
-    async fn rung(&self, seen: &mut watch::Receiver<u64>, stop: &CancellationToken, at_most: Duration) -> bool {
+    /// Waits until something was committed since `seen` (or who leads has changed), or for a while; `false` when it is time
+    /// to stop.
+    async fn rung<T>(&self, seen: &mut watch::Receiver<T>, stop: &CancellationToken, at_most: Duration) -> bool {
         tokio::select! {
             () = stop.cancelled() => false,
             // The sender lives as long as this coordinator.

@@ -17,6 +17,7 @@ const CLOCK_SET: u64 = 1500;
 impl Coordinator {
     pub(super) async fn reap(&self, stop: &CancellationToken) {
         let mut before = (self.seams.clock.now(), self.seams.clock.monotonic());
+        let mut leadership = self.leadership.subscribe();
         loop {
             let moment = (self.seams.clock.now(), self.seams.clock.monotonic());
             let reaped = match self.leading() {
@@ -28,7 +29,7 @@ impl Coordinator {
                 Err(CatalogError::Superseded) => tracing::info!("another coordinator looks through the leases now"),
                 Err(error) => tracing::error!(%error, "leases could not be looked through"),
             }
-            if !self.seams.sleep_unless(stop, REAP).await {
+            if !self.rung(&mut leadership, stop, REAP).await {
                 return;
             }
         }
