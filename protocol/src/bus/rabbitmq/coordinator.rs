@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use lapin::{
-    Connection,
+    Channel, Connection, Consumer,
     message::Delivery,
     options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
@@ -175,18 +175,23 @@ struct Intake {
 type Verdict = BoxFuture<'static, lapin::Result<bool>>;
 
 impl Session for Intake {
-    async fn run(&self, connection: Arc<Connection>) -> Result<Infallible, String> {
-        let channel = connection.create_channel().await.map_err(|error| explain(&error))?;
-        topology::declare(&channel).await.map_err(|error| explain(&error))?;
-        let prefetch = channel.basic_qos(PREFETCH, BasicQosOptions::default()).await;
-        prefetch.map_err(|error| explain(&error))?;
+    type Begun = (Channel, Consumer);
+
+    async fn begin(&self, connection: Arc<Connection>) -> lapin::Result<(Channel, Consumer)> {
+        let channel = connection.create_channel().await?;
+        topology::declare(&channel).await?;
+        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let consume = channel.basic_consume(
             topology::REQUESTS.into(),
             "coordinator".into(),
             BasicConsumeOptions::default(),
             FieldTable::default(),
         );
-        let mut deliveries = consume.await.map_err(|error| explain(&error))?;
+        let deliveries = consume.await?;
+        Ok((channel, deliveries))
+    }
+
+    async fn run(&self, (_channel, mut deliveries): (Channel, Consumer)) -> Result<Infallible, String> {
         let mut verdicts: FuturesUnordered<Verdict> = FuturesUnordered::new();
         loop {
             tokio::select! {
