@@ -68,7 +68,8 @@ async fn no_hint_that_was_taken_is_lost_when_the_broker_ends() {
     server.script("kill", &[]).await;
     server.script("restart", &[]).await;
     more("hints flow after a kill").await;
-    until("a new site's hints are taken, too", async || bus.publish(new, Bytes::from_static(b"new")).await.is_ok()).await;
+    until("a new site's hints are taken, too", async || bus.publish(new, Bytes::from_static(b"new")).await.is_ok())
+        .await;
     server.script("restart", &[]).await;
     more("hints flow after a restart").await;
     drop(publishing);
