@@ -19,7 +19,7 @@ use lapin::{
     options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
 };
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use super::{
     super::{BusError, CoordinatorBus, Incoming},
@@ -75,13 +75,15 @@ impl RabbitCoordinatorBus {
     pub fn start(settings: &Settings, seams: &Seams) -> Result<Self, InvalidSettings> {
         let named = |what| Settings { name: format!("{} {what}", settings.name), ..settings.clone() };
         let intake = Unstarted::new(named("requests"), seams)?;
-        let publisher = Arc::new(Publisher::start(named("publishing"), seams)?);
+        let anew = Arc::new(Notify::new());
+        let publisher = Arc::new(Publisher::start(named("publishing"), Arc::clone(&anew), seams)?);
         let (waiting, counts) = (Arc::new(Waiting::default()), Arc::new(Counts::default()));
         let intake = intake.start(Intake {
             waiting: Arc::clone(&waiting),
             counts: Arc::clone(&counts),
             publisher: Arc::clone(&publisher),
             quarantining: Arc::new(Semaphore::new(QUARANTINING)),
+            anew,
             seams: seams.clone(),
         });
         Ok(Self { publisher, intake, waiting, counts, seams: seams.clone() })
@@ -168,6 +170,7 @@ struct Intake {
     counts: Arc<Counts>,
     publisher: Arc<Publisher>,
     quarantining: Arc<Semaphore>,
+    anew: Arc<Notify>,
     seams: Seams,
 }
 
@@ -200,6 +203,7 @@ impl Session for Intake {
                     Some(Err(error)) => return Err(explain(&error)),
                     None => return Err("the broker ended the consumer: the queue of requests is gone".to_owned()),
                 },
+                () = self.anew.notified() => return Err("the queue of requests was made anew".to_owned()),
                 Some(verdict) = verdicts.next() => {
                     verdict.map_err(|error| explain(&error))?;
                 }
@@ -210,6 +214,10 @@ impl Session for Intake {
 
 impl Intake {
     fn take(&self, mut delivery: Delivery) -> Verdict {
+        // Its queue has confirmed it: it is of no more use, whoever sent it.
+        if delivery.properties.kind().as_ref().is_some_and(|kind| kind.as_str() == topology::PROBE) {
+            return async move { delivery.acker.ack(BasicAckOptions::default()).await }.boxed();
+        }
         match self.read(&mut delivery) {
             Ok(asked) => {
                 if !self.waiting.offer(asked) {

@@ -32,6 +32,8 @@ const REFUSED: Duration = Duration::from_secs(30);
 const STOOD: Duration = Duration::from_secs(10);
 /// How often a connection is looked at, beside what it says by itself.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a session may take to begin: a broker that was just started is slow, and some queues must be made anew.
+const BEGIN: Duration = Duration::from_secs(30);
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -91,7 +93,7 @@ pub(super) trait Session: Send + Sync + 'static {
     /// Channels and consumers.
     type Begun: Send;
 
-    /// Declares and opens what it needs, within the limit of time.
+    /// Declares and opens what it needs, within a limit of time.
     fn begin(&self, connection: Arc<Connection>) -> impl Future<Output = lapin::Result<Self::Begun>> + Send;
 
     /// Ends with why it can't go on.
@@ -241,13 +243,13 @@ impl Shared {
         self.enter(LinkState::Connected { since: self.seams.clock.now(), blocked: None, last_error });
         tracing::info!(connection = self.settings.name, broker = %self.settings.address, "connected to the broker");
         let work = async {
-            match self.seams.timeout(limit, session.begin(Arc::clone(&connection))).await {
+            match self.seams.timeout(BEGIN, session.begin(Arc::clone(&connection))).await {
                 Some(Ok(begun)) => match session.run(begun).await {
                     Err(why) => why,
                     Ok(never) => match never {},
                 },
                 Some(Err(error)) => explain(&error),
-                None => format!("the broker made no channel, queue or consumer within {} s", limit.as_secs()),
+                None => format!("the broker made no channel, queue or consumer within {} s", BEGIN.as_secs()),
             }
         };
         let ended = tokio::select! {

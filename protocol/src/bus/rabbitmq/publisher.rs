@@ -16,7 +16,7 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::{FieldTable, ShortString},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
     super::BusError,
@@ -28,6 +28,13 @@ use crate::{ids::SiteId, seams::Seams};
 
 /// Messages that wait for their confirm at a time; more wait for their turn.
 const AT_ONCE: usize = 32;
+/// How long the queue of requests may take to confirm a message when the connection begins. One that doesn't is made anew, for
+/// the same reason as a site's queue (`SILENT`).
+const PROBE: Duration = Duration::from_secs(5);
+/// How often a hint that a queue refused is offered again, and after what time. A new queue (3.10) refuses for a moment, until
+/// it has a leader; a full one goes on to.
+const REFUSALS: u32 = 3;
+const REFUSED: Duration = Duration::from_millis(100);
 /// How long a queue that somebody deleted stays away. Were it there again at once, the broker (3.10) would move the old
 /// one's consumers to it, and deliver nothing to them; after this time they were ended, and begin anew.
 const DELETED: Duration = Duration::from_secs(1);
@@ -60,6 +67,8 @@ pub(super) struct Live {
 
 struct Publishing {
     live: watch::Sender<Option<Arc<Live>>>,
+    /// Rung when the queue of requests was made anew.
+    anew: Arc<Notify>,
     seams: Seams,
 }
 
@@ -78,7 +87,18 @@ impl Session for Publishing {
     async fn begin(&self, connection: Arc<Connection>) -> lapin::Result<Live> {
         let answers = connection.create_channel().await?;
         topology::declare(&answers).await?;
-        Ok(Live { connection, idle: Mutex::default(), declared: Mutex::default(), answers })
+        let live = Live { connection, idle: Mutex::default(), declared: Mutex::default(), answers };
+        let probe = BasicProperties::default().with_delivery_mode(1).with_type(topology::PROBE.into());
+        let probed = live.publish(topology::REQUESTS, &[], probe.with_expiration("1000".into()));
+        if self.seams.timeout(PROBE, probed).await.transpose()?.is_none() {
+            // What agents ask meanwhile, they ask again.
+            tracing::warn!("the queue of requests takes nothing: it is made anew");
+            live.answers.queue_delete(topology::REQUESTS.into(), QueueDeleteOptions::default()).await?;
+            self.seams.clock.sleep(DELETED).await;
+            topology::declare(&live.answers).await?;
+            self.anew.notify_one();
+        }
+        Ok(live)
     }
 
     async fn run(&self, live: Live) -> Result<Infallible, String> {
@@ -145,7 +165,13 @@ impl Live {
         if !self.declared().contains(&site) {
             self.declare(site).await?;
         }
-        let fate = self.publish(&topology::tasks(site), body, properties.clone()).await?;
+        let mut fate = self.publish(&topology::tasks(site), body, properties.clone()).await?;
+        for _ in 0..REFUSALS {
+            if fate == Fate::Refused {
+                seams.clock.sleep(REFUSED).await;
+                fate = self.publish(&topology::tasks(site), body, properties.clone()).await?;
+            }
+        }
         if fate != Fate::Returned {
             return Ok(fate);
         }
@@ -166,12 +192,13 @@ impl Live {
 }
 
 impl Publisher {
-    pub(super) fn start(settings: Settings, seams: &Seams) -> Result<Self, InvalidSettings> {
+    /// `anew` is rung when the queue of requests was made anew: whoever consumes it begins anew, too.
+    pub(super) fn start(settings: Settings, anew: Arc<Notify>, seams: &Seams) -> Result<Self, InvalidSettings> {
         let limit = settings.limit;
         let unstarted = Unstarted::new(settings, seams)?;
         let sender = watch::Sender::new(None);
         let live = sender.subscribe();
-        let link = unstarted.start(Publishing { live: sender, seams: seams.clone() });
+        let link = unstarted.start(Publishing { live: sender, anew, seams: seams.clone() });
         Ok(Self { link, live, turns: Semaphore::new(AT_ONCE), silent: Mutex::default(), seams: seams.clone(), limit })
     }
 
