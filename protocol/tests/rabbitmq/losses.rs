@@ -25,7 +25,9 @@ fn spawn(work: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<(
 async fn no_hint_that_was_taken_is_lost_when_the_broker_ends() {
     let server = Server::rough();
     let _alone = server.rough.lock().await;
-    let bus = Arc::new(coordinator(server));
+    let mut hasty = server.own_settings();
+    hasty.limit = Duration::from_secs(3);
+    let bus = Arc::new(RabbitCoordinatorBus::start(&hasty, &seams()).unwrap());
     let (site, settings) = server.site().await;
     let agent = Arc::new(agent(site, &settings));
     let (taken, seen) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(Mutex::new(BTreeSet::new())));
@@ -33,10 +35,12 @@ async fn no_hint_that_was_taken_is_lost_when_the_broker_ends() {
         let (bus, taken) = (Arc::clone(&bus), Arc::clone(&taken));
         spawn(async move {
             for number in 0u32.. {
-                if bus.publish(site, number.to_le_bytes().to_vec().into()).await.is_ok() {
-                    taken.lock().unwrap().insert(number);
-                } else {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                match bus.publish(site, number.to_le_bytes().to_vec().into()).await {
+                    Ok(()) => drop(taken.lock().unwrap().insert(number)),
+                    Err(error) => {
+                        tracing::debug!(%error, "not published");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
                 }
             }
         })
@@ -56,9 +60,16 @@ async fn no_hint_that_was_taken_is_lost_when_the_broker_ends() {
         until(what, async || taken.lock().unwrap().len() > before + 50).await;
     };
     more("hints flow").await;
+    // The broker (3.10) writes down that a queue is on this node within seconds: what was declared just before a loss
+    // of power may have to be made anew, and is empty then.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let (new, _) = server.site().await;
+    bus.publish(new, Bytes::from_static(b"new")).await.unwrap();
     server.script("kill", &[]).await;
     server.script("restart", &[]).await;
     more("hints flow after a kill").await;
+    until("a new site's hints are taken, too", async || bus.publish(new, Bytes::from_static(b"new")).await.is_ok())
+        .await;
     server.script("restart", &[]).await;
     more("hints flow after a restart").await;
     drop(publishing);
@@ -190,6 +201,7 @@ async fn requests_are_answered_again_after_their_queue_or_exchange_was_deleted()
         server.done(Method::DELETE, what, None).await;
         if what.starts_with("exchanges") {
             // Nothing at the coordinator's end notices: it declares at its next connection.
+            until("both are listed", async || server.connections("admin").await.len() == 2).await;
             for connection in server.connections("admin").await {
                 server.close_connection(&connection).await;
             }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/testbed/rabbitmq.sh");
 /// What must happen has happened by then.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(40);
 
 /// A node; ends when the test's process does, however that ends.
 pub struct Server {
@@ -59,6 +59,9 @@ pub fn seams() -> Seams {
 impl Server {
     fn start(options: &[&str]) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        // Said when a test fails, as RUST_LOG wants it.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("rabbitmq");
         let (child, said) = run(&place, options);

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use lapin::{
-    Acker, BasicProperties, Channel, Confirmation, Connection,
+    Acker, BasicProperties, Channel, Confirmation, Connection, Consumer,
     options::{
         BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions,
         ConfirmSelectOptions,
@@ -35,6 +35,9 @@ use crate::{ids::SiteId, seams::Seams, secret::Secret};
 const PREFETCH: u16 = 16;
 /// Requests whose taking over the broker has not yet confirmed, at most; more wait for their turn.
 const AT_ONCE: usize = 128;
+
+/// How long the end waits, when it is closed, for its last words about hints to go out.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How an agent's end is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,9 +142,12 @@ impl AgentBus for RabbitAgentBus {
     }
 
     async fn close(&self) {
-        self.hints.close();
-        self.requests.close();
         self.inbox.close();
+        self.requests.close();
+        // What was accepted shall not come again.
+        let mut unsaid = self.inbox.unsaid.subscribe();
+        let _ = self.seams.timeout(LAST_WORDS, unsaid.wait_for(|count| *count == 0)).await;
+        self.hints.close();
     }
 }
 
@@ -151,6 +157,8 @@ struct Inbox {
     held: Mutex<VecDeque<Held>>,
     rung: Notify,
     closed: CancellationToken,
+    /// Verdicts that the broker has not been told yet.
+    unsaid: watch::Sender<usize>,
 }
 
 struct Held {
@@ -170,7 +178,7 @@ impl Inbox {
         self.rung.notify_one();
     }
 
-    async fn next(&self) -> Option<Hint> {
+    async fn next(self: &Arc<Self>) -> Option<Hint> {
         loop {
             if self.closed.is_cancelled() {
                 return None;
@@ -185,13 +193,23 @@ impl Inbox {
             };
             if let Some(Held { bytes, acker, settle }) = taken {
                 // Where the session is over, the broker gives the hint to another.
-                return Some(Hint::new(bytes, move |verdict| drop(settle.send((acker, verdict)))));
+                let inbox = Arc::clone(self);
+                return Some(Hint::new(bytes, move |verdict| {
+                    inbox.unsaid.send_modify(|count| *count += 1);
+                    if settle.send((acker, verdict)).is_err() {
+                        inbox.said();
+                    }
+                }));
             }
             tokio::select! {
                 () = self.rung.notified() => {}
                 () = self.closed.cancelled() => return None,
             }
         }
+    }
+
+    fn said(&self) {
+        self.unsaid.send_modify(|count| *count = count.saturating_sub(1));
     }
 
     fn close(&self) {
@@ -212,18 +230,24 @@ struct Emptied<'a>(&'a Inbox);
 impl Drop for Emptied<'_> {
     fn drop(&mut self) {
         self.0.held().clear();
+        self.0.unsaid.send_replace(0);
     }
 }
 
 impl Session for Hints {
-    async fn run(&self, connection: Arc<Connection>) -> Result<Infallible, String> {
-        let channel = connection.create_channel().await.map_err(|error| explain(&error))?;
-        let prefetch = channel.basic_qos(PREFETCH, BasicQosOptions::default()).await;
-        prefetch.map_err(|error| explain(&error))?;
+    type Begun = (Channel, Consumer);
+
+    async fn begin(&self, connection: Arc<Connection>) -> lapin::Result<(Channel, Consumer)> {
+        let channel = connection.create_channel().await?;
+        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let queue = topology::tasks(self.site);
         let options = BasicConsumeOptions::default();
         let consume = channel.basic_consume(queue.as_str().into(), "agent".into(), options, FieldTable::default());
-        let mut deliveries = consume.await.map_err(|error| explain(&error))?;
+        let deliveries = consume.await?;
+        Ok((channel, deliveries))
+    }
+
+    async fn run(&self, (_channel, mut deliveries): (Channel, Consumer)) -> Result<Infallible, String> {
         let (settle, mut settled) = mpsc::unbounded_channel::<(Acker, Verdict)>();
         let mut words: FuturesUnordered<BoxFuture<'static, lapin::Result<bool>>> = FuturesUnordered::new();
         let _emptied = Emptied(&self.inbox);
@@ -235,7 +259,7 @@ impl Session for Hints {
                         self.inbox.put(Held { bytes, acker: delivery.acker, settle: settle.clone() });
                     }
                     Some(Err(error)) => return Err(explain(&error)),
-                    None => return Err(format!("the broker ended the consumer: the queue {queue} is gone")),
+                    None => return Err("the broker ended the consumer: the site's queue is gone".to_owned()),
                 },
                 Some((acker, verdict)) = settled.recv() => words.push(async move {
                     match verdict {
@@ -244,6 +268,7 @@ impl Session for Hints {
                     }
                 }.boxed()),
                 Some(word) = words.next() => {
+                    self.inbox.said();
                     word.map_err(|error| explain(&error))?;
                 }
             }
@@ -321,13 +346,19 @@ impl Drop for Asking<'_> {
 }
 
 impl Session for Requests {
-    async fn run(&self, connection: Arc<Connection>) -> Result<Infallible, String> {
-        let channel = connection.create_channel().await.map_err(|error| explain(&error))?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(|error| explain(&error))?;
+    type Begun = (Channel, Consumer);
+
+    async fn begin(&self, connection: Arc<Connection>) -> lapin::Result<(Channel, Consumer)> {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let without_acks = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let answers = FieldTable::default();
         let consume = channel.basic_consume(topology::REPLY_TO.into(), "answers".into(), without_acks, answers);
-        let mut answers = consume.await.map_err(|error| explain(&error))?;
+        let answers = consume.await?;
+        Ok((channel, answers))
+    }
+
+    async fn run(&self, (channel, mut answers): (Channel, Consumer)) -> Result<Infallible, String> {
         let (asker, mut asks) = mpsc::channel(AT_ONCE);
         let _asking = Asking(self);
         self.asking.send_replace(Some(asker));

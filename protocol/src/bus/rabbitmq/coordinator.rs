@@ -14,12 +14,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use lapin::{
-    Connection,
+    Channel, Connection, Consumer,
     message::Delivery,
     options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
 };
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use super::{
     super::{BusError, CoordinatorBus, Incoming},
@@ -75,13 +75,15 @@ impl RabbitCoordinatorBus {
     pub fn start(settings: &Settings, seams: &Seams) -> Result<Self, InvalidSettings> {
         let named = |what| Settings { name: format!("{} {what}", settings.name), ..settings.clone() };
         let intake = Unstarted::new(named("requests"), seams)?;
-        let publisher = Arc::new(Publisher::start(named("publishing"), seams)?);
+        let anew = Arc::new(Notify::new());
+        let publisher = Arc::new(Publisher::start(named("publishing"), Arc::clone(&anew), seams)?);
         let (waiting, counts) = (Arc::new(Waiting::default()), Arc::new(Counts::default()));
         let intake = intake.start(Intake {
             waiting: Arc::clone(&waiting),
             counts: Arc::clone(&counts),
             publisher: Arc::clone(&publisher),
             quarantining: Arc::new(Semaphore::new(QUARANTINING)),
+            anew,
             seams: seams.clone(),
         });
         Ok(Self { publisher, intake, waiting, counts, seams: seams.clone() })
@@ -173,6 +175,7 @@ struct Intake {
     counts: Arc<Counts>,
     publisher: Arc<Publisher>,
     quarantining: Arc<Semaphore>,
+    anew: Arc<Notify>,
     seams: Seams,
 }
 
@@ -180,18 +183,23 @@ struct Intake {
 type Verdict = BoxFuture<'static, lapin::Result<bool>>;
 
 impl Session for Intake {
-    async fn run(&self, connection: Arc<Connection>) -> Result<Infallible, String> {
-        let channel = connection.create_channel().await.map_err(|error| explain(&error))?;
-        topology::declare(&channel).await.map_err(|error| explain(&error))?;
-        let prefetch = channel.basic_qos(PREFETCH, BasicQosOptions::default()).await;
-        prefetch.map_err(|error| explain(&error))?;
+    type Begun = (Channel, Consumer);
+
+    async fn begin(&self, connection: Arc<Connection>) -> lapin::Result<(Channel, Consumer)> {
+        let channel = connection.create_channel().await?;
+        topology::declare(&channel).await?;
+        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let consume = channel.basic_consume(
             topology::REQUESTS.into(),
             "coordinator".into(),
             BasicConsumeOptions::default(),
             FieldTable::default(),
         );
-        let mut deliveries = consume.await.map_err(|error| explain(&error))?;
+        let deliveries = consume.await?;
+        Ok((channel, deliveries))
+    }
+
+    async fn run(&self, (_channel, mut deliveries): (Channel, Consumer)) -> Result<Infallible, String> {
         let mut verdicts: FuturesUnordered<Verdict> = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -200,6 +208,7 @@ impl Session for Intake {
                     Some(Err(error)) => return Err(explain(&error)),
                     None => return Err("the broker ended the consumer: the queue of requests is gone".to_owned()),
                 },
+                () = self.anew.notified() => return Err("the queue of requests was made anew".to_owned()),
                 Some(verdict) = verdicts.next() => {
                     verdict.map_err(|error| explain(&error))?;
                 }
@@ -210,6 +219,10 @@ impl Session for Intake {
 
 impl Intake {
     fn take(&self, mut delivery: Delivery) -> Verdict {
+        // Its queue has confirmed it: it is of no more use, whoever sent it.
+        if delivery.properties.kind().as_ref().is_some_and(|kind| kind.as_str() == topology::PROBE) {
+            return async move { delivery.acker.ack(BasicAckOptions::default()).await }.boxed();
+        }
         match self.read(&mut delivery) {
             Ok(asked) => {
                 if !self.waiting.offer(asked) {

@@ -25,13 +25,15 @@ use super::{
 use crate::{seams::Seams, secret::Secret, time::Timestamp};
 
 /// Between two attempts to connect, at first and at most.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Until a user that was refused is tried again, unless its password is renewed.
 const REFUSED: Duration = Duration::from_secs(30);
 /// A session that stood so long was a good one: the next pause is a short one again.
 const STOOD: Duration = Duration::from_secs(10);
 /// How often a connection is looked at, beside what it says by itself.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a session may take to begin: a broker that was just started is slow, and some queues must be made anew.
+const BEGIN: Duration = Duration::from_secs(30);
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -98,8 +100,14 @@ impl LinkState {
 /// What is done on a connection, from its beginning until something ends. Dropped when the connection is lost; what
 /// others see of it must go with it.
 pub(super) trait Session: Send + Sync + 'static {
+    /// Channels and consumers.
+    type Begun: Send;
+
+    /// Declares and opens what it needs, within a limit of time.
+    fn begin(&self, connection: Arc<Connection>) -> impl Future<Output = lapin::Result<Self::Begun>> + Send;
+
     /// Ends with why it can't go on.
-    fn run(&self, connection: Arc<Connection>) -> impl Future<Output = Result<Infallible, String>> + Send;
+    fn run(&self, begun: Self::Begun) -> impl Future<Output = Result<Infallible, String>> + Send;
 }
 
 /// A handle of one link; the task goes on until [`Link::close`].
@@ -244,14 +252,21 @@ impl Shared {
         let last_error = self.state.borrow().last_error();
         self.enter(LinkState::Connected { since: self.seams.clock.now(), blocked: None, last_error });
         tracing::info!(connection = self.settings.name, broker = %self.settings.address, "connected to the broker");
+        let work = async {
+            match self.seams.timeout(BEGIN, session.begin(Arc::clone(&connection))).await {
+                Some(Ok(begun)) => match session.run(begun).await {
+                    Err(why) => why,
+                    Ok(never) => match never {},
+                },
+                Some(Err(error)) => explain(&error),
+                None => format!("the broker made no channel, queue or consumer within {} s", BEGIN.as_secs()),
+            }
+        };
         let ended = tokio::select! {
             biased;
             () = self.stop.cancelled() => Ended::Stopped,
             ended = self.listen(&connection) => ended,
-            result = session.run(Arc::clone(&connection)) => match result {
-                Err(why) => Ended::Lost(why),
-                Ok(never) => match never {},
-            },
+            why = work => Ended::Lost(why),
         };
         // Whatever comes of it: the stream is cut behind it.
         let farewell = connection.close(200, "done".into());

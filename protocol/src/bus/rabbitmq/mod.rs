@@ -26,3 +26,27 @@ pub use address::{Address, InvalidSettings, Settings};
 pub use agent::{AgentState, RabbitAgentBus};
 pub use coordinator::{CoordinatorState, RabbitCoordinatorBus};
 pub use link::LinkState;
+
+use crate::seams::Seams;
+
+/// A connection with nothing on it, for tests and tools that do what no end of the bus does. It ends when dropped.
+pub struct Bare {
+    /// The library's.
+    pub connection: lapin::Connection,
+    _cut: transport::Cut,
+}
+
+impl Bare {
+    /// Connects once. Needs tokio's runtime.
+    pub async fn open(settings: &Settings, seams: &Seams) -> Result<Self, String> {
+        settings.check().map_err(|error| error.to_string())?;
+        let tls = transport::tls(settings).map_err(|error| error.to_string())?;
+        let opening = transport::open(settings, &settings.password, &tls, seams);
+        match seams.timeout(settings.limit, Box::pin(opening)).await {
+            Some(Ok(open)) => Ok(Self { connection: open.connection, _cut: open.cut }),
+            Some(Err(transport::NoConnection::Unreachable(why))) => Err(why),
+            Some(Err(transport::NoConnection::Library(error))) => Err(link::explain(&error)),
+            None => Err(format!("nobody speaks at {}", settings.address)),
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! confirmed in time is closed: nothing that comes later can be taken for another's.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -16,7 +16,7 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::{FieldTable, ShortString},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
     super::BusError,
@@ -28,6 +28,19 @@ use crate::{ids::SiteId, seams::Seams};
 
 /// Messages that wait for their confirm at a time; more wait for their turn.
 const AT_ONCE: usize = 32;
+/// How long the queue of requests may take to confirm a message when the connection begins. One that doesn't is made anew, for
+/// the same reason as a site's queue (`SILENT`).
+const PROBE: Duration = Duration::from_secs(5);
+/// How often a hint that a queue refused is offered again, and after what time. A new queue (3.10) refuses for a moment, until
+/// it has a leader; a full one goes on to.
+const REFUSALS: u32 = 3;
+const REFUSED: Duration = Duration::from_millis(100);
+/// How long a queue that somebody deleted stays away. Were it there again at once, the broker (3.10) would move the old
+/// one's consumers to it, and deliver nothing to them; after this time they were ended, and begin anew.
+const DELETED: Duration = Duration::from_secs(1);
+/// How often in a row a site's queue may fail to confirm in time before it is made anew. A broker that lost power within
+/// moments of the queue's declaration knows it and has no process for it: that one never speaks again.
+const SILENT: u32 = 2;
 /// How often the channel for answers is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -35,12 +48,14 @@ pub(super) struct Publisher {
     link: Link,
     live: watch::Receiver<Option<Arc<Live>>>,
     turns: Semaphore,
+    /// Sites whose queue didn't confirm in time, and how often in a row.
+    silent: Mutex<HashMap<SiteId, u32>>,
     seams: Seams,
     limit: Duration,
 }
 
 /// What there is while the connection stands.
-struct Live {
+pub(super) struct Live {
     connection: Arc<Connection>,
     /// Channels in confirm mode with nothing unconfirmed.
     idle: Mutex<Vec<Channel>>,
@@ -52,6 +67,8 @@ struct Live {
 
 struct Publishing {
     live: watch::Sender<Option<Arc<Live>>>,
+    /// Rung when the queue of requests was made anew.
+    anew: Arc<Notify>,
     seams: Seams,
 }
 
@@ -65,11 +82,28 @@ impl Drop for Shown<'_> {
 }
 
 impl Session for Publishing {
-    async fn run(&self, connection: Arc<Connection>) -> Result<Infallible, String> {
-        let answers = connection.create_channel().await.map_err(|error| explain(&error))?;
-        topology::declare(&answers).await.map_err(|error| explain(&error))?;
+    type Begun = Live;
+
+    async fn begin(&self, connection: Arc<Connection>) -> lapin::Result<Live> {
+        let answers = connection.create_channel().await?;
+        topology::declare(&answers).await?;
+        let live = Live { connection, idle: Mutex::default(), declared: Mutex::default(), answers };
+        let probe = BasicProperties::default().with_delivery_mode(1).with_type(topology::PROBE.into());
+        let probed = live.publish(topology::REQUESTS, &[], probe.with_expiration("1000".into()));
+        if self.seams.timeout(PROBE, probed).await.transpose()?.is_none() {
+            // What agents ask meanwhile, they ask again.
+            tracing::warn!("the queue of requests takes nothing: it is made anew");
+            live.answers.queue_delete(topology::REQUESTS.into(), QueueDeleteOptions::default()).await?;
+            self.seams.clock.sleep(DELETED).await;
+            topology::declare(&live.answers).await?;
+            self.anew.notify_one();
+        }
+        Ok(live)
+    }
+
+    async fn run(&self, live: Live) -> Result<Infallible, String> {
         let _shown = Shown(&self.live);
-        let live = Live { connection, idle: Mutex::default(), declared: Mutex::default(), answers: answers.clone() };
+        let answers = live.answers.clone();
         self.live.send_replace(Some(Arc::new(live)));
         // The connection's own end is the link's to notice.
         loop {
@@ -126,17 +160,24 @@ impl Live {
         Ok(fate)
     }
 
-    async fn hint(&self, site: SiteId, body: &[u8]) -> lapin::Result<Fate> {
+    async fn hint(&self, site: SiteId, body: &[u8], seams: &Seams) -> lapin::Result<Fate> {
         let properties = BasicProperties::default().with_delivery_mode(2);
         if !self.declared().contains(&site) {
             self.declare(site).await?;
         }
-        let fate = self.publish(&topology::tasks(site), body, properties.clone()).await?;
+        let mut fate = self.publish(&topology::tasks(site), body, properties.clone()).await?;
+        for _ in 0..REFUSALS {
+            if fate == Fate::Refused {
+                seams.clock.sleep(REFUSED).await;
+                fate = self.publish(&topology::tasks(site), body, properties.clone()).await?;
+            }
+        }
         if fate != Fate::Returned {
             return Ok(fate);
         }
         // Somebody deleted its queue.
         self.declared().remove(&site);
+        seams.clock.sleep(DELETED).await;
         self.declare(site).await?;
         self.publish(&topology::tasks(site), body, properties).await
     }
@@ -151,13 +192,14 @@ impl Live {
 }
 
 impl Publisher {
-    pub(super) fn start(settings: Settings, seams: &Seams) -> Result<Self, InvalidSettings> {
+    /// `anew` is rung when the queue of requests was made anew: whoever consumes it begins anew, too.
+    pub(super) fn start(settings: Settings, anew: Arc<Notify>, seams: &Seams) -> Result<Self, InvalidSettings> {
         let limit = settings.limit;
         let unstarted = Unstarted::new(settings, seams)?;
         let sender = watch::Sender::new(None);
         let live = sender.subscribe();
-        let link = unstarted.start(Publishing { live: sender, seams: seams.clone() });
-        Ok(Self { link, live, turns: Semaphore::new(AT_ONCE), seams: seams.clone(), limit })
+        let link = unstarted.start(Publishing { live: sender, anew, seams: seams.clone() });
+        Ok(Self { link, live, turns: Semaphore::new(AT_ONCE), silent: Mutex::default(), seams: seams.clone(), limit })
     }
 
     pub(super) fn state(&self) -> watch::Receiver<LinkState> {
@@ -206,7 +248,32 @@ impl Publisher {
 
     /// Offers a hint to a site.
     pub(super) async fn hint(&self, site: SiteId, body: &[u8]) -> Result<(), BusError> {
-        match self.within(async |live| live.hint(site, body).await).await? {
+        let began = self.seams.clock.monotonic();
+        let result = self.offer(site, body).await;
+        let silence = result.is_err()
+            && self.link.hindrance().is_none()
+            && self.seams.clock.monotonic().saturating_sub(began) >= self.limit;
+        let often = {
+            let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+            let often = if silence { silent.get(&site).copied().unwrap_or(0) + 1 } else { 0 };
+            if often == 0 || often >= SILENT {
+                silent.remove(&site)
+            } else {
+                silent.insert(site, often)
+            };
+            often
+        };
+        if often >= SILENT {
+            tracing::warn!(site.id = %site, "the site's queue doesn't take hints: it is made anew");
+            if let Err(error) = self.remove(site).await {
+                tracing::warn!(%error, site.id = %site, "it could not be deleted");
+            }
+        }
+        result
+    }
+
+    async fn offer(&self, site: SiteId, body: &[u8]) -> Result<(), BusError> {
+        match self.within(async |live| live.hint(site, body, &self.seams).await).await? {
             Fate::Taken => Ok(()),
             Fate::Returned => Err(BusError::Unavailable("the site's queue vanishes as soon as it is made".to_owned())),
             Fate::Refused => Err(BusError::Unavailable("too many hints wait at the site".to_owned())),

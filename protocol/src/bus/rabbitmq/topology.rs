@@ -25,6 +25,8 @@ pub const REQUESTS: &str = "requests";
 pub const QUARANTINE: &str = "quarantine";
 /// What is published there carries the reason under this name, if it was known.
 pub const REASON: &str = "x-ocopea-reason";
+/// The `type` of a message that says nothing: whether its queue confirms it is what its sender wants to know.
+pub(super) const PROBE: &str = "ocopea.probe";
 /// What the bound queue takes.
 const ALL_EVENTS: &str = "event.#";
 /// What an agent names as the way back of a request; the broker puts the real one in its place.
