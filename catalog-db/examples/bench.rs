@@ -151,7 +151,7 @@ fn kinds(ids: &[ImageId]) -> Vec<(&'static str, Box<dyn Fn(&mut Numbers) -> Imag
         ("of no site", Box::new(move |n| ImageSearch { site: Some(format!("nowhere-{}", n.below(20))), ..page() })),
         ("of a person", Box::new(move |n| ImageSearch { creator: Some(format!("person-{}", n.below(50))), ..page() })),
         (
-            "of an application at a site",
+            "at a site and of an application",
             Box::new(move |n| ImageSearch {
                 application: Some(format!("shop-{}", n.below(200))),
                 site: Some(format!("site-{}", n.below(20))),
