@@ -130,8 +130,10 @@ async fn fill(engine: &str, catalog: &Catalog, clock: &Moved, images: u64, seed:
     (team, ids)
 }
 
+type Asks<'a> = Box<dyn Fn(&mut Numbers) -> ImageSearch + 'a>;
+
 /// What is asked for, by name; another of the kind for every number.
-fn kinds(ids: &[ImageId]) -> Vec<(&'static str, Box<dyn Fn(&mut Numbers) -> ImageSearch + '_>)> {
+fn kinds(ids: &[ImageId]) -> Vec<(&'static str, Asks<'_>)> {
     let page = || ImageSearch { limit: PAGE, ..ImageSearch::default() };
     let words = move |text: Vec<String>| ImageSearch { text, ..page() };
     let label =
