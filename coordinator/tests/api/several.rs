@@ -629,3 +629,33 @@ async fn a_leader_frozen_before_it_renews_a_pin_makes_none_of_what_has_ended_sin
     assert!(frozen.lives() && !frozen.is_frozen());
     assert!(repository.pins().await.unwrap().is_empty(), "the pin is there again");
 }
+
+/// Nothing but the epoch stands between the thawed leader and the task that it found: nobody has given it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thawed_leader_is_refused_by_its_epoch_alone() {
+    let place = Place::new();
+    let mut frozen = Frozen::that_leads(&place, "leader.reap.found").await;
+    let server = place.coordinator().await;
+    let agent = agent(&[&server], "desk").await.remove(0);
+    let token = server.token(&server.actor, Role::Operator).await;
+    let begun = server.post("/api/v1/inspections", &token, &json!({"site": "desk", "namespace": "shop"})).await;
+    assert_eq!(begun.status, StatusCode::ACCEPTED, "{}", begun.body);
+    claim(&agent, 1).await.unwrap();
+    server.stop.cancel();
+    place.ask("UPDATE tasks SET lease_until = 1 WHERE state = 'claimed'");
+    until("it is frozen in the midst", 20, async || frozen.is_frozen()).await;
+    // Another one leads, and has not come to this task yet.
+    place.ask(
+        "UPDATE epochs SET epoch = epoch + 1, holder = gen_random_uuid(), \
+         lease_until = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + 20000 WHERE name = 'leader'",
+    );
+    let taken = Instant::now();
+    frozen.thaw();
+    while taken.elapsed() < Duration::from_secs(12) {
+        assert_eq!(place.ask("SELECT state || attempt FROM tasks"), "claimed1", "given back by one that doesn't lead");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(frozen.lives() && !frozen.is_frozen());
+    // That one's time is over: it leads again, and does what is to be done.
+    until("it is given back", 40, async || place.ask("SELECT state FROM tasks") == "ready").await;
+}
