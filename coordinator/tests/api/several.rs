@@ -96,11 +96,19 @@ async fn the_same_request_a_hundred_times_to_two_coordinators_is_one_operation()
     let (one, two) = tokio::join!(place.coordinator(), place.coordinator());
     let token = one.token(&one.actor, Role::Operator).await;
     for round in 0..3 {
-        let ask = |at: usize| {
-            let server = if at.is_multiple_of(2) { &one } else { &two };
-            let body = json!({"site": "desk", "namespace": format!("shop-{round}")});
-            let request = server.request("post", "/api/v1/saves", Some(&token)).json(&body);
-            server.ask(request.header("Idempotency-Key", format!("key {round}")))
+        let (one, two, token) = (&one, &two, &token);
+        let ask = |at: usize| async move {
+            let server = if at.is_multiple_of(2) { one } else { two };
+            loop {
+                let body = json!({"site": "desk", "namespace": format!("shop-{round}")});
+                let request = server.request("post", "/api/v1/saves", Some(token)).json(&body);
+                let answer = server.ask(request.header("Idempotency-Key", format!("key {round}"))).await;
+                // A machine that is busy with much else: asked again, as the answer says.
+                if answer.status != StatusCode::SERVICE_UNAVAILABLE {
+                    return answer;
+                }
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
         };
         let all = futures::future::join_all((0..100).map(ask)).await;
         let ids: Vec<_> = all.iter().map(|answer| answer.body["operation"].to_string()).collect();
