@@ -2,6 +2,7 @@
 # bench.sh [SECTION…]: measures against peers on this machine and writes the figures into docs/benchmarks.md, each
 # section between its own marks. One function `section_NAME` per section; without arguments all of them.
 #   ROUNDS=3 SEED=1 MEGABYTES=1000 GIGABYTES=8 SCALE=40 DATABASES=30 DOCUMENTS=100  how much is measured
+#   IMAGES=100000 PAGES=200                     images of the catalog, pages of each kind
 #   TREE=DIR                                    the repository's bench: copies of these files instead of made-up ones
 #   AS=NAME                                     the repository's figures as a section of this name beside the first
 #   BENCH_DIR=DIR                               where (its file system is what is measured; default: a new one in /tmp)
@@ -9,6 +10,7 @@ set -euo pipefail
 TOP=$(cd "$(dirname "$0")/.." && pwd)
 OUT=$TOP/docs/benchmarks.md
 ROUNDS=${ROUNDS:-3} MEGABYTES=${MEGABYTES:-1000} SEED=${SEED:-1} GIGABYTES=${GIGABYTES:-8}
+IMAGES=${IMAGES:-100000} PAGES=${PAGES:-200}
 SCALE=${SCALE:-40} DATABASES=${DATABASES:-30} DOCUMENTS=${DOCUMENTS:-100}
 PLACE=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/ocopea-bench.XXXXXX")
 trap 'rm -rf "$PLACE"' EXIT
@@ -189,6 +191,29 @@ row "$figures" "save, s (all collections at once)" ""
 row "$figures" "load, s (raw inserts)" ""
 row "$figures" "save of one collection, s (of four)" ""
 row "$figures" "memory beyond idle, MB" "")
+END
+}
+
+section_catalog() {
+    "$TOP/tests/testbed/prereqs.sh" bench
+    local when figures=$PLACE/figures bench what engine
+    when=$(stamp)
+    say "building the catalog's bench"
+    (cd "$TOP" && cargo build --quiet --release -p ocopea-catalog-db --example bench)
+    bench=${CARGO_TARGET_DIR:-$TOP/target}/release/examples/bench
+    say "pages of $IMAGES images, $PAGES of each kind"
+    "$bench" "$IMAGES" "$PAGES" "$SEED" > "$figures" || { cat "$figures" >&2; die "the bench failed"; }
+    put catalog <<END
+## Catalog: pages of $IMAGES images
+
+$when
+\`IMAGES=$IMAGES PAGES=$PAGES SEED=$SEED tests/bench.sh catalog\`: 100 images a page, as the API asks for them, $PAGES pages of each kind, each time for another application, label, word. The time of the 99th of 100 pages in ms, beside the most that it may be. PostgreSQL $(psql --version | cut -d' ' -f3) on the same machine, with \`pg_trgm\`, after \`ANALYZE\`.
+
+| pages | ms (99 %) | limit | ratio | floor | |
+|---|---|---|---|---|---|
+$(for engine in PostgreSQL SQLite; do
+    sed -n "s/^\($engine: .*\) [0-9.]* [0-9.]* [0-9.]*\$/\1/p" "$figures" | while read -r what; do row "$figures" "$what" "<=1"; done
+done)
 END
 }
 

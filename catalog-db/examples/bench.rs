@@ -130,8 +130,10 @@ async fn fill(engine: &str, catalog: &Catalog, clock: &Moved, images: u64, seed:
     (team, ids)
 }
 
+type Asks<'a> = Box<dyn Fn(&mut Numbers) -> ImageSearch + 'a>;
+
 /// What is asked for, by name; another of the kind for every number.
-fn kinds(ids: &[ImageId]) -> Vec<(&'static str, Box<dyn Fn(&mut Numbers) -> ImageSearch + '_>)> {
+fn kinds(ids: &[ImageId]) -> Vec<(&'static str, Asks<'_>)> {
     let page = || ImageSearch { limit: PAGE, ..ImageSearch::default() };
     let words = move |text: Vec<String>| ImageSearch { text, ..page() };
     let label =
@@ -151,7 +153,7 @@ fn kinds(ids: &[ImageId]) -> Vec<(&'static str, Box<dyn Fn(&mut Numbers) -> Imag
         ("of no site", Box::new(move |n| ImageSearch { site: Some(format!("nowhere-{}", n.below(20))), ..page() })),
         ("of a person", Box::new(move |n| ImageSearch { creator: Some(format!("person-{}", n.below(50))), ..page() })),
         (
-            "of an application at a site",
+            "at a site and of an application",
             Box::new(move |n| ImageSearch {
                 application: Some(format!("shop-{}", n.below(200))),
                 site: Some(format!("site-{}", n.below(20))),

@@ -23,9 +23,11 @@ on_both_engines! {
 
 async fn the_same_request_at_once_is_one_operation(world: &World) {
     let team = world.admin("one").await.team;
-    let asking = (0..10).map(|_| async {
+    let other = if world.catalog.is_shared() { world.again().await.unwrap() } else { world.catalog.clone() };
+    let asking = (0..100).map(async |number| {
         let operation = world.operation(team);
-        let transaction = world.catalog.begin().await?;
+        let catalog = if number % 2 == 0 { &world.catalog } else { &other };
+        let transaction = catalog.begin().await?;
         if let Some(known) = transaction.remember_request(team, "key", "save shop", operation.id).await? {
             return Ok(known);
         }

@@ -96,11 +96,19 @@ async fn the_same_request_a_hundred_times_to_two_coordinators_is_one_operation()
     let (one, two) = tokio::join!(place.coordinator(), place.coordinator());
     let token = one.token(&one.actor, Role::Operator).await;
     for round in 0..3 {
-        let ask = |at: usize| {
-            let server = if at.is_multiple_of(2) { &one } else { &two };
-            let body = json!({"site": "desk", "namespace": format!("shop-{round}")});
-            let request = server.request("post", "/api/v1/saves", Some(&token)).json(&body);
-            server.ask(request.header("Idempotency-Key", format!("key {round}")))
+        let (one, two, token) = (&one, &two, &token);
+        let ask = |at: usize| async move {
+            let server = if at.is_multiple_of(2) { one } else { two };
+            loop {
+                let body = json!({"site": "desk", "namespace": format!("shop-{round}")});
+                let request = server.request("post", "/api/v1/saves", Some(token)).json(&body);
+                let answer = server.ask(request.header("Idempotency-Key", format!("key {round}"))).await;
+                // A machine that is busy with much else: asked again, as the answer says.
+                if answer.status != StatusCode::SERVICE_UNAVAILABLE {
+                    return answer;
+                }
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
         };
         let all = futures::future::join_all((0..100).map(ask)).await;
         let ids: Vec<_> = all.iter().map(|answer| answer.body["operation"].to_string()).collect();
@@ -628,4 +636,34 @@ async fn a_leader_frozen_before_it_renews_a_pin_makes_none_of_what_has_ended_sin
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(frozen.lives() && !frozen.is_frozen());
     assert!(repository.pins().await.unwrap().is_empty(), "the pin is there again");
+}
+
+/// Nothing but the epoch stands between the thawed leader and the task that it found: nobody has given it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thawed_leader_is_refused_by_its_epoch_alone() {
+    let place = Place::new();
+    let mut frozen = Frozen::that_leads(&place, "leader.reap.found").await;
+    let server = place.coordinator().await;
+    let agent = agent(&[&server], "desk").await.remove(0);
+    let token = server.token(&server.actor, Role::Operator).await;
+    let begun = server.post("/api/v1/inspections", &token, &json!({"site": "desk", "namespace": "shop"})).await;
+    assert_eq!(begun.status, StatusCode::ACCEPTED, "{}", begun.body);
+    claim(&agent, 1).await.unwrap();
+    server.stop.cancel();
+    place.ask("UPDATE tasks SET lease_until = 1 WHERE state = 'claimed'");
+    until("it is frozen in the midst", 20, async || frozen.is_frozen()).await;
+    // Another one leads, and has not come to this task yet.
+    place.ask(
+        "UPDATE epochs SET epoch = epoch + 1, holder = gen_random_uuid(), \
+         lease_until = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + 20000 WHERE name = 'leader'",
+    );
+    let taken = Instant::now();
+    frozen.thaw();
+    while taken.elapsed() < Duration::from_secs(12) {
+        assert_eq!(place.ask("SELECT state || attempt FROM tasks"), "claimed1", "given back by one that doesn't lead");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(frozen.lives() && !frozen.is_frozen());
+    // That one's time is over: it leads again, and does what is to be done.
+    until("it is given back", 40, async || place.ask("SELECT state FROM tasks") == "ready").await;
 }
