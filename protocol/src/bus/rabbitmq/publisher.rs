@@ -210,13 +210,21 @@ impl Publisher {
         self.link.close();
     }
 
-    /// Does `act` on the connection as it stands, within the limit of time.
+    /// Does `act` on the connection as it stands, in its turn, within the limit of time.
     async fn within<T>(&self, act: impl AsyncFnOnce(&Live) -> lapin::Result<T>) -> Result<T, BusError> {
-        let acting = async {
+        self.bounded(async {
             let _turn = self.turns.acquire().await.map_err(|_| BusError::Closed)?;
-            let live = self.live().await?;
-            act(&live).await.map_err(|error| BusError::Unavailable(explain(&error)))
-        };
+            self.at_once(act).await
+        })
+        .await
+    }
+
+    async fn at_once<T>(&self, act: impl AsyncFnOnce(&Live) -> lapin::Result<T>) -> Result<T, BusError> {
+        let live = self.live().await?;
+        act(&live).await.map_err(|error| BusError::Unavailable(explain(&error)))
+    }
+
+    async fn bounded<T>(&self, acting: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
         match self.seams.timeout(self.limit, acting).await {
             Some(Err(error)) if self.link.hindrance() == Some(BusError::Closed) => {
                 tracing::debug!(%error, "the bus was closed meanwhile");
@@ -293,8 +301,10 @@ impl Publisher {
     pub(super) async fn answer(&self, to: ShortString, correlation: ShortString, body: &[u8]) -> Result<(), BusError> {
         let properties = BasicProperties::default().with_delivery_mode(1).with_correlation_id(correlation);
         let publish = BasicPublishOptions::default();
-        self.within(async |live| live.answers.basic_publish("".into(), to, publish, body, properties).await.map(drop))
-            .await
+        // It waits behind no hint.
+        let send = self
+            .at_once(async |live| live.answers.basic_publish("".into(), to, publish, body, properties).await.map(drop));
+        self.bounded(send).await
     }
 
     /// Makes sure that a site's queue is there.
