@@ -237,6 +237,18 @@ async fn a_task_that_is_hinted_twice_is_done_and_reported_once() {
 }
 
 #[tokio::test]
+async fn hints_that_nobody_can_read_keep_no_other_from_being_taken() {
+    let peer = Peer::new(2000, never);
+    let later = [b"OCPA".as_slice(), &(PROTOCOL_VERSION + 1).to_le_bytes(), &[1, 0]].concat();
+    for bytes in [later.as_slice(), b"OCPA", b"", b"no hint at all"] {
+        peer.bus.publish(peer.site, Bytes::copy_from_slice(bytes)).await.unwrap();
+    }
+    peer.publish(&peer.hint(TaskKind::Inspect)).await;
+    // No poll would find it.
+    until(&peer, doing(|_| async { Ok(TaskOutput::Done) }), limits(), |p| !outcomes(p).is_empty()).await;
+}
+
+#[tokio::test]
 async fn a_task_whose_hint_was_lost_is_found_by_polling() {
     let peer = Peer::new(2000, never);
     let hint = peer.hint(TaskKind::CopyData);

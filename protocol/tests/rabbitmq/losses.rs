@@ -150,6 +150,13 @@ async fn an_alarm_stops_publishing_only_and_says_so() {
     })
     .await;
     assert!(matches!(bus.state().publishing, LinkState::Connected { blocked: Some(_), .. }));
+    // One that connects meanwhile doesn't take the silence for a broken queue.
+    let taking = bus.state().requests;
+    let another = coordinator(server);
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert!(another.publish(site, Bytes::from_static(b"meanwhile")).await.is_err());
+    drop(another);
+    assert_eq!(bus.state().requests, taking);
     // More than the broker had sent before: its acknowledgements arrive.
     for number in 0..40u8 {
         let hint = soon("hints come during an alarm", agent.next_hint()).await.unwrap();

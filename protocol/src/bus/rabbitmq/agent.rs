@@ -248,9 +248,9 @@ impl Session for Hints {
     }
 
     async fn run(&self, (_channel, mut deliveries): (Channel, Consumer)) -> Result<Infallible, String> {
+        let _emptied = Emptied(&self.inbox);
         let (settle, mut settled) = mpsc::unbounded_channel::<(Acker, Verdict)>();
         let mut words: FuturesUnordered<BoxFuture<'static, lapin::Result<bool>>> = FuturesUnordered::new();
-        let _emptied = Emptied(&self.inbox);
         loop {
             tokio::select! {
                 delivery = deliveries.next() => match delivery {
@@ -359,8 +359,9 @@ impl Session for Requests {
     }
 
     async fn run(&self, (channel, mut answers): (Channel, Consumer)) -> Result<Infallible, String> {
-        let (asker, mut asks) = mpsc::channel(AT_ONCE);
+        // It goes last: what was handed over before is then known to be lost.
         let _asking = Asking(self);
+        let (asker, mut asks) = mpsc::channel(AT_ONCE);
         self.asking.send_replace(Some(asker));
         let mut confirms: FuturesUnordered<BoxFuture<'_, Result<(), String>>> = FuturesUnordered::new();
         loop {

@@ -50,3 +50,15 @@ impl Bare {
         }
     }
 }
+
+/// What comes through of a broker's bytes, for fuzzing.
+#[cfg(feature = "fuzzing")]
+pub fn guarded(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut guard = guard::Guard::default();
+    guard.take(bytes)?;
+    let (mut out, mut piece) = (Vec::new(), [0; 4096]);
+    while let count @ 1.. = guard.give(&mut piece) {
+        out.extend_from_slice(&piece[..count]);
+    }
+    Ok(out)
+}

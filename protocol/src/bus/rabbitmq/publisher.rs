@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -90,7 +90,9 @@ impl Session for Publishing {
         let live = Live { connection, idle: Mutex::default(), declared: Mutex::default(), answers };
         let probe = BasicProperties::default().with_delivery_mode(1).with_type(topology::PROBE.into());
         let probed = live.publish(topology::REQUESTS, &[], probe.with_expiration("1000".into()));
-        if self.seams.timeout(PROBE, probed).await.transpose()?.is_none() {
+        let silent = self.seams.timeout(PROBE, probed).await.transpose()?.is_none();
+        // During an alarm, the broker reads nothing.
+        if silent && !live.connection.status().blocked() {
             // What agents ask meanwhile, they ask again.
             tracing::warn!("the queue of requests takes nothing: it is made anew");
             live.answers.queue_delete(topology::REQUESTS.into(), QueueDeleteOptions::default()).await?;
@@ -210,13 +212,21 @@ impl Publisher {
         self.link.close();
     }
 
-    /// Does `act` on the connection as it stands, within the limit of time.
+    /// Does `act` on the connection as it stands, in its turn, within the limit of time.
     async fn within<T>(&self, act: impl AsyncFnOnce(&Live) -> lapin::Result<T>) -> Result<T, BusError> {
-        let acting = async {
+        self.bounded(async {
             let _turn = self.turns.acquire().await.map_err(|_| BusError::Closed)?;
-            let live = self.live().await?;
-            act(&live).await.map_err(|error| BusError::Unavailable(explain(&error)))
-        };
+            self.at_once(act).await
+        })
+        .await
+    }
+
+    async fn at_once<T>(&self, act: impl AsyncFnOnce(&Live) -> lapin::Result<T>) -> Result<T, BusError> {
+        let live = self.live().await?;
+        act(&live).await.map_err(|error| BusError::Unavailable(explain(&error)))
+    }
+
+    async fn bounded<T>(&self, acting: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
         match self.seams.timeout(self.limit, acting).await {
             Some(Err(error)) if self.link.hindrance() == Some(BusError::Closed) => {
                 tracing::debug!(%error, "the bus was closed meanwhile");
@@ -248,11 +258,12 @@ impl Publisher {
 
     /// Offers a hint to a site.
     pub(super) async fn hint(&self, site: SiteId, body: &[u8]) -> Result<(), BusError> {
-        let began = self.seams.clock.monotonic();
-        let result = self.offer(site, body).await;
-        let silence = result.is_err()
-            && self.link.hindrance().is_none()
-            && self.seams.clock.monotonic().saturating_sub(began) >= self.limit;
+        let sent = OnceLock::new();
+        let result = self.offer(site, body, &sent).await;
+        let waited = sent.get().map(|sent| self.seams.clock.monotonic().saturating_sub(*sent));
+        // Waiting for a turn says nothing about this site's queue.
+        let silence =
+            result.is_err() && self.link.hindrance().is_none() && waited.is_some_and(|waited| waited >= self.limit / 2);
         let often = {
             let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
             let often = if silence { silent.get(&site).copied().unwrap_or(0) + 1 } else { 0 };
@@ -272,8 +283,13 @@ impl Publisher {
         result
     }
 
-    async fn offer(&self, site: SiteId, body: &[u8]) -> Result<(), BusError> {
-        match self.within(async |live| live.hint(site, body, &self.seams).await).await? {
+    /// `sent` is set when its turn has come.
+    async fn offer(&self, site: SiteId, body: &[u8], sent: &OnceLock<Duration>) -> Result<(), BusError> {
+        let act = async |live: &Live| {
+            sent.get_or_init(|| self.seams.clock.monotonic());
+            live.hint(site, body, &self.seams).await
+        };
+        match self.within(act).await? {
             Fate::Taken => Ok(()),
             Fate::Returned => Err(BusError::Unavailable("the site's queue vanishes as soon as it is made".to_owned())),
             Fate::Refused => Err(BusError::Unavailable("too many hints wait at the site".to_owned())),
@@ -293,8 +309,10 @@ impl Publisher {
     pub(super) async fn answer(&self, to: ShortString, correlation: ShortString, body: &[u8]) -> Result<(), BusError> {
         let properties = BasicProperties::default().with_delivery_mode(1).with_correlation_id(correlation);
         let publish = BasicPublishOptions::default();
-        self.within(async |live| live.answers.basic_publish("".into(), to, publish, body, properties).await.map(drop))
-            .await
+        // It waits behind no hint.
+        let send = self
+            .at_once(async |live| live.answers.basic_publish("".into(), to, publish, body, properties).await.map(drop));
+        self.bounded(send).await
     }
 
     /// Makes sure that a site's queue is there.
