@@ -180,6 +180,11 @@ journey() {
   sleep 2; "$HERE/rabbitmq.sh" kill "$STATE/rabbitmq"; sleep 5; "$HERE/rabbitmq.sh" restart "$STATE/rabbitmq"
   finished "$op" "the restore"
 
+  say "the copy's logs, and a program in it, through an agent that dials out only"
+  run ocopea logs $COPY lets-chat | tail -2
+  [ "$(echo through and back | ocopea exec $COPY mongo -- cat)" = "through and back" ] || die "exec carries no input"
+  status=0; ocopea exec $COPY lets-chat -- /lets-chat no-such-command >/dev/null 2>&1 || status=$?
+  [ $status != 0 ] && [ $status != 6 ] || die "exec doesn't end with the program's status: $status"
   after=$(chat b $COPY count)
   [ "$before" = "$after" ] || die "the restored copy differs from what was saved" "before: $before" "after: $after"
   run ocopea save b/$COPY --name "the same, saved again" --label fleet=again

@@ -9,6 +9,7 @@
 #[cfg(test)]
 mod tests;
 
+mod sessions;
 mod speaker;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+pub use sessions::Begun;
 pub use speaker::Identity;
 use speaker::Speaker;
 
@@ -32,6 +34,7 @@ use ocopea_protocol::{
     ids::{InstanceId, TaskId},
     message::{Answer, Request, TaskHint},
     seams::Seams,
+    session::{Invitation, Wish},
     task::{Claimed, Outcome, Progress, TaskKind, TaskOutput, TaskSpec},
     trace::Trace,
 };
@@ -107,6 +110,9 @@ pub struct Job {
 pub trait Work: Send + Sync {
     /// Does one. Dropping the future must stop it from touching anything.
     async fn run(&self, job: Job, spec: TaskSpec) -> Result<TaskOutput, TaskFailure>;
+
+    /// Begins what a person wants to do by hand.
+    async fn session(&self, wish: Wish) -> Result<Begun, TaskFailure>;
 }
 
 struct AtSite(Arc<Site>);
@@ -116,6 +122,10 @@ impl Work for AtSite {
     async fn run(&self, job: Job, spec: TaskSpec) -> Result<TaskOutput, TaskFailure> {
         let Job { claimed, stop, progress, holder } = job;
         Task { site: Arc::clone(&self.0), claimed, stop, progress, holder }.run(spec).await
+    }
+
+    async fn session(&self, wish: Wish) -> Result<Begun, TaskFailure> {
+        sessions::begin(&self.0, wish).await
     }
 }
 
@@ -129,6 +139,7 @@ pub struct Worker {
     copies: Arc<Semaphore>,
     steps: Arc<Semaphore>,
     light: Arc<Semaphore>,
+    sessions: Arc<Semaphore>,
     taken: Mutex<HashSet<TaskId>>,
     running: TaskTracker,
     stop: CancellationToken,
@@ -182,6 +193,7 @@ impl Worker {
             copies: Arc::new(Semaphore::new(limits.copies)),
             steps: Arc::new(Semaphore::new(limits.steps)),
             light: Arc::new(Semaphore::new(limits.light)),
+            sessions: Arc::new(Semaphore::new(sessions::MOST)),
             seams,
             limits,
             taken: Mutex::default(),
@@ -252,6 +264,10 @@ impl Worker {
                         hint.accept();
                         self.take(opened.message);
                     }
+                    Err(EnvelopeError::Kind { .. }) if let Ok(opened) = open::<Invitation>(&hint.bytes) => {
+                        hint.accept();
+                        self.invited(opened.message);
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "a hint could not be read: it goes into quarantine");
                         hint.reject();
@@ -264,6 +280,18 @@ impl Worker {
                 }
             }
         }
+    }
+
+    fn invited(self: &Arc<Self>, invitation: Invitation) {
+        let Ok(permit) = Arc::clone(&self.sessions).try_acquire_owned() else {
+            return tracing::warn!(most = sessions::MOST, "no more sessions at a time: an invitation is passed over");
+        };
+        let worker = Arc::clone(self);
+        let attended = self.running.track_future(async move {
+            worker.attend_session(invitation).await;
+            drop(permit);
+        });
+        self.seams.spawner.spawn("worker.session", Box::pin(attended));
     }
 
     async fn polls(self: Arc<Self>) {

@@ -5,10 +5,8 @@ use std::{
     os::fd::AsFd,
 };
 
-use ocopea_coordinator::api::{
-    Problem,
-    exec::{END, ERRORS, INPUT, OUTPUT, PROTOCOL, SIZE, read_frame, write_frame},
-};
+use ocopea_coordinator::api::{Problem, exec::PROTOCOL};
+use ocopea_protocol::frames::{END, ERRORS, INPUT, OUTPUT, SIZE, read_frame, write_frame};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 

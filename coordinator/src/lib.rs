@@ -12,6 +12,7 @@ pub mod engine;
 pub mod metrics;
 pub mod plan;
 mod serve;
+pub mod sessions;
 pub mod tokens;
 pub mod vault;
 
@@ -43,6 +44,8 @@ pub struct Coordinator {
     agents: agents::Agents,
     /// Whether this coordinator leads.
     leadership: tokio::sync::watch::Sender<Option<background::leader::Leading>>,
+    /// What people do by hand at sites.
+    sessions: sessions::Sessions,
     /// What is measured; `None` where that could not be set up.
     metrics: Option<metrics::Metrics>,
     /// Counts commits: relay, runner and watchers look at once instead of at their next poll. Who looks while another
@@ -70,6 +73,7 @@ impl Coordinator {
             seams,
             agents: agents::Agents::default(),
             leadership: tokio::sync::watch::Sender::new(None),
+            sessions: sessions::Sessions::default(),
             metrics: metrics::Metrics::new().inspect_err(|error| tracing::error!(%error, "nothing is measured")).ok(),
             version: tokio::sync::watch::Sender::new(0),
         })

@@ -10,7 +10,7 @@ use ocopea_catalog_db::{
 };
 use ocopea_protocol::{
     bus::{BusError, Incoming},
-    envelope,
+    envelope::{self, Opened},
     failure::TaskFailure,
     identity::{self, IdentityError, PublicKey},
     ids::SiteId,
@@ -18,6 +18,7 @@ use ocopea_protocol::{
     message::{Answer, HolderOrder, Request, TaskHint},
     task::{Claimed, GivenCredentials, HolderState, Outcome, Progress, RestoreTarget, TaskKind, TaskSpec},
 };
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -48,10 +49,7 @@ pub(crate) fn start(coordinator: &Arc<Coordinator>, stop: &CancellationToken) {
                         let coordinator = Arc::clone(&coordinator);
                         spawner.spawn(
                             "serve.request",
-                            Box::pin(async move {
-                                coordinator.answer(incoming).await;
-                                drop(permit);
-                            }),
+                            Box::pin(async move { coordinator.answer(incoming, permit).await }),
                         );
                     }
                     Err(BusError::Closed) => return,
@@ -78,8 +76,13 @@ impl From<Answer> for Said {
 }
 
 impl Coordinator {
-    async fn answer(&self, incoming: Incoming) {
+    async fn answer(&self, incoming: Incoming, permit: OwnedSemaphorePermit) {
         let Said { answer, trace } = match envelope::open::<Request>(&incoming.request) {
+            // What waits for a person is bounded by the number of sessions.
+            Ok(Opened { message: message @ (Request::Push { .. } | Request::Pull { .. }), .. }) => {
+                drop(permit);
+                self.carried(incoming.site, &message).await.into()
+            }
             Ok(opened) => match self.handled(incoming.site, &opened.message).await {
                 Ok(said) => said,
                 Err(error) => {
@@ -96,6 +99,17 @@ impl Coordinator {
             // The asker may have given up waiting: it will ask again.
             Ok(sealed) => drop(incoming.reply.send(sealed)),
             Err(error) => tracing::error!(%error, "an answer can't be sent"),
+        }
+    }
+
+    /// A piece of a session. Whose it is was settled when it was attached to; its key did the rest.
+    async fn carried(&self, site: SiteId, request: &Request) -> Answer {
+        match request {
+            Request::Push { session, instance, number, sealed } => {
+                self.push(site, *session, *instance, *number, sealed).await
+            }
+            Request::Pull { session, instance, number } => self.pull(site, *session, *instance, *number).await,
+            _ => Answer::SignIn,
         }
     }
 
@@ -119,6 +133,9 @@ impl Coordinator {
                 claimed.instance
             }
             Request::Report(report) => report.instance,
+            Request::Attach { instance, .. } | Request::Begun { instance, .. } => *instance,
+            // Answered where they are read.
+            Request::Push { .. } | Request::Pull { .. } => return Ok(self.carried(site, request).await.into()),
         };
         let key = match self.agent(site, speaker).await? {
             Ok(key) => key,
@@ -135,8 +152,10 @@ impl Coordinator {
                 self.catalog.report_site(site, report).await?;
                 Answer::Recorded
             }
+            Request::Attach { session, instance } => self.attach(site, *session, *instance, &key)?,
+            Request::Begun { session, instance, failure } => self.begun(site, *session, *instance, failure.as_ref()),
             // Answered above.
-            Request::SignIn(_) | Request::Poll { .. } => Answer::SignIn,
+            Request::SignIn(_) | Request::Poll { .. } | Request::Push { .. } | Request::Pull { .. } => Answer::SignIn,
         };
         Ok(answer.into())
     }

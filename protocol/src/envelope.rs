@@ -12,6 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     message::{Answer, Request, TaskHint},
+    session::{Invitation, Opening},
     task::TaskSpec,
 };
 
@@ -84,6 +85,15 @@ impl Message for Answer {
 /// Travels sealed, inside of an answer.
 impl Message for TaskSpec {
     const KIND: u8 = 4;
+}
+
+impl Message for Invitation {
+    const KIND: u8 = 5;
+}
+
+/// Travels sealed, inside of an answer.
+impl Message for Opening {
+    const KIND: u8 = 6;
 }
 
 fn configuration() -> Configuration<LittleEndian, Varint, Limit<LONGEST>> {

@@ -22,8 +22,9 @@ use zeroize::Zeroizing;
 
 use crate::{
     envelope::{self, EnvelopeError},
-    ids::{InstanceId, SiteId},
+    ids::{InstanceId, SessionId, SiteId},
     secret::Secret32,
+    session::Opening,
     task::{Claimed, TaskSpec},
 };
 
@@ -31,6 +32,7 @@ use crate::{
 const SIGN_IN: &[u8] = b"ocopea sign-in 1\0";
 /// What a seal is for.
 const TASK: &[u8] = b"ocopea task 1";
+const SESSION: &[u8] = b"ocopea session 1";
 const SITE_SECRET: &[u8] = b"ocopea site secret 1";
 /// The longest name of a cluster that is taken.
 pub const LONGEST_CLUSTER: usize = 200;
@@ -199,6 +201,14 @@ impl Instance {
     }
 }
 
+impl Instance {
+    /// What a session is about that this instance attached to.
+    pub fn open_session(&self, session: SessionId, sealed: &Sealed) -> Result<Opening, IdentityError> {
+        let plain = open(&self.secret, SESSION, &bound_session(session, self.id), sealed)?;
+        Ok(envelope::open::<Opening>(&plain)?.message)
+    }
+}
+
 impl fmt::Debug for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Instance({}, {})", self.id, self.key)
@@ -246,6 +256,21 @@ fn open(
 pub fn seal_task(key: &PublicKey, claimed: &Claimed, spec: &TaskSpec) -> Result<Sealed, IdentityError> {
     let plain = envelope::seal(spec, "")?;
     seal(key, TASK, &bound(claimed), &plain)
+}
+
+fn bound_session(session: SessionId, instance: InstanceId) -> Vec<u8> {
+    [session.0.as_bytes().as_slice(), instance.0.as_bytes()].concat()
+}
+
+/// Seals what a session is about to the instance that attached to it.
+pub fn seal_opening(
+    key: &PublicKey,
+    session: SessionId,
+    instance: InstanceId,
+    opening: &Opening,
+) -> Result<Sealed, IdentityError> {
+    let plain = envelope::seal(opening, "")?;
+    seal(key, SESSION, &bound_session(session, instance), &plain)
 }
 
 /// A key pair that is made for one answer: what an enrolment gives back is sealed to it.

@@ -81,6 +81,8 @@ ids! {
     TaskId = "task";
     /// One process of an agent.
     InstanceId = "instance";
+    /// What somebody does by hand in an environment.
+    SessionId = "session";
     /// What lets sites enrol.
     EnrolmentKeyId = "enrolment key";
 }

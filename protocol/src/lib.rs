@@ -7,6 +7,7 @@
 pub mod bus;
 pub mod envelope;
 pub mod failure;
+pub mod frames;
 pub mod identity;
 pub mod ids;
 pub mod image;
@@ -16,6 +17,7 @@ pub mod names;
 pub mod plan;
 pub mod seams;
 pub mod secret;
+pub mod session;
 pub mod task;
 pub mod time;
 pub mod trace;

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    failure::TaskFailure,
     identity::{Sealed, SignIn},
-    ids::{InstanceId, TaskId},
+    ids::{InstanceId, SessionId, TaskId},
     task::{Claimed, HolderState, Outcome, Progress, TaskKind},
     time::Timestamp,
 };
@@ -67,6 +68,42 @@ pub enum Request {
     Report(Box<SiteReport>),
     /// "I am an agent of this site." Comes before everything else, and again when it is asked for.
     SignIn(Box<SignIn>),
+    /// "I took the invitation to this session."
+    Attach {
+        /// Which.
+        session: SessionId,
+        /// Who.
+        instance: InstanceId,
+    },
+    /// "It has begun", or why it can't.
+    Begun {
+        /// Which.
+        session: SessionId,
+        /// Who.
+        instance: InstanceId,
+        /// Why not.
+        failure: Option<TaskFailure>,
+    },
+    /// A piece from the cluster.
+    Push {
+        /// Of which session.
+        session: SessionId,
+        /// Who.
+        instance: InstanceId,
+        /// Counts the pieces of this direction, from 0.
+        number: u64,
+        /// See [`crate::session::Cipher`].
+        sealed: Vec<u8>,
+    },
+    /// "What is next for the cluster?" Answered when there is something, or after a while.
+    Pull {
+        /// Of which session.
+        session: SessionId,
+        /// Who.
+        instance: InstanceId,
+        /// The number of the piece that is wanted, from 0.
+        number: u64,
+    },
 }
 
 impl Request {
@@ -80,6 +117,10 @@ impl Request {
             Self::Poll { .. } => "poll",
             Self::Report(_) => "report",
             Self::SignIn(_) => "sign-in",
+            Self::Attach { .. } => "attach",
+            Self::Begun { .. } => "begun",
+            Self::Push { .. } => "push",
+            Self::Pull { .. } => "pull",
         }
     }
 }
@@ -126,6 +167,16 @@ pub enum Answer {
     Ended {
         /// Why.
         why: String,
+    },
+    /// The session is yours: its `Opening` in its envelope, sealed to the instance.
+    Attached {
+        /// The seal.
+        sealed: Sealed,
+    },
+    /// The piece that was asked for; `None`: there is none yet, ask again.
+    Piece {
+        /// See [`crate::session::Cipher`].
+        sealed: Option<Vec<u8>>,
     },
 }
 

@@ -31,6 +31,10 @@ impl Work for Scripted {
     async fn run(&self, job: Job, _spec: TaskSpec) -> Result<TaskOutput, TaskFailure> {
         (self.0)(job).await
     }
+
+    async fn session(&self, _: Wish) -> Result<Begun, TaskFailure> {
+        Err(TaskFailure::permanent("session.none", "can't begin", "this work has none"))
+    }
 }
 
 fn doing<F>(f: impl Fn(Job) -> F + Send + Sync + 'static) -> Arc<dyn Work>

@@ -9,13 +9,18 @@ use ocopea_agent::{
     access::Access,
     platform::{
         Platform,
-        interactive::{Interactive, Wish},
+        interactive::{self, Interactive},
         logs::LogWish,
     },
 };
-use ocopea_coordinator::api::{self, OpenConnection, SiteAccess};
-use ocopea_protocol::failure::TaskFailure;
+use ocopea_coordinator::{
+    Coordinator,
+    api::{self, OpenConnection, SiteAccess},
+    sessions::Session,
+};
+use ocopea_protocol::{failure::TaskFailure, frames::Started, session::Wish};
 use tokio::sync::Notify;
+use tokio_util::io::ReaderStream;
 
 /// Logs and ports of environments, through the sites' own clusters.
 pub(super) struct Local {
@@ -83,24 +88,27 @@ impl SiteAccess for Local {
         namespace: &str,
         query: &api::exec::ExecQuery,
         command: Vec<String>,
-    ) -> Result<api::exec::Started, TaskFailure> {
-        let wish = Wish { component: query.component.clone(), command, stdin: query.stdin, tty: query.tty };
+    ) -> Result<api::exec::Program, TaskFailure> {
+        let wish =
+            interactive::Wish { component: query.component.clone(), command, stdin: query.stdin, tty: query.tty };
         let Interactive { input, output, errors, size, ended } =
             self.platform(site)?.interactive(namespace, &wish).await?;
-        Ok(api::exec::Started { input, output, errors, size, ended })
+        Ok(api::exec::Program::Here(Started { input, output, errors, size, ended }))
     }
 }
 
-/// What a coordinator without agents of its own can do: nothing of the kind. Its agents dial out, and take tasks.
-pub(super) struct Elsewhere;
+/// Through agents elsewhere: they dial out, and are invited to a session.
+pub(super) struct Elsewhere {
+    pub(super) coordinator: Arc<Coordinator>,
+}
 
-fn not_here(site: &str, what: &str, how: &str) -> TaskFailure {
-    TaskFailure::permanent(
-        "site.elsewhere",
-        format!("can't {what} at site {site}"),
-        "its agents are elsewhere, and this coordinator has no way to its cluster",
-    )
-    .next(how)
+impl Elsewhere {
+    async fn open(&self, site: &str, wish: Wish) -> Result<Session, TaskFailure> {
+        let found = self.coordinator.catalog.site(site).await.map_err(|error| {
+            TaskFailure::retryable("site.catalog", format!("can't reach site {site}"), error).next("try again")
+        })?;
+        self.coordinator.open_session(found.id, site, wish).await
+    }
 }
 
 #[async_trait]
@@ -113,10 +121,12 @@ impl SiteAccess for Elsewhere {
         &self,
         site: &str,
         namespace: &str,
-        _: Option<&str>,
-        _: bool,
+        component: Option<&str>,
+        follow: bool,
     ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, TaskFailure> {
-        Err(not_here(site, "read logs", &format!("beside that cluster: kubectl -n {namespace} logs POD")))
+        let (namespace, component) = (namespace.to_owned(), component.map(str::to_owned));
+        let session = self.open(site, Wish::Logs { namespace, component, follow }).await?;
+        Ok(Box::pin(ReaderStream::new(session)))
     }
 
     async fn connect(
@@ -126,17 +136,28 @@ impl SiteAccess for Elsewhere {
         service: &str,
         port: u16,
     ) -> Result<OpenConnection, TaskFailure> {
-        let how = format!("beside that cluster: kubectl -n {namespace} port-forward service/{service} {port}:PORT");
-        Err(not_here(site, "open a connection", &how))
+        Err(TaskFailure::permanent(
+            "site.elsewhere",
+            format!("can't open a connection at site {site}"),
+            "its agents are elsewhere, and a connection would end at the coordinator's machine, not at yours",
+        )
+        .next(format!("beside that cluster: kubectl -n {namespace} port-forward service/{service} {port}:PORT")))
     }
 
     async fn exec(
         &self,
         site: &str,
         namespace: &str,
-        _: &api::exec::ExecQuery,
-        _: Vec<String>,
-    ) -> Result<api::exec::Started, TaskFailure> {
-        Err(not_here(site, "run a program", &format!("beside that cluster: kubectl -n {namespace} exec POD -- …")))
+        query: &api::exec::ExecQuery,
+        command: Vec<String>,
+    ) -> Result<api::exec::Program, TaskFailure> {
+        let wish = Wish::Exec {
+            namespace: namespace.to_owned(),
+            component: query.component.clone(),
+            command,
+            stdin: query.stdin,
+            tty: query.tty,
+        };
+        Ok(api::exec::Program::Elsewhere(Box::new(self.open(site, wish).await?)))
     }
 }

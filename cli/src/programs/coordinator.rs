@@ -322,7 +322,7 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
     }
     let router = api::router(api::State {
         coordinator: Arc::clone(&coordinator),
-        access: Arc::new(Elsewhere),
+        access: Arc::new(Elsewhere { coordinator: Arc::clone(&coordinator) }),
         keys: Arc::new(KeyFile(settings.repository_key.clone())),
         broker: Some(broker.sites()),
     });

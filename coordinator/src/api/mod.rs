@@ -69,7 +69,7 @@ pub trait SiteAccess: Send + Sync {
         namespace: &str,
         query: &exec::ExecQuery,
         command: Vec<String>,
-    ) -> Result<exec::Started, TaskFailure>;
+    ) -> Result<exec::Program, TaskFailure>;
 }
 
 /// Where the repository's keys are kept, beside the repository.

@@ -11,6 +11,7 @@ mod access;
 mod agents;
 mod requests;
 mod server;
+mod sessions;
 mod several;
 
 #[path = "../../../agent/tests/support/postgres.rs"]

@@ -31,7 +31,7 @@ impl SiteAccess for NoSites {
         Err(absent())
     }
 
-    async fn exec(&self, _: &str, _: &str, _: &exec::ExecQuery, _: Vec<String>) -> Result<exec::Started, TaskFailure> {
+    async fn exec(&self, _: &str, _: &str, _: &exec::ExecQuery, _: Vec<String>) -> Result<exec::Program, TaskFailure> {
         Err(absent())
     }
 }

@@ -7,6 +7,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use uuid::Uuid;
+
 use crate::ids::SiteId;
 
 pub mod conformance;
@@ -35,6 +37,11 @@ pub trait CoordinatorBus: Send + Sync {
 
     /// The next request of any agent. `Err(Closed)` ends the loop.
     async fn next_request(&self) -> Result<Incoming, BusError>;
+
+    /// By what agents send a request to this coordinator and to no other; `None` where there is only one.
+    fn address(&self) -> Option<Uuid> {
+        None
+    }
 
     /// Why nothing goes out or comes in now, for people; `None` when all is well.
     fn trouble(&self) -> Option<String> {
@@ -108,6 +115,12 @@ pub trait AgentBus: Send + Sync {
 
     /// Asks the coordinator and waits for its answer, at most `patience_ms`.
     async fn request(&self, request: Bytes, patience_ms: u64) -> Result<Bytes, BusError>;
+
+    /// Asks the coordinator of that address, and no other.
+    async fn request_of(&self, coordinator: Option<Uuid>, request: Bytes, patience_ms: u64) -> Result<Bytes, BusError> {
+        let _ = coordinator;
+        self.request(request, patience_ms).await
+    }
 
     /// Ends it, for good: everything that waits on it, and all that is asked of it later, is told `Closed`.
     async fn close(&self);

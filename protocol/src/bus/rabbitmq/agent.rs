@@ -11,6 +11,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use uuid::Uuid;
+
 use lapin::{
     Acker, BasicProperties, Channel, Confirmation, Connection, Consumer,
     options::{
@@ -109,14 +111,14 @@ impl RabbitAgentBus {
         }
     }
 
-    async fn exchange(&self, request: Bytes, patience_ms: u64) -> Result<Bytes, BusError> {
+    async fn exchange(&self, to: Option<Uuid>, request: Bytes, patience_ms: u64) -> Result<Bytes, BusError> {
         let asker = self.asker().await?;
         let mut random = [0u8; 16];
         self.seams.entropy.fill(&mut random);
         let correlation = hex::encode(random);
         let (done, answer) = oneshot::channel();
         let _asked = self.pending.enter(&correlation, done);
-        let ask = Ask { correlation, request, patience_ms };
+        let ask = Ask { correlation, to, request, patience_ms };
         let lost = || BusError::Unavailable("the connection to the broker was lost".to_owned());
         asker.send(ask).await.map_err(|_| lost())?;
         drop(asker);
@@ -131,8 +133,12 @@ impl AgentBus for RabbitAgentBus {
     }
 
     async fn request(&self, request: Bytes, patience_ms: u64) -> Result<Bytes, BusError> {
+        self.request_of(None, request, patience_ms).await
+    }
+
+    async fn request_of(&self, coordinator: Option<Uuid>, request: Bytes, patience_ms: u64) -> Result<Bytes, BusError> {
         too_long(&request)?;
-        let exchange = self.exchange(request, patience_ms);
+        let exchange = self.exchange(coordinator, request, patience_ms);
         match self.seams.timeout(Duration::from_millis(patience_ms), exchange).await {
             Some(Err(_)) if self.requests.hindrance() == Some(BusError::Closed) => Err(BusError::Closed),
             Some(result) => result,
@@ -279,6 +285,8 @@ impl Session for Hints {
 /// A request on its way.
 struct Ask {
     correlation: String,
+    /// To one coordinator alone.
+    to: Option<Uuid>,
     request: Bytes,
     patience_ms: u64,
 }
@@ -385,7 +393,7 @@ impl Session for Requests {
 
 impl Requests {
     async fn ask(&self, channel: &Channel, ask: Ask) -> Result<(), String> {
-        let Ask { correlation, request, patience_ms } = ask;
+        let Ask { correlation, to, request, patience_ms } = ask;
         let id = ShortString::try_new(correlation.as_str()).map_err(|error| error.to_string())?;
         let user = ShortString::try_new(self.user.as_str()).map_err(|error| error.to_string())?;
         let properties = BasicProperties::default()
@@ -395,7 +403,7 @@ impl Requests {
             .with_correlation_id(id)
             .with_expiration(patience_ms.to_string().into());
         let mandatory = BasicPublishOptions { mandatory: true, immediate: false };
-        let key = topology::request_key(self.site);
+        let key = topology::request_key(self.site, to);
         let publish = channel.basic_publish(topology::EVENTS.into(), key.into(), mandatory, &request, properties);
         let confirm = publish.await.map_err(|error| explain(&error))?;
         let unavailable = |why: &str| Err(BusError::Unavailable(why.to_owned()));

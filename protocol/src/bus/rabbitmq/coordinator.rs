@@ -13,6 +13,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use uuid::Uuid;
+
 use lapin::{
     Channel, Connection, Consumer,
     message::Delivery,
@@ -63,6 +65,8 @@ pub struct CoordinatorState {
 
 /// The coordinator's end of the bus on RabbitMQ.
 pub struct RabbitCoordinatorBus {
+    /// What the own queue of its connection is called by.
+    own: watch::Receiver<Uuid>,
     publisher: Arc<Publisher>,
     intake: Link,
     waiting: Arc<Waiting>,
@@ -78,7 +82,9 @@ impl RabbitCoordinatorBus {
         let anew = Arc::new(Notify::new());
         let publisher = Arc::new(Publisher::start(named("publishing"), Arc::clone(&anew), seams)?);
         let (waiting, counts) = (Arc::new(Waiting::default()), Arc::new(Counts::default()));
+        let (naming, own) = watch::channel(seams.uuid());
         let intake = intake.start(Intake {
+            own: naming,
             waiting: Arc::clone(&waiting),
             counts: Arc::clone(&counts),
             publisher: Arc::clone(&publisher),
@@ -86,7 +92,7 @@ impl RabbitCoordinatorBus {
             anew,
             seams: seams.clone(),
         });
-        Ok(Self { publisher, intake, waiting, counts, seams: seams.clone() })
+        Ok(Self { own, publisher, intake, waiting, counts, seams: seams.clone() })
     }
 
     /// How it is doing.
@@ -125,6 +131,10 @@ impl CoordinatorBus for RabbitCoordinatorBus {
     async fn publish(&self, site: SiteId, hint: Bytes) -> Result<(), BusError> {
         too_long(&hint)?;
         self.publisher.hint(site, &hint).await
+    }
+
+    fn address(&self) -> Option<Uuid> {
+        Some(*self.own.borrow())
     }
 
     fn trouble(&self) -> Option<String> {
@@ -171,6 +181,8 @@ pub(super) fn too_long(message: &[u8]) -> Result<(), BusError> {
 
 /// Takes requests from the broker.
 struct Intake {
+    /// What this connection's own queue is called by. A connection that was lost may hold its queue for a while.
+    own: watch::Sender<Uuid>,
     waiting: Arc<Waiting>,
     counts: Arc<Counts>,
     publisher: Arc<Publisher>,
@@ -183,11 +195,14 @@ struct Intake {
 type Verdict = BoxFuture<'static, lapin::Result<bool>>;
 
 impl Session for Intake {
-    type Begun = (Channel, Consumer);
+    type Begun = (Channel, [Consumer; 2]);
 
-    async fn begin(&self, connection: Arc<Connection>) -> lapin::Result<(Channel, Consumer)> {
+    async fn begin(&self, connection: Arc<Connection>) -> lapin::Result<(Channel, [Consumer; 2])> {
         let channel = connection.create_channel().await?;
         topology::declare(&channel).await?;
+        let own = self.seams.uuid();
+        topology::declare_own(&channel, own).await?;
+        self.own.send_replace(own);
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let consume = channel.basic_consume(
             topology::REQUESTS.into(),
@@ -196,10 +211,19 @@ impl Session for Intake {
             FieldTable::default(),
         );
         let deliveries = consume.await?;
-        Ok((channel, deliveries))
+        let own = topology::own(own);
+        let consume = channel.basic_consume(
+            own.as_str().into(),
+            "own".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let own = consume.await?;
+        Ok((channel, [deliveries, own]))
     }
 
-    async fn run(&self, (_channel, mut deliveries): (Channel, Consumer)) -> Result<Infallible, String> {
+    async fn run(&self, (_channel, consumers): (Channel, [Consumer; 2])) -> Result<Infallible, String> {
+        let [mut deliveries, mut own] = consumers;
         let mut verdicts: FuturesUnordered<Verdict> = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -207,6 +231,11 @@ impl Session for Intake {
                     Some(Ok(delivery)) => verdicts.push(self.take(delivery)),
                     Some(Err(error)) => return Err(explain(&error)),
                     None => return Err("the broker ended the consumer: the queue of requests is gone".to_owned()),
+                },
+                delivery = own.next() => match delivery {
+                    Some(Ok(delivery)) => verdicts.push(self.take(delivery)),
+                    Some(Err(error)) => return Err(explain(&error)),
+                    None => return Err("the broker ended the consumer: this coordinator's queue is gone".to_owned()),
                 },
                 () = self.anew.notified() => return Err("the queue of requests was made anew".to_owned()),
                 Some(verdict) = verdicts.next() => {

@@ -1,7 +1,8 @@
 //! Exchanges, queues, users and rights: every name and every number is here.
 //!
 //! ```text
-//! agent ── event.SITE.request ──> events (topic) ── event.# ──> requests ──> coordinator
+//! agent ── event.SITE.request ──> events (topic) ── event.*.request ──> requests ──> any coordinator
+//! agent ── event.SITE.to.ID ──> events (topic) ── event.*.to.ID ──> coordinator.ID ──> that coordinator alone
 //! coordinator ── default exchange ──> tasks.SITE ──> agents of the site
 //! coordinator ── default exchange ──> the asker's amq.rabbitmq.reply-to.…
 //! tasks.SITE, requests ── rejected, or delivered too often ──> quarantine
@@ -14,6 +15,8 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use serde_json::{Map, Value};
+
+use uuid::Uuid;
 
 use crate::ids::SiteId;
 
@@ -28,7 +31,7 @@ pub const REASON: &str = "x-ocopea-reason";
 /// The `type` of a message that says nothing: whether its queue confirms it is what its sender wants to know.
 pub(super) const PROBE: &str = "ocopea.probe";
 /// What the bound queue takes.
-const ALL_EVENTS: &str = "event.#";
+const ALL_EVENTS: &str = "event.*.request";
 /// What an agent names as the way back of a request; the broker puts the real one in its place.
 pub(super) const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
@@ -60,8 +63,16 @@ pub fn site_of(name: &str) -> Option<SiteId> {
 }
 
 /// What a site's requests are published under.
-pub(super) fn request_key(site: SiteId) -> String {
-    format!("event.{site}.request")
+pub(super) fn request_key(site: SiteId, coordinator: Option<Uuid>) -> String {
+    match coordinator {
+        None => format!("event.{site}.request"),
+        Some(coordinator) => format!("event.{site}.to.{coordinator}"),
+    }
+}
+
+/// The queue of one coordinator alone: it goes with its connection.
+pub(super) fn own(coordinator: Uuid) -> String {
+    format!("coordinator.{coordinator}")
 }
 
 /// What a site's user may do: regular expressions, as the broker takes them.
@@ -162,6 +173,21 @@ pub(super) async fn declare(channel: &Channel) -> lapin::Result<()> {
     declare_queue(channel, REQUESTS, requests_arguments()).await?;
     let bind = QueueBindOptions::default();
     channel.queue_bind(REQUESTS.into(), EVENTS.into(), ALL_EVENTS.into(), bind, FieldTable::default()).await
+}
+
+/// Makes the queue of one coordinator alone, on the connection that it goes with.
+pub(super) async fn declare_own(channel: &Channel, coordinator: Uuid) -> lapin::Result<()> {
+    let name = own(coordinator);
+    let passing = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+    let arguments = table(vec![
+        ("x-max-length", Argument::Number(WAITING_REQUESTS)),
+        ("x-max-length-bytes", Argument::Number(64 << 20)),
+        ("x-overflow", Argument::Text("reject-publish")),
+    ]);
+    channel.queue_declare(name.as_str().into(), passing, arguments).await?;
+    let key = format!("event.*.to.{coordinator}");
+    let bind = QueueBindOptions::default();
+    channel.queue_bind(name.as_str().into(), EVENTS.into(), key.as_str().into(), bind, FieldTable::default()).await
 }
 
 /// Makes sure that a site's queue is there.
