@@ -27,7 +27,7 @@ pub(super) fn log_to_stderr() -> Result<(), Failure> {
 }
 
 fn filter() -> EnvFilter {
-    EnvFilter::try_from_env("OCOPEA_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,kube=warn,lapin=warn"))
+    EnvFilter::try_from_env("OCOPEA_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,kube=warn,lapin=off"))
 }
 
 /// Where a log begins anew; the one before is kept beside it.
