@@ -8,11 +8,18 @@ use std::{
 use bytes::Bytes;
 use ocopea_protocol::{
     bus::{CoordinatorBus, in_process::InProcessBus},
-    identity::{PublicKey, SiteKey, seal_task},
-    ids::{InstanceId, OperationId, SiteId},
+    frames::{END, INPUT, OUTPUT, Started, read_frame, write_frame},
+    identity::{PublicKey, SiteKey, seal_opening, seal_task},
+    ids::{InstanceId, OperationId, SessionId, SiteId},
     message::HolderOrder,
     names::Namespace,
+    secret::Secret32,
+    session::{Cipher, Direction, Opening},
     task::{HolderState, Source},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
 };
 
 use super::*;
@@ -32,8 +39,23 @@ impl Work for Scripted {
         (self.0)(job).await
     }
 
-    async fn session(&self, _: Wish) -> Result<Begun, TaskFailure> {
-        Err(TaskFailure::permanent("session.none", "can't begin", "this work has none"))
+    async fn session(&self, wish: Wish) -> Result<Begun, TaskFailure> {
+        let Wish::Exec { command, .. } = wish else {
+            return Err(TaskFailure::permanent("session.none", "can't show logs", "this work has none"));
+        };
+        // Says its name, then in capitals what it is told; its status is how many bytes that were.
+        let (input, mut told) = tokio::io::duplex(1024);
+        let (mut says, output) = tokio::io::duplex(1024);
+        let (done, ended) = oneshot::channel();
+        tokio::spawn(async move {
+            says.write_all(command[0].as_bytes()).await.unwrap();
+            let mut all = Vec::new();
+            told.read_to_end(&mut all).await.unwrap();
+            says.write_all(&all.to_ascii_uppercase()).await.unwrap();
+            done.send(Ok(i32::try_from(all.len()).unwrap())).unwrap();
+        });
+        let (input, output) = (Some(Box::new(input) as _), Box::new(output));
+        Ok(Begun::Program(Started { input, output, errors: None, size: None, ended }))
     }
 }
 
@@ -142,7 +164,11 @@ impl Peer {
             Request::Heartbeat { .. } => Answer::Continue { lease_ms: self.lease_ms, holder: HolderOrder::Wait },
             Request::Finish { .. } | Request::HandBack { .. } => Answer::Recorded,
             Request::Poll { .. } => Answer::Tasks(self.polled.lock().unwrap().drain(..).collect()),
-            Request::Report(_) => return None,
+            Request::Report(_)
+            | Request::Attach { .. }
+            | Request::Begun { .. }
+            | Request::Push { .. }
+            | Request::Pull { .. } => return None,
         })
     }
 }
@@ -473,4 +499,99 @@ async fn an_agent_whose_word_no_longer_counts_drops_what_it_does_and_goes_on_as_
     let instances = signed_in(&peer);
     assert_ne!(instances[0], instances[1]);
     assert!(outcomes(&peer).is_empty(), "what it did is another's now");
+}
+
+/// Plays the coordinator of one session; what the agent pushes comes out at the other end.
+fn desk(
+    wish: Wish,
+    pieces: Vec<Vec<u8>>,
+    pushed: mpsc::UnboundedSender<Vec<u8>>,
+) -> impl Fn(&Request, usize) -> Option<Answer> {
+    let key = Secret32([7; 32]);
+    let cipher = Cipher::new(&key).unwrap();
+    let agent = Mutex::new(None);
+    let pieces = Mutex::new((0, VecDeque::from(pieces)));
+    move |request, number| {
+        match request {
+            Request::SignIn(sign_in) => {
+                *agent.lock().unwrap() = Some(sign_in.key);
+                None
+            }
+            Request::Attach { session, instance } => {
+                let opening = Opening { wish: wish.clone(), key: key.clone() };
+                let agent = agent.lock().unwrap().unwrap();
+                Some(Answer::Attached { sealed: seal_opening(&agent, *session, *instance, &opening).unwrap() })
+            }
+            Request::Begun { .. } => Some(Answer::Recorded),
+            // Every other answer is lost on its way.
+            Request::Push { number: piece, sealed, .. } => {
+                let opened = cipher.open(Direction::Up, *piece, sealed).unwrap();
+                if number % 2 == 0 {
+                    return Some(Answer::TryLater { why: "the test wants it so".to_owned() });
+                }
+                pushed.send(opened).unwrap();
+                Some(Answer::Recorded)
+            }
+            Request::Pull { number, .. } => {
+                let (given, left) = &mut *pieces.lock().unwrap();
+                assert_eq!(*number, *given);
+                let piece = left.pop_front();
+                *given += u64::from(piece.is_some());
+                let sealed = piece.map(|piece| cipher.seal(Direction::Down, *number, &piece).unwrap());
+                Some(Answer::Piece { sealed })
+            }
+            _ => None,
+        }
+    }
+}
+
+async fn invite(peer: &Arc<Peer>) {
+    let invitation = Invitation { session: SessionId::generate(&peer.seams), coordinator: None };
+    peer.bus.publish(peer.site, seal(&invitation, "").unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_carries_a_programs_input_output_and_end_though_answers_are_lost() {
+    let mut input = Vec::new();
+    write_frame(&mut input, INPUT, b"said twice").await.unwrap();
+    write_frame(&mut input, INPUT, b"").await.unwrap();
+    let pieces = input.chunks(5).map(<[u8]>::to_vec).collect();
+    let (command, component, namespace) = (vec!["echo ".to_owned()], None, "shop".to_owned());
+    let wish = Wish::Exec { namespace, component, command, stdin: true, tty: false };
+    let (pushed, mut got) = mpsc::unbounded_channel();
+    let peer = Peer::new(2000, desk(wish, pieces, pushed));
+    invite(&peer).await;
+    let all = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&all);
+    let got = Mutex::new(move || {
+        while let Ok(piece) = got.try_recv() {
+            seen.lock().unwrap().push(piece);
+        }
+    });
+    until(&peer, doing(|_| async { Ok(TaskOutput::Done) }), limits(), |_| {
+        (got.lock().unwrap())();
+        all.lock().unwrap().last().is_some_and(Vec::is_empty)
+    })
+    .await;
+    let bytes = all.lock().unwrap().concat();
+    let mut from = bytes.as_slice();
+    let mut output = Vec::new();
+    let mut end = Vec::new();
+    while let Some((channel, bytes)) = read_frame(&mut from).await.unwrap() {
+        if channel == OUTPUT { output.extend(bytes) } else { end.push((channel, bytes)) }
+    }
+    assert_eq!(output, b"echo SAID TWICE");
+    assert_eq!(end, [(END, b"{\"code\":10}".to_vec())]);
+}
+
+#[tokio::test]
+async fn a_session_that_can_not_be_begun_says_why() {
+    let wish = Wish::Logs { namespace: "shop".to_owned(), component: None, follow: false };
+    let (pushed, _got) = mpsc::unbounded_channel();
+    let peer = Peer::new(2000, desk(wish, vec![], pushed));
+    invite(&peer).await;
+    let begun = |p: &Peer| p.requests(|r| matches!(r, Request::Begun { .. }));
+    until(&peer, doing(|_| async { Ok(TaskOutput::Done) }), limits(), |p| !begun(p).is_empty()).await;
+    assert!(matches!(&begun(&peer)[0], Request::Begun { failure: Some(f), .. } if f.code == "session.none"));
+    assert!(peer.requests(|r| matches!(r, Request::Pull { .. })).is_empty());
 }

@@ -291,7 +291,7 @@ mod tests {
             failure: None,
             progress: None,
             holder: None,
-            ready: Timestamp::default(),
+            ready: ocopea_protocol::time::Timestamp::default(),
             started: None,
             ended: None,
         }
