@@ -19,6 +19,8 @@ use std::{collections::BTreeMap, fmt::Write};
 use ocopea_protocol::{
     envelope::{Message, PROTOCOL_VERSION, open, seal},
     message::{Answer, Request, TaskHint},
+    secret::Secret32,
+    session::{Invitation, Opening, Wish},
     task::TaskSpec,
 };
 
@@ -115,6 +117,25 @@ fn the_head_is_magic_version_kind_and_trace() {
         assert_eq!((bare[7], &bare[8..]), (0, &bytes[8 + TRACE.len()..]), "{name}: the same payload without a trace");
         is_read_back(&message, &bare, "");
     }
+}
+
+/// What sessions are begun with, by hand.
+#[test]
+fn invitations_and_openings_are_written_as_they_always_were() {
+    let id = uuid::Uuid::from_bytes([0x11; 16]);
+    let invitation = Invitation { session: id.into(), coordinator: Some(id) };
+    let id = "11".repeat(16);
+    let expected = format!("4f4350410200050010{id}0110{id}");
+    assert_eq!(hex::encode(seal(&invitation, "").unwrap()), expected);
+    let (namespace, component) = ("shop".to_owned(), Some("db".to_owned()));
+    let logs =
+        Opening { wish: Wish::Logs { namespace: namespace.clone(), component, follow: true }, key: Secret32([2; 32]) };
+    let key = "02".repeat(32);
+    let written = hex::encode(seal(&logs, "").unwrap());
+    assert_eq!(written, format!("4f43504102000600000473686f700102646201{key}"));
+    let wish = Wish::Exec { namespace, component: None, command: vec!["ls".to_owned()], stdin: true, tty: false };
+    let written = hex::encode(seal(&Opening { wish, key: Secret32([2; 32]) }, "").unwrap());
+    assert_eq!(written, format!("4f43504102000600010473686f700001026c730100{key}"));
 }
 
 /// One payload by hand, so that the golden bytes can't all be wrong together.

@@ -5,7 +5,7 @@ use std::ops::Not;
 use ocopea_protocol::{
     failure::{FailureClass, TaskFailure},
     identity::{PublicKey, Sealed, SignIn},
-    ids::{EnvironmentId, InstanceId, OperationId, TaskId},
+    ids::{EnvironmentId, InstanceId, OperationId, SessionId, TaskId},
     image::{
         BaseAccess, ComponentCopied, Consistency, ConsistencyLevel, DataKind, ImageAccess, Location, StoreKeys,
         StreamInfo,
@@ -410,6 +410,13 @@ fn requests() -> Vec<(String, Request)> {
     for (number, state) in states.into_iter().enumerate() {
         all.push((format!("report.{number}"), Request::Report(Box::new(report(state)))));
     }
+    let session = SessionId(id(4));
+    all.push(("attach".to_owned(), Request::Attach { session, instance }));
+    for (name, failure) in [("begun", None), ("begun.failed", failures().pop())] {
+        all.push((name.to_owned(), Request::Begun { session, instance, failure }));
+    }
+    all.push(("push".to_owned(), Request::Push { session, instance, number: 251, sealed: vec![3; 40] }));
+    all.push(("pull".to_owned(), Request::Pull { session, instance, number: u64::MAX }));
     all
 }
 
@@ -428,7 +435,10 @@ fn answers() -> Vec<(String, Answer)> {
         all.push((format!("continue.{holder:?}").to_lowercase(), Answer::Continue { lease_ms: 20_000, holder }));
     }
     let sealed = Sealed { encapsulated: vec![1; 32], bytes: vec![2; 300] };
-    all.push(("granted".to_owned(), Answer::Granted { claimed: claimed(), lease_ms: 20_000, sealed }));
+    all.push(("granted".to_owned(), Answer::Granted { claimed: claimed(), lease_ms: 20_000, sealed: sealed.clone() }));
+    all.push(("attached".to_owned(), Answer::Attached { sealed }));
+    all.push(("piece".to_owned(), Answer::Piece { sealed: Some(vec![4; 40]) }));
+    all.push(("piece.none".to_owned(), Answer::Piece { sealed: None }));
     all
 }
 
