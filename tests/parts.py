@@ -119,6 +119,20 @@ def pushed(prefix):
     return {repository: tags for repository in mine if (tags := get(f"{repository}/tags/list").get("tags") or [])}
 
 
+def unpush(repository, tag):
+    """Takes a manifest out of the registry."""
+    kinds = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+    place = f"http://{REGISTRY}/v2/{repository}/manifests/"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(place + tag, method="HEAD", headers={"Accept": kinds}), timeout=20) as answer:
+            digest = answer.headers["Docker-Content-Digest"]
+        urllib.request.urlopen(urllib.request.Request(place + digest, method="DELETE"), timeout=20).close()
+    except urllib.error.HTTPError as error:
+        # Two tags of one manifest go at once.
+        if error.code != 404:
+            raise
+
+
 def objects(context, namespace):
     """KIND/NAME of everything in a namespace that a save or a restore might touch."""
     core = ["pods", "services", "configmaps", "secrets", "persistentvolumeclaims", "resourcequotas", "serviceaccounts"]

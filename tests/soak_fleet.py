@@ -93,6 +93,12 @@ class Fleet:
     def start(self, *names):
         self.script("start", *names)
 
+    def kill_all(self):
+        """Before everything is removed: none of it need end in order."""
+        self.slay(*(name for name in COORDINATORS + AGENTS if self.runs(name)))
+        if os.path.exists(os.path.join(self.state, "rabbitmq", "env")):
+            self.server("rabbitmq", "kill")
+
     def missing(self):
         """Processes that ended though nobody ended them."""
         return [name for name in COORDINATORS + AGENTS if not self.runs(name)]
@@ -121,6 +127,15 @@ class Fleet:
                 return name
         return None
 
+    def working(self, site):
+        """The agent of a site that holds a task, going by when the processes began and when their instances signed in."""
+        held = self.query(f"SELECT DISTINCT i.created FROM tasks t JOIN instances i ON i.id = t.instance WHERE t.state = 'claimed' AND t.site = '{self.sites[site]}'")
+        if not held:
+            return None
+        began = {name: os.stat(os.path.join(self.state, f"{name}.pid")).st_mtime for name in AGENTS if name.startswith(f"agent-{site}") and self.runs(name)}
+        before = {name: at for name, at in began.items() if at * 1000 <= held[0]["created"]}
+        return max(before, key=before.get) if before else None
+
     # The broker, through its management.
 
     def broker(self, method, path):
@@ -136,6 +151,12 @@ class Fleet:
             if error.code == 404:
                 return None
             raise
+
+    def broker_answers(self):
+        try:
+            return self.broker("GET", "overview") is not None
+        except OSError:
+            return False
 
     # The coordinators, as a program uses them.
 
@@ -211,6 +232,11 @@ class Fleet:
 # Faults. Each takes the fleet, a source of chance and the site that the operation works at; it harms, waits, mends, and
 # says what it did. When it comes back, all parts run. To add one: a function here, its line in FAULTS.
 
+def agent_of(fleet, chance, site):
+    """Mostly the one that works: the other's end changes nothing."""
+    return (chance.random() < 0.7 and fleet.working(site)) or f"agent-{site}{chance.choice('12')}"
+
+
 def mended(fleet, names, chance, say):
     pause = 3 * chance.random()
     say(f"kill {' '.join(names)}")
@@ -223,7 +249,7 @@ def kill_agent(fleet, chance, site, say):
     # The other site's now and then: it must not matter.
     if chance.random() < 0.1:
         site = "b" if site == "a" else "a"
-    mended(fleet, [f"agent-{site}{chance.choice('12')}"], chance, say)
+    mended(fleet, [agent_of(fleet, chance, site)], chance, say)
 
 
 def kill_agents(fleet, chance, site, say):
@@ -262,7 +288,7 @@ def frozen(fleet, name, say):
 
 
 def freeze_agent(fleet, chance, site, say):
-    frozen(fleet, f"agent-{site}{chance.choice('12')}", say)
+    frozen(fleet, agent_of(fleet, chance, site), say)
 
 
 def freeze_coordinator(fleet, chance, _site, say):
