@@ -14,12 +14,14 @@ its own, progress.jsonl with a line for each step, and failures/ with the logs o
 testbed and its images (make testbed-images).
 """
 import argparse
+import collections
 import concurrent.futures
 import datetime
 import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -307,7 +309,8 @@ class Soak:
     def whole(self):
         """What must hold whenever no operation runs."""
         until = time.time() + SETTLE
-        while (wrong := self.unsettled()) and time.time() < until:
+        # What an earlier step left is waited for no more.
+        while set(wrong := self.unsettled()) - self.reported and time.time() < until:
             time.sleep(0.5)
         found = cluster("b").names("/api/v1/namespaces")
         there = {n for n in found if n.startswith(f"{NAME}-")}
@@ -334,21 +337,21 @@ class Soak:
     def unsettled(self):
         """What may last for some seconds behind an operation's end, and no longer."""
         wrong = []
-        for row in self.fleet.query("SELECT o.id, o.title, o.state, t.label, t.state AS task FROM tasks t JOIN operations o ON o.id = t.operation WHERE t.state IN ('waiting', 'ready', 'claimed')"):
-            wrong.append(f"{row['title']} ({row['id']}) is {row['state']}, and its task {row['label']} {row['task']}")
-        for row in self.fleet.query("SELECT t.label, t.operation FROM attempts a JOIN tasks t ON t.id = a.task WHERE a.ended IS NULL AND t.state IN ('succeeded', 'failed', 'cancelled')"):
-            wrong.append(f"an attempt at {row['label']} of {row['operation']} never ended")
-        for row in self.fleet.query("SELECT task, kind FROM outbox"):
-            wrong.append(f"a hint waits in the outbox: {row['kind']} {row['task']}")
-        for row in self.fleet.query("SELECT id, title, state FROM operations"):
-            if row["id"] not in self.mine:
-                wrong.append(f"nobody asked for {row['title']} ({row['id']}, {row['state']}): done twice")
-        for row in self.fleet.query("SELECT subject, count(*) FROM audit WHERE action LIKE '%.request' GROUP BY subject HAVING count(*) <> 1"):
-            wrong.append(f"{row['count']} audit rows of {row['subject']}")
-        for row in self.fleet.query("SELECT name, count(*) FROM images WHERE deleting IS NULL GROUP BY name HAVING count(*) > 1"):
-            wrong.append(f"{row['count']} images are called {row['name']}")
-        for row in self.fleet.query("SELECT name, state FROM environments WHERE state NOT IN ('running', 'removed', 'failed')"):
-            wrong.append(f"the environment {row['name']} is {row['state']}")
+        found = self.fleet.queries(
+            tasks="SELECT o.id, o.title, o.state, t.label, t.state AS task FROM tasks t JOIN operations o ON o.id = t.operation WHERE t.state IN ('waiting', 'ready', 'claimed')",
+            attempts="SELECT t.label, t.operation FROM attempts a JOIN tasks t ON t.id = a.task WHERE a.ended IS NULL AND t.state IN ('succeeded', 'failed', 'cancelled')",
+            outbox="SELECT task, kind FROM outbox",
+            operations="SELECT id, title, state FROM operations",
+            audit="SELECT subject, count(*) FROM audit WHERE action LIKE '%.request' GROUP BY subject HAVING count(*) <> 1",
+            images="SELECT name, count(*) FROM images WHERE deleting IS NULL GROUP BY name HAVING count(*) > 1",
+            environments="SELECT name, state FROM environments WHERE state NOT IN ('running', 'removed', 'failed')")
+        wrong += [f"{row['title']} ({row['id']}) is {row['state']}, and its task {row['label']} {row['task']}" for row in found["tasks"]]
+        wrong += [f"an attempt at {row['label']} of {row['operation']} never ended" for row in found["attempts"]]
+        wrong += [f"a hint waits in the outbox: {row['kind']} {row['task']}" for row in found["outbox"]]
+        wrong += [f"nobody asked for {row['title']} ({row['id']}, {row['state']}): done twice" for row in found["operations"] if row["id"] not in self.mine]
+        wrong += [f"{row['count']} audit rows of {row['subject']}" for row in found["audit"]]
+        wrong += [f"{row['count']} images are called {row['name']}" for row in found["images"]]
+        wrong += [f"the environment {row['name']} is {row['state']}" for row in found["environments"]]
         try:
             queues = {q["name"]: q for q in self.fleet.broker("GET", "queues/ocopea")}
         except OSError as error:
@@ -357,7 +360,7 @@ class Soak:
             if queue not in queues:
                 wrong.append(f"the queue {queue} is gone")
         if queues.get("quarantine", {}).get("messages"):
-            wrong.append(f"{queues['quarantine']['messages']} messages in quarantine")
+            wrong.append("messages in quarantine")
         movers = [f"{context}/{name}" for context, namespace in (("a", SOURCE), *(("b", n) for n in self.copies))
                   for name in cluster(context).names(f"/apis/batch/v1/namespaces/{namespace}/jobs?labelSelector=ocopea.dev/mover")]
         if movers:
@@ -423,6 +426,13 @@ class Soak:
                     copy.write(file.read())
         with open(os.path.join(place, "step.json"), "w") as file:
             json.dump(entry, file, indent=1)
+        # The next step begins with an empty one.
+        if kept := self.fleet.take_out("quarantine"):
+            self.reported.discard("messages in quarantine")
+            deaths = collections.Counter(f"{death['reason']} in {death['queue']}" for message in kept for death in (message["properties"].get("headers") or {}).get("x-death", [])[:1])
+            say(f"        in quarantine: {dict(deaths) or len(kept)}")
+            with open(os.path.join(place, "quarantine.json"), "w") as file:
+                json.dump(kept, file, indent=1)
         say(f"        its logs are in {place}")
         if self.given.stop:
             return
@@ -578,6 +588,9 @@ class Soak:
         print("\nrecovery in s: from when all parts run again to the operation's end, less what it takes undisturbed")
         for cells in rows:
             print("  ".join(str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(cells, widths))))
+        sorts = collections.Counter(re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\b[\d.]+\b", "…", text)[:160] for s in self.steps for text in s["wrong"])
+        for text, count in sorts.most_common():
+            print(f"wrong {count} times: {text}")
         kills = sum(self.counted(k) for k in KILLS)
         print(f"in the midst of saves and restores: {kills} kills of agents and coordinators, {self.counted('kill broker')} of the broker, {self.counted('kill PostgreSQL')} of PostgreSQL")
 

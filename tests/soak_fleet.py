@@ -106,11 +106,15 @@ class Fleet:
     # The catalog, beside all coordinators.
 
     def query(self, statement):
+        return self.queries(rows=statement)["rows"]
+
+    def queries(self, **statements):
+        """Rows of each statement, all as of one moment."""
         settings = dict(line.split("=", 1) for line in open(os.path.join(self.state, "postgresql", "env")).read().split())
         with open(settings["PASSWORD_FILE"]) as file:
             password = file.read().strip()
         command = ["psql", "-XAt", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", settings["PORT"], "-U", settings["USER"], "-d", settings["DATABASE"],
-                   "-c", f"SELECT coalesce(json_agg(found), '[]') FROM ({statement}) AS found"]
+                   "-c", "SELECT json_build_object(" + ", ".join(f"'{name}', (SELECT coalesce(json_agg(found), '[]') FROM ({text}) AS found)" for name, text in statements.items()) + ")"]
         return json.loads(run(*command, environment={**os.environ, "PGPASSWORD": password, "PGCONNECT_TIMEOUT": "10"}, within=60))
 
     @functools.cached_property
@@ -138,11 +142,13 @@ class Fleet:
 
     # The broker, through its management.
 
-    def broker(self, method, path):
+    def broker(self, method, path, body=None):
         settings = dict(line.split("=", 1) for line in open(os.path.join(self.state, "rabbitmq", "env")).read().split())
-        request = urllib.request.Request(f"{settings['MANAGEMENT']}/api/{path}", method=method)
+        request = urllib.request.Request(f"{settings['MANAGEMENT']}/api/{path}", method=method,
+                                         data=json.dumps(body).encode() if body is not None else None)
         login = base64.b64encode(f"{settings['USER']}:{settings['PASSWORD']}".encode()).decode()
         request.add_header("Authorization", f"Basic {login}")
+        request.add_header("Content-Type", "application/json")
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 text = answer.read()
@@ -151,6 +157,10 @@ class Fleet:
             if error.code == 404:
                 return None
             raise
+
+    def take_out(self, queue):
+        """What waits in a queue; it waits there no more."""
+        return self.broker("POST", f"queues/ocopea/{queue}/get", {"count": 1000, "ackmode": "ack_requeue_false", "encoding": "base64"}) or []
 
     def broker_answers(self):
         try:
