@@ -293,8 +293,10 @@ def kill_postgresql(fleet, chance, _site, say):
 def frozen(fleet, name, say):
     say(f"freeze {name}")
     fleet.signal(name, signal.SIGSTOP)
-    time.sleep(FROZEN)
-    fleet.signal(name, signal.SIGCONT)
+    try:
+        time.sleep(FROZEN)
+    finally:
+        fleet.signal(name, signal.SIGCONT)
 
 
 def freeze_agent(fleet, chance, site, say):
@@ -308,17 +310,21 @@ def freeze_coordinator(fleet, chance, _site, say):
 def memory_alarm(fleet, chance, _site, say):
     pause = chance.uniform(2, 10)
     say(f"memory alarm for {pause:.1f} s")
-    fleet.server("rabbitmq", "ctl", "set_vm_memory_high_watermark", "absolute", "1")
-    time.sleep(pause)
-    fleet.server("rabbitmq", "ctl", "set_vm_memory_high_watermark", "absolute", "1GB")
+    try:
+        fleet.server("rabbitmq", "ctl", "set_vm_memory_high_watermark", "absolute", "1")
+        time.sleep(pause)
+    finally:
+        fleet.server("rabbitmq", "ctl", "set_vm_memory_high_watermark", "absolute", "1GB")
 
 
 def disk_alarm(fleet, chance, _site, say):
     pause = chance.uniform(2, 10)
     say(f"disk alarm for {pause:.1f} s")
-    fleet.server("rabbitmq", "ctl", "set_disk_free_limit", "1000TB")
-    time.sleep(pause)
-    fleet.server("rabbitmq", "ctl", "set_disk_free_limit", "50MB")
+    try:
+        fleet.server("rabbitmq", "ctl", "set_disk_free_limit", "1000GB")
+        time.sleep(pause)
+    finally:
+        fleet.server("rabbitmq", "ctl", "set_disk_free_limit", "50MB")
 
 
 def queue_of(fleet, chance, site):
