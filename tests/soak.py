@@ -71,6 +71,9 @@ class Application:
         self.seed = seed
 
     def up(self):
+        # An earlier run's may be on its way out.
+        if kubectl("a", "get", "namespace", SOURCE, "--ignore-not-found", "-o", "jsonpath={.status.phase}") == "Terminating":
+            kubectl("a", "wait", "--for=delete", f"namespace/{SOURCE}", "--timeout=120s")
         if SOURCE not in cluster("a").names("/api/v1/namespaces"):
             kubectl("a", "create", "namespace", SOURCE)
         kubectl("a", "-n", SOURCE, "apply", "-f", "-", text=WHOLE.replace("NAMESPACE", SOURCE).replace("REGISTRY", REGISTRY))
@@ -493,7 +496,11 @@ class Soak:
 
     def application_up(self):
         application = Application(self.seed)
-        application.up()
+        try:
+            application.up()
+        except (RuntimeError, OSError) as error:
+            say(f"        {error}")
+            return
         self.application = application
 
     def measure(self, rounds):
