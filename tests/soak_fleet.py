@@ -247,9 +247,9 @@ def agent_of(fleet, chance, site):
     return (chance.random() < 0.7 and fleet.working(site)) or f"agent-{site}{chance.choice('12')}"
 
 
-def mended(fleet, names, chance, say):
+def mended(fleet, names, chance, say, why=""):
     pause = 3 * chance.random()
-    say(f"kill {' '.join(names)}")
+    say(f"kill {' '.join(names)}{why}")
     fleet.slay(*names)
     time.sleep(pause)
     fleet.start(*names)
@@ -271,7 +271,8 @@ def kill_coordinator(fleet, chance, _site, say):
 
 
 def kill_leader(fleet, chance, _site, say):
-    mended(fleet, [fleet.leader() or chance.choice(COORDINATORS)], chance, say)
+    leader = fleet.leader()
+    mended(fleet, [leader or chance.choice(COORDINATORS)], chance, say, " (leads)" if leader else " (nobody is known to lead)")
 
 
 def kill_broker(fleet, chance, _site, say):
