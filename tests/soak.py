@@ -295,16 +295,24 @@ class Soak:
             self.copies.pop(subject)
         if kind == "delete" and state == "succeeded":
             self.images.pop(subject)
-        if kind == "verify":
-            must(state != "succeeded" or view["result"] is not None, "a verification brought no result")
+        if kind == "verify" and state == "succeeded":
+            must(not self.broken(view), f"a verification finds {self.broken(view)}")
         return wrong + self.whole()
+
+    @staticmethod
+    def broken(view):
+        """What a verification found: the operation succeeds, whatever it finds."""
+        result = view["result"] or {}
+        return result.get("broken", "no answer") or (result.get("blobs", 0) == 0 and result.get("images") != 0 and "nothing to read")
 
     def verify(self, image, content):
         """Reads it whole; and the documents that it counts are those that there were."""
         wrong = []
         view, _ = self.operate("verify", ("POST", "repository/verifications", {"image": image}), f"{len(self.steps) + 1}-of-save")
         if view["state"] != "succeeded":
-            wrong.append(f"the image {image} doesn't verify: {view['failure']}")
+            wrong.append(f"the image {image} can't be verified: {view['failure']}")
+        elif self.broken(view):
+            wrong.append(f"the image {image} is broken: {self.broken(view)}")
         body = self.fleet.ask("GET", f"images/{image}")["body"]
         streams = [s for c in body["components"] for s in ((c.get("body") or {}).get("data") or {}).get("streams", [])]
         counted = {s["name"].split(".")[-1]: s["items"] for s in streams if s["name"].split(".")[-1] in content["collections"]}
