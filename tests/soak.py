@@ -216,7 +216,9 @@ class Soak:
                 time.sleep(0.1)
         finally:
             if disturbance:
-                disturbance.join(200)
+                disturbance.join(300)
+                if disturbance.is_alive():
+                    raise RuntimeError(f"{disturbance.what} doesn't end")
                 if disturbance.error:
                     raise RuntimeError(f"{disturbance.what}: {disturbance.error}")
         return view, disturbance

@@ -1,5 +1,6 @@
 """The soak's fleet: its parts, how each is harmed and mended, and what it answers when it is asked."""
 import base64
+import contextlib
 import functools
 import glob
 import json
@@ -88,7 +89,8 @@ class Fleet:
                 if not self.runs(name):
                     break
                 time.sleep(0.01)
-            os.unlink(os.path.join(self.state, f"{name}.pid"))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.state, f"{name}.pid"))
 
     def start(self, *names):
         self.script("start", *names)
