@@ -10,29 +10,21 @@ After each end it starts again, waits until the operation has come to one end, a
 registry, the repository and the data directory hold with what they should hold. Needs the testbed (make testbed).
 """
 import argparse
-import base64
 import concurrent.futures
-import functools
 import json
 import os
 import random
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 
-TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BINARY = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(TOP, "target")), "debug", "ocopea")
-REGISTRY = os.environ.get("OCOPEA_TEST_REGISTRY", "172.31.0.254:5000")
-KUBECONFIG = os.environ.get("KUBECONFIG", os.path.join(os.environ.get("TESTBED", os.path.join(TOP, ".testbed")), "kubeconfig"))
-CONTEXTS = ("a", "b")
-TERMINAL = ("succeeded", "failed", "cancelled")
+from parts import BINARY, CONTEXTS, KUBECONFIG, REGISTRY, TERMINAL, WHOLE, Wrong, cluster, kubectl, objects, pushed, say
+
 # What may lie in a data directory and in a repository, beside blobs.
 DATA = {"catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm", "installation.key", "repository.key", "lock", "ocopea.log", "ocopea.log.1", "repository"}
 
@@ -70,92 +62,6 @@ kind: ResourceQuota
 metadata: {name: no-more-services}
 spec: {hard: {count/services: "0"}}
 """
-WHOLE = """
-apiVersion: v1
-kind: Secret
-metadata: {name: db}
-stringData: {uri: "mongodb://db.NAMESPACE.svc.cluster.local:27017/shop"}
----
-apiVersion: v1
-kind: Service
-metadata: {name: db}
-spec: {selector: {app: db}, ports: [{port: 27017}]}
----
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: uploads}
-spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 16Mi}}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: db}
-spec:
-  selector: {matchLabels: {app: db}}
-  template:
-    metadata: {labels: {app: db}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: db, image: "REGISTRY/testbed/mongodb:6", ports: [{containerPort: 27017}],
-        readinessProbe: {tcpSocket: {port: 27017}, periodSeconds: 1}, volumeMounts: [{name: data, mountPath: /data/db}]}]
-      volumes: [{name: data, emptyDir: {}}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: web, image: "REGISTRY/testbed/busybox:1",
-        command: [sh, -c, "trap exit TERM; [ -e /uploads/a ] || { echo some > /uploads/a; mkdir /uploads/b; echo more > /uploads/b/c; }; while :; do sleep 1; done"],
-        env: [{name: MONGODB_URI, valueFrom: {secretKeyRef: {name: db, key: uri}}}], volumeMounts: [{name: uploads, mountPath: /uploads}]}]
-      volumes: [{name: uploads, persistentVolumeClaim: {claimName: uploads}}]
-"""
-
-say_lock = threading.Lock()
-
-
-def say(text):
-    with say_lock:
-        print(text, flush=True)
-
-
-def kubectl(context, *arguments, text=None):
-    command = ["kubectl", "--kubeconfig", KUBECONFIG, "--context", context, *arguments]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=240)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
-
-
-class Cluster:
-    """A cluster's API, asked directly: a program of its own for each look would be most of the work."""
-
-    def __init__(self, context):
-        with open(KUBECONFIG) as file:
-            config = json.load(file)
-        named = {c["name"]: c["context"] for c in config["contexts"]}[context]
-        cluster = {c["name"]: c["cluster"] for c in config["clusters"]}[named["cluster"]]
-        user = {u["name"]: u["user"] for u in config["users"]}[named["user"]]
-        self.server, self.token = cluster["server"], user["token"]
-        ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
-        self.trust = ssl.create_default_context(cadata=ca)
-
-    def names(self, path):
-        request = urllib.request.Request(f"{self.server}{path}", headers={"Authorization": f"Bearer {self.token}"})
-        with urllib.request.urlopen(request, timeout=30, context=self.trust) as answer:
-            return sorted(item["metadata"]["name"] for item in json.load(answer)["items"])
-
-
-class Wrong(Exception):
-    """What is there is not what should be there."""
-
-
-@functools.cache
-def cluster(context):
-    return Cluster(context)
 
 
 class World:
@@ -276,23 +182,10 @@ class World:
 
     def pushed(self):
         """Manifests in this world's part of the registry."""
-        def get(path):
-            try:
-                with urllib.request.urlopen(f"http://{REGISTRY}/v2/{path}", timeout=20) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                if error.code == 404:
-                    return {}
-                raise
-        mine = [r for r in get(f"_catalog?n=1000&last={self.prefix}").get("repositories", []) if r.startswith(self.prefix + "/")]
-        return {repository: tags for repository in mine if (tags := get(f"{repository}/tags/list").get("tags") or [])}
+        return pushed(self.prefix)
 
     def objects(self):
-        core = ["pods", "services", "configmaps", "secrets", "persistentvolumeclaims", "resourcequotas", "serviceaccounts"]
-        paths = [f"/api/v1/namespaces/{self.source}/{kind}" for kind in core]
-        paths += [f"/apis/{kind.replace(':', f'/namespaces/{self.source}/')}" for kind in
-                  ("apps/v1:deployments", "apps/v1:statefulsets", "apps/v1:replicasets", "batch/v1:jobs")]
-        return [f"{path.rsplit('/', 1)[1]}/{name}" for path in paths for name in cluster("a").names(path)]
+        return objects("a", self.source)
 
     def blobs(self):
         count = 0

@@ -1,15 +1,19 @@
 #!/bin/bash
-# fleet.sh [up|down]: Ocopea as a company runs it, on this machine: RabbitMQ, PostgreSQL and an S3 server, two coordinators
+# fleet.sh [up|down|start NAME...]: Ocopea as a company runs it, on this machine: RabbitMQ, PostgreSQL and an S3 server, two coordinators
 # (TLS), two agents beside each cluster of the testbed. Without an argument it runs the demo's journey on them, with a
-# coordinator, agents and the broker killed midway, and ends by itself; `up` leaves it standing, `down` removes it.
+# coordinator, agents and the broker killed midway, and ends by itself; `up` leaves it standing, `down` removes it; `start`
+# starts parts that do not run (coordinator-1, agent-a2, …). A second fleet beside it is one with another place, other ports
+# and another name: FLEET_STATE=DIR FLEET_PORTS="8731 8732" FLEET_NAME=WORD (in its namespaces and its part of the registry).
+# FLEET_BUILT=yes takes the programs that are there; with OCOPEA_MOVER_IMAGE, that mover.
 . "$(dirname "$0")/testbed/lib.sh"
-STATE=$TOP/.ocopea/fleet OCOPEA=${CARGO_TARGET_DIR:-$TOP/target}/debug/ocopea
+STATE=$(realpath -m "${FLEET_STATE:-$TOP/.ocopea/fleet}") OCOPEA=${CARGO_TARGET_DIR:-$TOP/target}/debug/ocopea
 MESSAGES=${MESSAGES:-100000}
-NAMESPACE=lets-chat-fleet COPY=fleet-4711
-PORTS=(8721 8722)
+NAME=${FLEET_NAME:-fleet}
+NAMESPACE=lets-chat-$NAME COPY=$NAME-4711
+read -ra PORTS <<<"${FLEET_PORTS:-8721 8722}"
 export XDG_CONFIG_HOME=$STATE/config SSL_CERT_FILE=$STATE/tls/ca.pem KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH
 mode=${1:-run}
-case $mode in run | up | down) ;; *) die "fleet.sh: $mode is not known" "fleet.sh [up|down]" ;; esac
+case $mode in run | up | down | start) ;; *) die "fleet.sh: $mode is not known" "fleet.sh [up|down|start NAME...]" ;; esac
 
 ocopea() { "$OCOPEA" --url "https://127.0.0.1:${PORTS[${THROUGH:-0}]}" "$@"; }
 run() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
@@ -72,7 +76,7 @@ coordinator() { # NUMBER
 
 agent() { # SITE NUMBER [SETTING...]
   local site=$1 number=$2; shift 2
-  begin "agent-$site$number" "$OCOPEA" agent --context "$site" --identity "$STATE/site-$site.json" --registry "http://$REGISTRY/fleet" --mover-image "$MOVER" "$@"
+  begin "agent-$site$number" "$OCOPEA" agent --context "$site" --identity "$STATE/site-$site.json" --registry "http://$REGISTRY/$NAME" --mover-image "$MOVER" "$@"
 }
 
 settings() {
@@ -101,12 +105,19 @@ T
 
 up() {
   mkdir -p "$STATE"; chmod 700 "$STATE"
-  "$HERE/prereqs.sh" rust go testbed tests
-  say "building ocopea and Lets-chat, beside what follows"
-  begin_build -p ocopea-cli -p ocopea-mover -p lets-chat
-  "$HERE/up.sh"; "$HERE/images.sh"
-  finish_build
-  MOVER=$("$HERE/mover-image.sh" | tail -1)
+  if [ "${FLEET_BUILT:-}" = yes ]; then
+    [ -x "$OCOPEA" ] || die "there is no $OCOPEA" "cargo build -p ocopea-cli"
+    "$HERE/up.sh"; "$HERE/images.sh"
+  else
+    "$HERE/prereqs.sh" rust go testbed tests
+    say "building ocopea and Lets-chat, beside what follows"
+    begin_build -p ocopea-cli -p ocopea-mover -p lets-chat
+    "$HERE/up.sh"; "$HERE/images.sh"
+    finish_build
+  fi
+  MOVER=${OCOPEA_MOVER_IMAGE:-$("$HERE/mover-image.sh" | tail -1)}
+  # What is started again later runs the same.
+  printf %s "$MOVER" >"$STATE/mover"
   say "starting PostgreSQL, RabbitMQ and an S3 server"
   # What PostgreSQL's user has to reach lies below.
   chmod 711 "$STATE"
@@ -132,6 +143,20 @@ up() {
   done
   until_so 60 "the report of both sites" bash -c "'$OCOPEA' --url 'https://127.0.0.1:${PORTS[0]}' sites -o json | jq -e '[.[] | select(.state == \"ready\")] | length == 2'"
   run ocopea sites
+}
+
+# start NAME...: parts that were up before
+start() {
+  local name
+  MOVER=$(cat "$STATE/mover")
+  for name in "$@"; do
+    ! running "$name" || continue
+    case $name in
+    coordinator-[12]) coordinator "${name#*-}" ;;
+    agent-[ab][12]) agent "${name:6:1}" "${name:7}" ;;
+    *) die "the fleet has no $name" ;;
+    esac
+  done
 }
 
 content() { ocopea show "$1" -o json | jq -c '[.body.components[].body.data.streams // empty | .[] | [.name, .items, .content]] | map(select(.[0] | endswith(".sessions") | not)) | sort'; }
@@ -210,6 +235,7 @@ T
 
 case $mode in
 down) down; exit 0 ;;
+start) start "${@:2}" ;;
 up)
   up
   cat <<T
@@ -219,7 +245,7 @@ The fleet stands.
   clusters     export KUBECONFIG=$KUBECONFIG
   settings     $STATE/coordinator.toml
   logs         $STATE/*.log
-  remove it    make fleet-down
+  remove it    ${FLEET_STATE:+FLEET_STATE=$STATE }${FLEET_NAME:+FLEET_NAME=$NAME }make fleet-down
 T
   ;;
 run)
