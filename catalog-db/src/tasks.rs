@@ -584,6 +584,14 @@ impl Transaction {
             .filter(tasks::Column::State.is_in(open))
             .exec(&self.inner)
             .await?;
+        // Who works on it is told with the next heartbeat; what comes after that counts no more.
+        let ended = attempts::ActiveModel { ended: Set(Some(self.seams.clock.now().0)), ..Default::default() };
+        attempts::Entity::update_many()
+            .set(ended)
+            .filter(attempts::Column::Task.eq(id.0))
+            .filter(attempts::Column::Ended.is_null())
+            .exec(&self.inner)
+            .await?;
         Ok(())
     }
 

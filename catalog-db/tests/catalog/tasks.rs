@@ -490,6 +490,7 @@ async fn what_is_called_off_is_not_claimed_and_learns_it(world: &World) {
     for _ in 0..2 {
         commit(&world.catalog, async |t| t.cancel_task(claimed.task).await.unwrap()).await;
     }
+    assert_eq!(world.number("SELECT count(*) FROM attempts WHERE ended IS NULL").await, 0, "it is over at once");
     tries_in_vain(world, &claimed).await;
     let undo = claim(&world.catalog, &tasks[3], world.instance()).await.unwrap();
     commit(&world.catalog, async |t| {

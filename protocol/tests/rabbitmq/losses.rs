@@ -218,6 +218,39 @@ async fn requests_are_answered_again_after_their_queue_or_exchange_was_deleted()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_asked_too_long_ago_is_dropped_and_lies_in_no_quarantine() {
+    let server = Server::rough();
+    let _alone = server.rough.lock().await;
+    let bus = coordinator(server);
+    let (site, settings) = server.site().await;
+    bus.ensure_site(site).await.unwrap();
+    let agent = agent(site, &settings);
+    let serving = bus.next_request();
+    let (first, ()) = tokio::join!(agent.request(Bytes::from_static(b"?"), 20_000), async {
+        drop(soon("it is asked", serving).await.unwrap().reply.send(Bytes::from_static(b"!")));
+    });
+    assert_eq!(first.unwrap(), "!");
+    bus.close().await;
+    drop(bus);
+    until("no coordinator is there", async || server.connections("admin").await.is_empty()).await;
+    for _ in 0..3 {
+        assert!(agent.request(Bytes::from_static(b"nobody answers"), 300).await.is_err());
+    }
+    // Counted by the broker: reading them would count as giving them out.
+    let returned = async || {
+        let (_, queue) = server.manage(Method::GET, "queues/{v}/returned", None).await;
+        queue["messages"].as_u64()
+    };
+    until("they are too old", async || returned().await == Some(3)).await;
+    let bus = coordinator(server);
+    until("they are dropped", async || returned().await == Some(0)).await;
+    let kept = server.messages(topology::QUARANTINE).await;
+    let late = kept.iter().filter(|message| message["properties"]["headers"]["x-first-death-reason"] == "expired");
+    assert_eq!(late.count(), 0, "{kept:?}");
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_the_broker_closes_come_back() {
     let server = Server::calm();
     let bus = Arc::new(coordinator(server));

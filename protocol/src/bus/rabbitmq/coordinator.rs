@@ -195,35 +195,27 @@ struct Intake {
 type Verdict = BoxFuture<'static, lapin::Result<bool>>;
 
 impl Session for Intake {
-    type Begun = (Channel, [Consumer; 2]);
+    type Begun = (Channel, [Consumer; 3]);
 
-    async fn begin(&self, connection: Arc<Connection>) -> lapin::Result<(Channel, [Consumer; 2])> {
+    async fn begin(&self, connection: Arc<Connection>) -> lapin::Result<(Channel, [Consumer; 3])> {
         let channel = connection.create_channel().await?;
         topology::declare(&channel).await?;
         let own = self.seams.uuid();
         topology::declare_own(&channel, own).await?;
         self.own.send_replace(own);
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
-        let consume = channel.basic_consume(
-            topology::REQUESTS.into(),
-            "coordinator".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let deliveries = consume.await?;
         let own = topology::own(own);
-        let consume = channel.basic_consume(
-            own.as_str().into(),
-            "own".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let own = consume.await?;
-        Ok((channel, [deliveries, own]))
+        let consume = async |queue: &str, tag: &str| {
+            channel.basic_consume(queue.into(), tag.into(), BasicConsumeOptions::default(), FieldTable::default()).await
+        };
+        let deliveries = consume(topology::REQUESTS, "coordinator").await?;
+        let own = consume(&own, "own").await?;
+        let returned = consume(topology::RETURNED, "returned").await?;
+        Ok((channel, [deliveries, own, returned]))
     }
 
-    async fn run(&self, (_channel, consumers): (Channel, [Consumer; 2])) -> Result<Infallible, String> {
-        let [mut deliveries, mut own] = consumers;
+    async fn run(&self, (_channel, consumers): (Channel, [Consumer; 3])) -> Result<Infallible, String> {
+        let [mut deliveries, mut own, mut returned] = consumers;
         let mut verdicts: FuturesUnordered<Verdict> = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -237,6 +229,11 @@ impl Session for Intake {
                     Some(Err(error)) => return Err(explain(&error)),
                     None => return Err("the broker ended the consumer: this coordinator's queue is gone".to_owned()),
                 },
+                delivery = returned.next() => match delivery {
+                    Some(Ok(delivery)) => verdicts.push(sorted(delivery)),
+                    Some(Err(error)) => return Err(explain(&error)),
+                    None => return Err("the broker ended the consumer: the queue of what is returned is gone".to_owned()),
+                },
                 () = self.anew.notified() => return Err("the queue of requests was made anew".to_owned()),
                 Some(verdict) = verdicts.next() => {
                     verdict.map_err(|error| explain(&error))?;
@@ -244,6 +241,29 @@ impl Session for Intake {
             }
         }
     }
+}
+
+/// A question that came too late is no fault of anybody's, and was asked again: it goes. All else goes into quarantine.
+fn sorted(delivery: Delivery) -> Verdict {
+    let deaths = delivery.properties.headers().as_ref().and_then(|headers| headers.inner().get("x-death"));
+    let last = match deaths {
+        Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice().first(),
+        _ => None,
+    };
+    let is_late = match last {
+        Some(AMQPValue::FieldTable(death)) => match death.inner().get("reason") {
+            Some(AMQPValue::LongString(reason)) => reason.as_bytes() == b"expired",
+            _ => false,
+        },
+        _ => false,
+    };
+    async move {
+        match is_late {
+            true => delivery.acker.ack(BasicAckOptions::default()).await,
+            false => delivery.acker.nack(BasicNackOptions { requeue: false, multiple: false }).await,
+        }
+    }
+    .boxed()
 }
 
 impl Intake {

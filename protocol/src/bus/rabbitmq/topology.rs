@@ -5,7 +5,8 @@
 //! agent ── event.SITE.to.ID ──> events (topic) ── event.*.to.ID ──> coordinator.ID ──> that coordinator alone
 //! coordinator ── default exchange ──> tasks.SITE ──> agents of the site
 //! coordinator ── default exchange ──> the asker's amq.rabbitmq.reply-to.…
-//! tasks.SITE, requests ── rejected, or delivered too often ──> quarantine
+//! requests ── rejected, delivered too often, or too old ──> returned ── all but the last ──> quarantine
+//! tasks.SITE ── rejected, or delivered too often ──> quarantine
 //! ```
 //! Only the coordinator's end declares anything. All queues are quorum queues: they survive a broker that is killed.
 
@@ -24,6 +25,8 @@ use crate::ids::SiteId;
 pub const EVENTS: &str = "events";
 /// Where what they publish waits for a coordinator.
 pub const REQUESTS: &str = "requests";
+/// What comes back from there: questions that nobody answered in time, and what was given out too often.
+pub(super) const RETURNED: &str = "returned";
 /// Where messages are kept that nobody could read.
 pub const QUARANTINE: &str = "quarantine";
 /// What is published there carries the reason under this name, if it was known.
@@ -118,22 +121,27 @@ fn quorum(most: u32, megabytes: u32, overflow: &'static str) -> Arguments {
     ]
 }
 
-fn quarantined(mut arguments: Arguments, deliveries: u32) -> Arguments {
+fn dead_lettered(mut arguments: Arguments, deliveries: u32, to: &'static str) -> Arguments {
     arguments.extend([
         ("x-delivery-limit", Argument::Number(deliveries)),
         ("x-dead-letter-exchange", Argument::Text("")),
-        ("x-dead-letter-routing-key", Argument::Text(QUARANTINE)),
+        ("x-dead-letter-routing-key", Argument::Text(to)),
     ]);
     arguments
 }
 
 /// Full, it says so to who publishes.
 fn tasks_arguments() -> Arguments {
-    quarantined(quorum(HINTS, 64, "reject-publish"), DELIVERIES)
+    dead_lettered(quorum(HINTS, 64, "reject-publish"), DELIVERIES, QUARANTINE)
 }
 
 fn requests_arguments() -> Arguments {
-    quarantined(quorum(WAITING_REQUESTS, 512, "reject-publish"), REQUEST_DELIVERIES)
+    dead_lettered(quorum(WAITING_REQUESTS, 512, "reject-publish"), REQUEST_DELIVERIES, RETURNED)
+}
+
+/// Full, it lets the oldest go, as quarantine does: what was asked in vain is asked again.
+fn returned_arguments() -> Arguments {
+    dead_lettered(quorum(WAITING_REQUESTS, 512, "drop-head"), REQUEST_DELIVERIES, QUARANTINE)
 }
 
 /// Full, it lets the oldest go: it never stands in anybody's way.
@@ -170,6 +178,7 @@ pub(super) async fn declare(channel: &Channel) -> lapin::Result<()> {
     let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
     channel.exchange_declare(EVENTS.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
     declare_queue(channel, QUARANTINE, quarantine_arguments()).await?;
+    declare_queue(channel, RETURNED, returned_arguments()).await?;
     declare_queue(channel, REQUESTS, requests_arguments()).await?;
     let bind = QueueBindOptions::default();
     channel.queue_bind(REQUESTS.into(), EVENTS.into(), ALL_EVENTS.into(), bind, FieldTable::default()).await
