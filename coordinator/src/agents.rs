@@ -154,6 +154,7 @@ impl Coordinator {
 
     /// A site was removed: nothing of its agents is remembered.
     pub fn forget_agents(&self, site: SiteId) {
+        self.end_sessions(site);
         self.agents.with(|known| known.retain(|_, known| known.site != site));
     }
 

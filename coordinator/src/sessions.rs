@@ -197,6 +197,11 @@ impl Coordinator {
         Ok(session)
     }
 
+    /// Ends what people do at a site: it is one no more.
+    pub(crate) fn end_sessions(&self, site: SiteId) {
+        self.sessions.with(|all| all.retain(|_, held| held.site != site));
+    }
+
     /// The session, if it is this agent's.
     fn session_of(&self, site: SiteId, id: SessionId, instance: InstanceId) -> Option<Arc<Held>> {
         let held = self.sessions.get(id).filter(|held| held.site == site)?;

@@ -72,7 +72,7 @@ fn name(text: &str) -> Result<SiteName, Problem> {
 /// Nothing is done at a site that was removed, nor by its agents.
 pub(super) fn removed() -> Problem {
     Problem {
-        next: "add it again (POST /api/v1/sites) and join with the new token".to_owned(),
+        next: "add it again (ocopea sites add NAME) and join with the new token".to_owned(),
         ..Problem::new(StatusCode::GONE, "site-removed", "this site was removed")
     }
 }
@@ -210,7 +210,7 @@ pub(super) async fn enrol(Extract(state): Extract<State>, Body(input): Body<Enro
     let site: Site = catalog.again(|| catalog.enrol(&applicant)).await.map_err(|error| match error {
         CatalogError::NotFound { .. } => Problem::not_found(
             "this join token or enrolment key",
-            "ask who runs the coordinator for one: POST /api/v1/sites",
+            "ask who runs the coordinator for one: ocopea sites add NAME",
         ),
         other => other.into(),
     })?;

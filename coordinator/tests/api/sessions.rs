@@ -140,6 +140,21 @@ async fn a_session_is_its_sites_first_agents_and_nobody_elses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_at_a_site_ends_when_the_site_is_removed() {
+    let server = Server::start().await;
+    let desk = Agent::of(&server, "desk").await;
+    assert_eq!(desk.sign_in().await, message::Answer::Recorded);
+    let (mut session, id, cipher) = begun(&server, &desk).await;
+    server.coordinator.forget_agents(desk.site);
+    let mut rest = Vec::new();
+    session.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"");
+    let sealed = cipher.seal(Direction::Up, 0, b"x").unwrap();
+    let push = Request::Push { session: id, instance: desk.instance.id, number: 0, sealed };
+    assert!(refused(&desk.ask(push).await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_be_begun_says_the_agents_own_reason() {
     let server = Server::start().await;
     let desk = Agent::of(&server, "desk").await;
