@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use ocopea_catalog_db::CatalogError;
 use ocopea_protocol::{
     envelope,
@@ -65,6 +66,8 @@ struct State {
 
 struct Up {
     next: u64,
+    /// What the person has not taken yet of the piece `next`.
+    left: Option<Bytes>,
     to: Option<WriteHalf<DuplexStream>>,
 }
 
@@ -162,7 +165,7 @@ impl Coordinator {
             key,
             cipher,
             state: Mutex::new(State { instance: None, begun: Some(begun), heard }),
-            up: AsyncMutex::new(Up { next: 0, to: Some(to) }),
+            up: AsyncMutex::new(Up { next: 0, left: None, to: Some(to) }),
             down: AsyncMutex::new(Down { next: 0, last: None, ended: false, from: Some(from) }),
         });
         let fits = self.sessions.with(|all| {
@@ -247,7 +250,7 @@ impl Coordinator {
         Answer::Recorded
     }
 
-    /// Takes a piece; waits while the person takes none.
+    /// Takes a piece. While the person takes none, it is asked for again and again: a session may stand still for hours.
     pub(crate) async fn push(
         &self,
         site: SiteId,
@@ -258,20 +261,25 @@ impl Coordinator {
     ) -> Answer {
         let Some(held) = self.session_of(site, id, instance) else { return unknown() };
         let mut up = held.up.lock().await;
+        let up = &mut *up;
         // Sent again: its answer was lost.
         if number.checked_add(1) == Some(up.next) {
             return Answer::Recorded;
         }
         let piece = held.cipher.open(Direction::Up, number, sealed);
-        let (Ok(piece), true) = (piece, number == up.next) else { return unknown() };
-        let written = match &mut up.to {
-            None => return unknown(),
-            Some(to) if piece.is_empty() => to.shutdown().await,
-            Some(to) => to.write_all(&piece).await,
-        };
-        if written.is_err() {
+        let (Ok(piece), true, Some(to)) = (piece, number == up.next, &mut up.to) else { return unknown() };
+        if piece.is_empty() && to.shutdown().await.is_err() {
             return unknown();
         }
+        let left = up.left.get_or_insert_with(|| piece.into());
+        while !left.is_empty() {
+            match self.seams.timeout(WAIT, to.write(left)).await {
+                None => return Answer::TryLater { why: "the person has not taken it yet".to_owned() },
+                Some(Ok(taken @ 1..)) => left.advance(taken),
+                Some(_) => return unknown(),
+            }
+        }
+        up.left = None;
         up.next += 1;
         Answer::Recorded
     }

@@ -35,6 +35,8 @@ const ROOM: usize = 256 * 1024;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A coordinator that didn't answer for so long is lost.
 const SILENT: Duration = Duration::from_secs(45);
+/// How often a coordinator hears of an agent whose program takes no input.
+const ALIVE: Duration = Duration::from_secs(10);
 /// The pause after a question that was not answered.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -138,15 +140,15 @@ impl Worker {
 impl Line<'_> {
     /// Asks until it is answered; `None` when there is nobody to ask any more.
     async fn ask(&self, request: &Request, seams: &Seams) -> Option<Answer> {
-        let begun = seams.clock.monotonic();
+        let mut heard = seams.clock.monotonic();
         loop {
             match self.worker.ask_of(self.to, request).await {
-                Ok(Answer::TryLater { .. }) => {}
+                Ok(Answer::TryLater { .. }) => heard = seams.clock.monotonic(),
                 Ok(answer) => return Some(answer),
                 Err(Silence::Bus(BusError::Closed)) => return None,
                 Err(error) => tracing::debug!(session = %self.id, %error, "a piece of a session was not answered"),
             }
-            if seams.clock.monotonic().saturating_sub(begun) > SILENT {
+            if seams.clock.monotonic().saturating_sub(heard) > SILENT {
                 return None;
             }
             seams.clock.sleep(seams.jittered(AGAIN)).await;
@@ -173,7 +175,8 @@ impl Line<'_> {
     async fn pull(&self, mut to: impl tokio::io::AsyncWrite + Unpin, seams: &Seams) {
         let (session, instance) = (self.id, self.instance);
         let mut number = 0;
-        let mut open = true;
+        // Whether the program still takes input.
+        let mut takes = true;
         loop {
             let sealed = match self.ask(&Request::Pull { session, instance, number }, seams).await {
                 Some(Answer::Piece { sealed: Some(sealed) }) => sealed,
@@ -182,11 +185,32 @@ impl Line<'_> {
             };
             let Ok(piece) = self.cipher.open(Direction::Down, number, &sealed) else { return };
             number += 1;
-            if piece.is_empty() {
+            if !takes {
+                continue;
+            }
+            let given = async {
                 // The person says nothing more, and may still listen.
-                open = to.shutdown().await.is_ok() && open;
-            } else if to.write_all(&piece).await.is_err() {
-                return;
+                if piece.is_empty() { to.shutdown().await } else { to.write_all(&piece).await }
+            };
+            tokio::pin!(given);
+            loop {
+                tokio::select! {
+                    given = &mut given => match given {
+                        Ok(()) => break,
+                        // It has its reasons, and may still speak: whether the person is there is asked as before.
+                        Err(_) => {
+                            takes = false;
+                            break;
+                        }
+                    },
+                    // A program may take its time: that this agent is there is said by asking for the same once more.
+                    () = seams.clock.sleep(ALIVE) => {
+                        let again = Request::Pull { session, instance, number: number - 1 };
+                        if !matches!(self.ask(&again, seams).await, Some(Answer::Piece { .. })) {
+                            return;
+                        }
+                    }
+                }
             }
         }
     }

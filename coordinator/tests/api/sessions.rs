@@ -140,6 +140,37 @@ async fn a_session_is_its_sites_first_agents_and_nobody_elses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_person_who_takes_nothing_for_a_while_gets_all_of_it_once() {
+    let server = Server::start().await;
+    let desk = Agent::of(&server, "desk").await;
+    assert_eq!(desk.sign_in().await, message::Answer::Recorded);
+    let (mut session, id, cipher) = begun(&server, &desk).await;
+    let pieces: Vec<Vec<u8>> = (0..6).map(|number| vec![number; LONGEST]).collect();
+    let push = async |number: usize| {
+        let number = number as u64;
+        let sealed = cipher.seal(Direction::Up, number, &pieces[usize::try_from(number).unwrap()]).unwrap();
+        desk.ask(Request::Push { session: id, instance: desk.instance.id, number, sealed }).await
+    };
+    let mut number = 0;
+    while push(number).await == message::Answer::Recorded {
+        number += 1;
+    }
+    assert!(number < pieces.len(), "what waits is bounded");
+    assert!(matches!(push(number).await, message::Answer::TryLater { .. }));
+    let reading = async {
+        let mut all = vec![0; 6 * LONGEST];
+        session.read_exact(&mut all).await.unwrap();
+        all
+    };
+    let (all, ()) = tokio::join!(reading, async {
+        while number < pieces.len() {
+            number += usize::from(push(number).await == message::Answer::Recorded);
+        }
+    });
+    assert!(all == pieces.concat());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_open_at_a_site_ends_when_the_site_is_removed() {
     let server = Server::start().await;
     let desk = Agent::of(&server, "desk").await;
