@@ -217,21 +217,18 @@ impl Joining<'_> {
                     }
                 }
                 Err(failure) => return Err(failure),
-                Ok(()) => match &self.kept.site {
-                    Some(site) if site.broker.is_some() => {
-                        if let Some(broker) = site.broker.clone() {
-                            return Ok((site.clone(), broker));
+                Ok(()) => {
+                    if let Some(site) = &self.kept.site {
+                        if let Some(broker) = &site.broker {
+                            return Ok((site.clone(), broker.clone()));
+                        }
+                        if !said {
+                            let name = &site.name;
+                            output::line(format!("site {name} waits to be accepted: ocopea sites approve {name}"));
+                            said = true;
                         }
                     }
-                    Some(site) if !said => {
-                        output::line(format!(
-                            "site {} waits to be accepted: ocopea sites approve {}",
-                            site.name, site.name
-                        ));
-                        said = true;
-                    }
-                    _ => {}
-                },
+                }
             }
             self.seams.clock.sleep(self.seams.jittered(ASK)).await;
         }
@@ -313,10 +310,22 @@ pub async fn run(given: Given<AgentProgram>) -> Result<(), Failure> {
         tokio::select! {
             () = signals.next() => break,
             () = bus.refused() => {
-                tracing::warn!("the broker refuses this site's password: another one is asked for");
-                seams.clock.sleep(seams.jittered(REFUSED)).await;
-                match joining.again(&broker).await {
-                    Ok(newer) => {
+                let asking = async {
+                    seams.clock.sleep(seams.jittered(REFUSED)).await;
+                    // The one that was given last may be in use by now.
+                    if !bus.is_refused() {
+                        return Ok(None);
+                    }
+                    tracing::warn!("the broker refuses this site's password: another one is asked for");
+                    joining.again(&broker).await.map(Some)
+                };
+                let answered = tokio::select! {
+                    answered = asking => answered,
+                    () = signals.next() => break,
+                };
+                match answered {
+                    Ok(None) => {}
+                    Ok(Some(newer)) => {
                         bus.renew(&newer);
                         broker = newer;
                     }

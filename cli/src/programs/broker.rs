@@ -146,6 +146,10 @@ fn told(failure: &TaskFailure) -> Failure {
     Failure { cause, next, ..Failure::local(what) }
 }
 
+fn is_refused(state: &LinkState) -> bool {
+    matches!(state, LinkState::Refused { .. })
+}
+
 /// An agent's bus.
 pub(super) struct AgentConnected {
     bus: Arc<RabbitAgentBus>,
@@ -156,9 +160,13 @@ impl AgentConnected {
         self.bus.clone()
     }
 
+    /// Whether the broker lets this site in no more.
+    pub(super) fn is_refused(&self) -> bool {
+        self.bus.watch().iter().any(|state| is_refused(&state.borrow()))
+    }
+
     /// Ends when the broker lets this site in no more.
     pub(super) async fn refused(&self) {
-        let is_refused = |state: &LinkState| matches!(state, LinkState::Refused { .. });
         let [mut hints, mut requests] = self.bus.watch();
         tokio::select! {
             // A bus that was closed is refused by nobody.
