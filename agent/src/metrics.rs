@@ -1,6 +1,6 @@
 //! What an agent measures, in the text format of Prometheus. `docs/metrics.md` lists all.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use ocopea_protocol::{
     failure::FailureClass,
@@ -89,12 +89,6 @@ impl Metrics {
             tracing::error!(%error, "metrics can't be written");
         }
         String::from_utf8(out).unwrap_or_default()
-    }
-
-    /// Of each family its help, as `docs/metrics.md` has them.
-    pub fn described(&self) -> BTreeMap<String, String> {
-        let families = self.registry.gather();
-        families.iter().map(|family| (family.name().to_owned(), family.help().to_owned())).collect()
     }
 }
 

@@ -4,7 +4,6 @@
 //! asked at the same time (`max by (…)`). Private sites and what is at them are not in them. `docs/metrics.md` lists all.
 
 use std::{
-    collections::BTreeMap,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -241,12 +240,6 @@ impl Metrics {
             tracing::error!(%error, "metrics can't be written");
         }
         String::from_utf8(out).unwrap_or_default()
-    }
-
-    /// Of each family its help, as `docs/metrics.md` has them.
-    pub fn described(&self) -> BTreeMap<String, String> {
-        let families = self.registry.gather();
-        families.iter().map(|family| (family.name().to_owned(), family.help().to_owned())).collect()
     }
 }
 

@@ -44,24 +44,13 @@ fn address(text: &str, schemes: [&str; 2], wanted: &str, plain: bool) -> Result<
     if !url.username().is_empty() || url.password().is_some() {
         return Err(format!("user and password don't belong into the address: {wanted} is expected"));
     }
-    // `amqp` is none of the schemes whose hosts the library looks into.
-    let host = url.host_str().and_then(|host| url::Host::parse(host).ok());
-    let here = host.as_ref().is_some_and(|host| is_here(Some(borrowed(host))));
-    if url.scheme() == schemes[0] && !here && !plain {
+    if url.scheme() == schemes[0] && !url.host_str().is_some_and(is_here) && !plain {
         return Err(format!(
             "{text}: without TLS, others would read what is said; use {}://, or --allow-plain-broker",
             schemes[1]
         ));
     }
     Ok(url)
-}
-
-fn borrowed(host: &url::Host) -> url::Host<&str> {
-    match host {
-        url::Host::Domain(name) => url::Host::Domain(name),
-        url::Host::Ipv4(address) => url::Host::Ipv4(*address),
-        url::Host::Ipv6(address) => url::Host::Ipv6(*address),
-    }
 }
 
 const AMQP: [&str; 2] = ["amqp", "amqps"];

@@ -1,7 +1,12 @@
 //! `ocopea coordinator`: API, catalog and engine on PostgreSQL, RabbitMQ and S3; agents run elsewhere. Several of them run
 //! side by side on the same engines.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use ocopea_catalog_db::Catalog;
 use ocopea_coordinator::{Coordinator, api};
@@ -12,7 +17,7 @@ use ocopea_protocol::{
 };
 use ocopea_repository::{StoreAccess, backend::s3::parse_location};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use url::{Host, Url};
+use url::Url;
 
 use super::{
     access::Elsewhere,
@@ -207,14 +212,10 @@ fn web_address(text: &str) -> Result<Url, String> {
     }
 }
 
-/// Whether a host is this machine.
-pub(super) fn is_here(host: Option<Host<&str>>) -> bool {
-    match host {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
+/// Whether a host, as it stands in an address, is this machine.
+pub(super) fn is_here(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// The database's address with its password. What is wrong with it is said without it.
@@ -228,14 +229,8 @@ fn catalog_address(text: &str, password: Option<&str>) -> Result<Secret, String>
         return Err("a password doesn't belong here, where others see it: give --catalog-password-file".to_owned());
     }
     url.set_password(password).map_err(|()| wrong.to_owned())?;
-    let host = url.host_str().map(|host| Host::parse(host).unwrap_or(Host::Domain(host.to_owned())));
-    let here = match &host {
-        Some(Host::Domain(name)) => is_here(Some(Host::Domain(name))),
-        Some(Host::Ipv4(address)) => is_here(Some(Host::Ipv4(*address))),
-        Some(Host::Ipv6(address)) => is_here(Some(Host::Ipv6(*address))),
-        // A socket of this machine.
-        None => true,
-    };
+    // Without a host it is a socket of this machine.
+    let here = url.host_str().is_none_or(is_here);
     let says = url.query_pairs().any(|(name, _)| matches!(&*name, "sslmode" | "ssl-mode" | "host"));
     if !here && !says {
         url.query_pairs_mut().append_pair("sslmode", "verify-full");

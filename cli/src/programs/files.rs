@@ -87,17 +87,10 @@ pub(super) fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
 pub(super) fn open_vault(path: &Path) -> Result<Vault, Failure> {
     let fault = |error: ocopea_coordinator::vault::VaultError| Failure::local(error.to_string());
     let made = Vault::generate_key().map_err(fault)?;
-    let (text, _) = secret_file(path, || Ok(made.0.iter().map(|byte| format!("{byte:02x}")).collect()))?;
+    let (text, _) = secret_file(path, || Ok(hex::encode(made.0)))?;
     let mut key = [0u8; 32];
-    let text = text.trim();
-    let fits = text.len() == 64 && text.is_ascii();
-    for (index, byte) in key.iter_mut().enumerate() {
-        *byte = text
-            .get(2 * index..2 * index + 2)
-            .filter(|_| fits)
-            .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-            .ok_or_else(|| Failure::local(format!("{} is not a key file", path.display())))?;
-    }
+    hex::decode_to_slice(text.trim(), &mut key)
+        .map_err(|_| Failure::local(format!("{} is not a key file", path.display())))?;
     Vault::new(&Secret32(key)).map_err(fault)
 }
 

@@ -186,7 +186,7 @@ impl IdentityFile {
         let broker = match answer.broker {
             None => None,
             Some(access) => {
-                let bytes = |text: &str| decode_hex(text).ok_or_else(|| malformed("the sealed password"));
+                let bytes = |text: &str| hex::decode(text).map_err(|_| malformed("the sealed password"));
                 let sealed = Sealed {
                     encapsulated: bytes(&access.password.encapsulated)?,
                     bytes: bytes(&access.password.bytes)?,
@@ -207,10 +207,4 @@ impl IdentityFile {
         }
         Ok(())
     }
-}
-
-fn decode_hex(text: &str) -> Option<Vec<u8>> {
-    let fits = text.len().is_multiple_of(2) && text.len() <= 4096 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let pairs = (0..text.len() / 2).map(|index| text.get(2 * index..2 * index + 2));
-    fits.then(|| pairs.map(|pair| u8::from_str_radix(pair?, 16).ok()).collect()).flatten()
 }
