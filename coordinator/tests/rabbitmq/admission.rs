@@ -1,12 +1,10 @@
 //! Letting sites in and throwing them out.
 
-use std::time::Instant;
-
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_is_let_in_with_its_rights_and_no_others() {
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let broker = broker(server);
     broker.check().await.unwrap();
     let site = SiteId::generate(&seams());
@@ -46,7 +44,7 @@ async fn a_site_is_let_in_with_its_rights_and_no_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_that_is_thrown_out_is_out_at_once() {
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let bus = coordinator(server);
     let (site, settings) = admitted(server).await;
     let agent = RabbitAgentBus::start(site, &settings, &seams()).unwrap();
@@ -59,24 +57,25 @@ async fn a_site_that_is_thrown_out_is_out_at_once() {
     let (answer, ()) = tokio::join!(asked, served);
     answer.unwrap();
     let bare = Bare::open(&settings, &seams()).await.unwrap();
-    let expelled = async {
-        let began = Instant::now();
-        broker(server).expel(site).await.unwrap();
-        began.elapsed()
-    };
-    let out = async {
-        let began = Instant::now();
-        until("it is out", async || {
-            let state = agent.state();
-            !bare.connection.status().connected()
-                && [state.hints, state.requests].iter().all(|link| !matches!(link, LinkState::Connected { .. }))
-        })
-        .await;
-        began.elapsed()
-    };
-    let (expelled, out) = tokio::join!(expelled, out);
-    println!("out after {out:?}; all of it took {expelled:?}");
-    assert!(out < Duration::from_secs(5), "{out:?}");
+    // In the very moment it comes in many times more.
+    let coming = futures::future::join_all((0..8).map(|_| async {
+        let mut came = Vec::new();
+        while let Ok(one) = Bare::open(&settings, &seams()).await {
+            came.push(one);
+        }
+        came
+    }));
+    let (came, expelled) = tokio::join!(coming, async { broker(server).expel(site).await });
+    expelled.unwrap();
+    let came: Vec<Bare> = came.into_iter().flatten().collect();
+    println!("{} came in beside it", came.len());
+    until("it is out", async || {
+        let state = agent.state();
+        !bare.connection.status().connected()
+            && came.iter().all(|bare| !bare.connection.status().connected())
+            && [state.hints, state.requests].iter().all(|link| !matches!(link, LinkState::Connected { .. }))
+    })
+    .await;
     until("it isn't let in again", async || {
         let state = agent.state();
         [state.hints, state.requests].iter().all(|link| matches!(link, LinkState::Refused { .. }))
@@ -86,7 +85,7 @@ async fn a_site_that_is_thrown_out_is_out_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_management_api_is_verified_and_its_refusals_are_named() {
-    let server = Server::secured();
+    let server = &Server::secured().await;
     let right = managed(server);
     RabbitSiteBroker::new(right.clone(), &seams()).unwrap().check().await.unwrap();
     let (site, settings) = admitted(server).await;

@@ -66,7 +66,7 @@ fn header(name: &str, value: AMQPValue) -> FieldTable {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_request_goes_into_quarantine_with_its_reason_and_others_go_on() {
-    let server = Server::rough();
+    let server = &Server::rough();
     let _alone = server.rough.lock().await;
     let bus = coordinator(server);
     let _served = served(&bus);
@@ -134,7 +134,7 @@ async fn what_is_no_request_goes_into_quarantine_with_its_reason_and_others_go_o
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_that_name_another_site_change_nothing() {
-    let server = Server::rough();
+    let server = &Server::rough();
     let _alone = server.rough.lock().await;
     let bus = coordinator(server);
     let (site, settings) = admitted(server).await;
@@ -153,7 +153,7 @@ async fn headers_that_name_another_site_change_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_site_that_floods_does_not_keep_another_waiting() {
-    let server = Server::rough();
+    let server = &Server::rough();
     let _alone = server.rough.lock().await;
     let bus = coordinator(server);
     let (flooding, settings) = admitted(server).await;
@@ -190,7 +190,7 @@ async fn one_site_that_floods_does_not_keep_another_waiting() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_and_other_versions_are_answered_with_a_refusal() {
-    let server = Server::rough();
+    let server = &Server::rough();
     let _alone = server.rough.lock().await;
     let directory = tempfile::tempdir().unwrap();
     let seams = seams();

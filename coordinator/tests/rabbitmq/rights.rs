@@ -37,7 +37,7 @@ async fn publish(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_can_do_nothing_but_read_its_hints_and_ask() {
     const REFUSED: u16 = 403;
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let _coordinator = coordinator(server);
     let (site, settings) = admitted(server).await;
     let (other, _) = admitted(server).await;

@@ -23,7 +23,7 @@ fn spawn(work: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_hint_that_was_taken_is_lost_when_the_broker_ends() {
-    let server = Server::rough();
+    let server = &Server::rough();
     let _alone = server.rough.lock().await;
     let mut hasty = server.own_settings();
     hasty.limit = Duration::from_secs(3);
@@ -80,7 +80,7 @@ async fn no_hint_that_was_taken_is_lost_when_the_broker_ends() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_asker_hangs_when_the_broker_is_killed() {
     const PATIENCE: u64 = 5_000;
-    let server = Server::rough();
+    let server = &Server::rough();
     let _alone = server.rough.lock().await;
     let bus = Arc::new(coordinator(server));
     let _served = echo(Arc::clone(&bus));
@@ -126,7 +126,7 @@ async fn no_asker_hangs_when_the_broker_is_killed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_alarm_stops_publishing_only_and_says_so() {
-    let server = Server::rough();
+    let server = &Server::rough();
     let _alone = server.rough.lock().await;
     let mut settings = server.own_settings();
     settings.limit = Duration::from_secs(3);
@@ -176,7 +176,7 @@ async fn an_alarm_stops_publishing_only_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_or_purged_queue_is_there_again_with_the_next_hint() {
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let bus = coordinator(server);
     let (site, settings) = server.site().await;
     let queue = format!("queues/{{v}}/{}", topology::tasks(site));
@@ -197,7 +197,7 @@ async fn a_deleted_or_purged_queue_is_there_again_with_the_next_hint() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_are_answered_again_after_their_queue_or_exchange_was_deleted() {
-    let server = Server::rough();
+    let server = &Server::rough();
     let _alone = server.rough.lock().await;
     let bus = Arc::new(coordinator(server));
     let _served = echo(Arc::clone(&bus));
@@ -219,7 +219,7 @@ async fn requests_are_answered_again_after_their_queue_or_exchange_was_deleted()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_asked_too_long_ago_is_dropped_and_lies_in_no_quarantine() {
-    let server = Server::rough();
+    let server = &Server::rough();
     let _alone = server.rough.lock().await;
     let bus = coordinator(server);
     let (site, settings) = server.site().await;
@@ -252,7 +252,7 @@ async fn what_was_asked_too_long_ago_is_dropped_and_lies_in_no_quarantine() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_the_broker_closes_come_back() {
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let bus = Arc::new(coordinator(server));
     let _served = echo(Arc::clone(&bus));
     let (site, settings) = server.site().await;
@@ -322,7 +322,7 @@ impl Proxy {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_fell_silent_is_given_up_and_made_anew() {
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let bus = Arc::new(coordinator(server));
     let _served = echo(Arc::clone(&bus));
     let (site, mut settings) = server.site().await;

@@ -39,7 +39,7 @@ fn echo(bus: std::sync::Arc<RabbitCoordinatorBus>) -> tokio_util::task::AbortOnD
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_bus_on_rabbitmq_conforms() {
     // Nobody else's requests may come in between.
-    let server = Server::rough();
+    let server = &Server::rough();
     let _alone = server.rough.lock().await;
     let bus = coordinator(server);
     let (one, two) = (server.site().await, server.site().await);
@@ -55,7 +55,7 @@ async fn the_bus_on_rabbitmq_conforms() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rejected_hint_is_kept_where_people_can_see_it() {
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let bus = coordinator(server);
     let (site, settings) = server.site().await;
     let agent = agent(site, &settings);
@@ -72,7 +72,7 @@ async fn a_rejected_hint_is_kept_where_people_can_see_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_hints_are_published_side_by_side() {
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let bus = coordinator(server);
     let (site, _) = server.site().await;
     let published = (0..500u32).map(|number| bus.publish(site, number.to_le_bytes().to_vec().into()));
@@ -88,7 +88,7 @@ async fn many_hints_are_published_side_by_side() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_refuses_and_takes_again_when_there_is_room() {
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let bus = coordinator(server);
     let (site, settings) = server.site().await;
     bus.ensure_site(site).await.unwrap();
@@ -118,7 +118,7 @@ async fn a_full_queue_refuses_and_takes_again_when_there_is_room() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_password_is_said_to_be_one_and_a_renewed_one_is_used_at_once() {
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let bus = std::sync::Arc::new(coordinator(server));
     let _served = echo(std::sync::Arc::clone(&bus));
     let (site, settings) = server.site().await;
@@ -137,7 +137,7 @@ async fn a_wrong_password_is_said_to_be_one_and_a_renewed_one_is_used_at_once() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_without_the_virtual_host_is_named() {
-    let server = Server::calm();
+    let server = &Server::calm().await;
     let (site, settings) = server.site().await;
     server.done(Method::DELETE, &format!("permissions/{{v}}/{}", settings.user), None).await;
     let agent = agent(site, &settings);
@@ -147,7 +147,7 @@ async fn a_user_without_the_virtual_host_is_named() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_is_verified() {
-    let server = Server::secured();
+    let server = &Server::secured().await;
     let right = server.own_settings();
     let bus = RabbitCoordinatorBus::start(&right, &seams()).unwrap();
     let (site, _) = server.site().await;

