@@ -1,53 +1,108 @@
-//! A way into an environment: a port of one of its services on this machine, with what a client needs to connect.
+//! The ways into an environment: connections to its services, and what a client needs to use them.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use k8s_openapi::{
     api::core::v1::{Pod, Service},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::{Api, api::ListParams};
-use ocopea_protocol::{failure::TaskFailure, image::DataKind, names::Namespace, secret::Secret, task::Source};
+use ocopea_protocol::{failure::TaskFailure, image::DataKind, names::Namespace, session::Way, task::Source};
+use tokio::io::DuplexStream;
 use url::Url;
 
 use crate::{
     application::{Application, Located},
     data::Login,
     failures::kubernetes,
-    platform::{
-        Platform,
-        forward::{Forward, Towards},
-    },
+    platform::{Platform, forward::Towards},
 };
 
 /// The failure of a name that nothing bears.
 const NO_SERVICE: &str = "environment.no-service";
 
+/// How long it stands what a name leads to, before it is looked up anew.
+const STANDS: Duration = Duration::from_secs(60);
+/// Names that are kept in mind.
+const MOST: usize = 64;
+
 /// The ways into environments of one site.
 #[derive(Clone)]
 pub struct Access {
     platform: Platform,
+    /// What names of namespaces lead to, and since when.
+    found: Arc<Mutex<HashMap<(Namespace, String), (Duration, Target)>>>,
 }
 
-/// A service's port on this machine; dropping it closes it.
-pub struct Connection {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// A ready connection string with the application's own login.
-    pub uri: Secret,
-    /// What it leads to: `mongodb "messages"`, `service web`.
-    pub what: String,
-    _forward: Forward,
+/// What a name leads to.
+#[derive(Clone)]
+struct Target {
+    towards: Towards,
+    port: u16,
+    /// A data service's kind, and the application's own login.
+    data: Option<(DataKind, Option<Login>)>,
+    what: String,
 }
 
 impl Access {
     /// The ways into environments at `platform`.
     pub fn new(platform: Platform) -> Self {
-        Self { platform }
+        Self { platform, found: Arc::default() }
     }
 
-    /// Brings a data service or Service to a loopback port; `listen` 0 takes any free one.
-    pub async fn connect(&self, namespace: &Namespace, service: &str, listen: u16) -> Result<Connection, TaskFailure> {
+    /// The site's cluster.
+    pub fn platform(&self) -> &Platform {
+        &self.platform
+    }
+
+    /// What leads to a data service or Service, for a client that will connect to `address`.
+    pub async fn way(&self, namespace: &str, service: &str, address: SocketAddr) -> Result<Way, TaskFailure> {
+        let namespace = parsed(namespace, service)?;
+        let target = self.look_up(&namespace, service).await?;
+        let connection = match &target.data {
+            Some((kind, login)) => connection_string(*kind, address, login.as_ref()),
+            None => format!("http://{address}/"),
+        };
+        Ok(Way { connection, what: target.what })
+    }
+
+    /// A connection to it.
+    pub async fn tunnel(&self, namespace: &str, service: &str) -> Result<DuplexStream, TaskFailure> {
+        let namespace = parsed(namespace, service)?;
+        let key = (namespace.clone(), service.to_owned());
+        let now = self.platform.seams.clock.monotonic();
+        let stands = |since: Duration| now.saturating_sub(since) < STANDS;
+        let known = self.found().get(&key).filter(|(since, _)| stands(*since)).map(|(_, target)| target.clone());
+        let target = match known {
+            Some(target) => target,
+            None => self.look_up(&namespace, service).await?,
+        };
+        let opened = self.platform.tunnel(namespace.as_str(), &target.towards, target.port).await;
+        // Its pod may have been replaced: the next one looks again.
+        opened.inspect_err(|_| drop(self.found().remove(&key)))
+    }
+
+    fn found(&self) -> MutexGuard<'_, HashMap<(Namespace, String), (Duration, Target)>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn look_up(&self, namespace: &Namespace, service: &str) -> Result<Target, TaskFailure> {
+        let target = self.find(namespace, service).await?;
+        let now = self.platform.seams.clock.monotonic();
+        let mut found = self.found();
+        if found.len() >= MOST {
+            found.clear();
+        }
+        found.insert((namespace.clone(), service.to_owned()), (now, target.clone()));
+        Ok(target)
+    }
+
+    async fn find(&self, namespace: &Namespace, service: &str) -> Result<Target, TaskFailure> {
         let source = Source {
             namespace: namespace.clone(),
             selector: None,
@@ -65,9 +120,9 @@ impl Access {
                 || found.workload.as_ref().is_some_and(|w| w.name == service || w.to_string() == service)
         });
         if let Some(located) = server {
-            return self.connect_data(namespace, located, listen).await;
+            return self.find_data(namespace, located);
         }
-        let failed = match self.connect_service(namespace, service, listen, &application).await {
+        let failed = match self.find_service(namespace, service, &application).await {
             Err(failure) if failure.code == NO_SERVICE => failure,
             other => return other,
         };
@@ -79,31 +134,27 @@ impl Access {
         Err(failed)
     }
 
-    async fn connect_data(
-        &self,
-        namespace: &Namespace,
-        located: &Located,
-        listen: u16,
-    ) -> Result<Connection, TaskFailure> {
+    fn find_data(&self, namespace: &Namespace, located: &Located) -> Result<Target, TaskFailure> {
         let found = &located.found;
         let what = format!("can't connect to {} of {namespace}", found.name);
         let pod = found.pod.clone().ok_or_else(|| {
-            TaskFailure::retryable("data.no-pod", what.clone(), "no pod of it is ready")
+            TaskFailure::retryable("data.no-pod", what, "no pod of it is ready")
                 .next(format!("see why: kubectl --context {} -n {namespace} get pods", self.platform.context))
         })?;
-        let forward = self.platform.forward(namespace.as_str(), &pod, found.port, listen).await?;
-        let uri = connection_string(found.kind, forward.address, located.logins.first());
-        let what = format!("{} {}", found.kind, found.name);
-        Ok(Connection { address: forward.address, uri: Secret::new(uri), what, _forward: forward })
+        Ok(Target {
+            towards: Towards::Pod(pod),
+            port: found.port,
+            data: Some((found.kind, located.logins.first().cloned())),
+            what: format!("{} {}", found.kind, found.name),
+        })
     }
 
-    async fn connect_service(
+    async fn find_service(
         &self,
         namespace: &Namespace,
         name: &str,
-        listen: u16,
         application: &Application,
-    ) -> Result<Connection, TaskFailure> {
+    ) -> Result<Target, TaskFailure> {
         let what = format!("can't connect to {name:.200} of {namespace}");
         let services: Api<Service> = Api::namespaced(self.platform.client.clone(), namespace.as_str());
         let unknown = || {
@@ -139,14 +190,7 @@ impl Access {
         let Some(target) = target else {
             return Err(TaskFailure::permanent("environment.no-port", what, "no pod of the Service has its port"));
         };
-        let forward = self.platform.forward_to(namespace.as_str(), Towards::Selected(selector), target, listen).await?;
-        let uri = format!("http://{}/", forward.address);
-        Ok(Connection {
-            address: forward.address,
-            uri: Secret::new(uri),
-            what: format!("service {name}"),
-            _forward: forward,
-        })
+        Ok(Target { towards: Towards::Selected(selector), port: target, data: None, what: format!("service {name}") })
     }
 
     async fn named_port(
@@ -167,6 +211,16 @@ impl Access {
             .find(|port| port.name.as_deref() == Some(name))
             .and_then(|port| u16::try_from(port.container_port).ok()))
     }
+}
+
+fn parsed(namespace: &str, service: &str) -> Result<Namespace, TaskFailure> {
+    namespace.parse().map_err(|error| {
+        TaskFailure::permanent(
+            "environment.name",
+            format!("can't connect to {service:.100} of {namespace:.100}"),
+            error,
+        )
+    })
 }
 
 /// A label selector; `None` when there are no labels, which would select everything.
@@ -223,6 +277,8 @@ fn connection_string(kind: DataKind, address: SocketAddr, login: Option<&Login>)
 
 #[cfg(test)]
 mod tests {
+    use ocopea_protocol::secret::Secret;
+
     use super::*;
     use crate::data::LoginOf;
 

@@ -43,6 +43,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use crate::{
+    access::Access,
     execute::{HolderCell, Site, Task},
     metrics::{self, Metrics},
     reach::ProgressSink,
@@ -115,17 +116,20 @@ pub trait Work: Send + Sync {
     async fn session(&self, wish: Wish) -> Result<Begun, TaskFailure>;
 }
 
-struct AtSite(Arc<Site>);
+struct AtSite {
+    site: Arc<Site>,
+    access: Access,
+}
 
 #[async_trait]
 impl Work for AtSite {
     async fn run(&self, job: Job, spec: TaskSpec) -> Result<TaskOutput, TaskFailure> {
         let Job { claimed, stop, progress, holder } = job;
-        Task { site: Arc::clone(&self.0), claimed, stop, progress, holder }.run(spec).await
+        Task { site: Arc::clone(&self.site), claimed, stop, progress, holder }.run(spec).await
     }
 
     async fn session(&self, wish: Wish) -> Result<Begun, TaskFailure> {
-        sessions::begin(&self.0, wish).await
+        sessions::begin(&self.site.platform, &self.access, wish).await
     }
 }
 
@@ -175,7 +179,8 @@ impl Worker {
         identity: Identity,
         seams: Seams,
     ) -> Result<Arc<Self>, IdentityError> {
-        Self::with(Arc::new(AtSite(site)), bus, identity, seams, Limits::default())
+        let access = Access::new(site.platform.clone());
+        Self::with(Arc::new(AtSite { site, access }), bus, identity, seams, Limits::default())
     }
 
     /// As [`Self::new`], for any work and limits.

@@ -86,6 +86,7 @@ const USUAL: &str = "http://127.0.0.1:8700";
 const ANSWER: Duration = Duration::from_secs(60);
 
 /// The coordinator's API.
+#[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
     account: Account,

@@ -7,14 +7,25 @@
 //! session's key and its number: the broker in between sees neither logs nor input. A request that is repeated changes
 //! nothing; a piece of no bytes ends its direction.
 
+use std::net::SocketAddr;
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
 use uuid::Uuid;
 
 use crate::{ids::SessionId, secret::Secret32};
 
 /// The longest piece, in bytes.
 pub const LONGEST: usize = 64 * 1024;
+
+/// Bytes both ways, wherever they come from.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// See [`Stream`].
+pub type BoxedStream = Box<dyn Stream>;
 
 /// Coordinator → site: somebody wants something there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +62,31 @@ pub enum Wish {
         /// With a terminal.
         tty: bool,
     },
+    /// What leads to a data service or Service: a [`Way`] as JSON. Nothing goes the other way.
+    Way {
+        /// The environment's namespace.
+        namespace: String,
+        /// The service.
+        service: String,
+        /// Where its client will connect to.
+        address: SocketAddr,
+    },
+    /// A connection to it: its bytes, both ways.
+    Connect {
+        /// The environment's namespace.
+        namespace: String,
+        /// The service.
+        service: String,
+    },
+}
+
+/// What leads to a service of an environment. Its words hold a password: it is never printed for debugging.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Way {
+    /// Ready to paste, credentials included.
+    pub connection: String,
+    /// What it leads to: `mongodb "messages"`, `service web`.
+    pub what: String,
 }
 
 /// What an agent is told that attaches.

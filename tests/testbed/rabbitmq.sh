@@ -1,7 +1,7 @@
 #!/bin/bash
 # rabbitmq.sh: a RabbitMQ node of one's own on loopback, in a directory of its own; as many side by side as you like.
 #
-#   rabbitmq.sh run DIR [tls]        runs one until its standard input ends; prints what tools need of it
+#   rabbitmq.sh run DIR [tls]        runs one until its standard input ends, then removes DIR; prints what tools need
 #   rabbitmq.sh start DIR [tls]      the same, and comes back; rabbitmq.sh stop DIR ends it
 #   rabbitmq.sh kill DIR             ends it with kill -9: as a machine that loses power
 #   rabbitmq.sh restart DIR          stops what runs, and starts it again with its data, at its ports
@@ -125,7 +125,7 @@ command=${1:-}; [ $# -gt 0 ] && shift
 DIR=$(realpath -m "${1:?which directory?}"); shift
 case $command in
 run)
-  trap 'down KILL' EXIT
+  trap 'down KILL; rm -rf "$DIR"' EXIT
   launch "$@"
   cat "$DIR/env"; echo READY
   # Whoever started this holds the other end.

@@ -2,7 +2,7 @@
 # s3.sh: an S3 server of one's own (versitygw) on loopback, in a directory of its own; as many side by side as you like.
 #
 #   s3.sh build                                  builds the server and prints where it is
-#   s3.sh run DIR [versioning] [tls]             runs one until its standard input ends; prints what tools need of it
+#   s3.sh run DIR [versioning] [tls]             runs one until its standard input ends, then removes DIR; prints what tools need
 #   s3.sh start DIR [versioning] [tls]           the same, and comes back; s3.sh stop DIR ends it
 #   s3.sh bucket DIR BUCKET [versioned|locked]   makes a bucket
 #   s3.sh user DIR ID SECRET | s3.sh no-user DIR ID   makes an account, ends it at once
@@ -89,7 +89,7 @@ run)
   launch "$@"
   # Its directory may be gone by then.
   pid=$(cat "$DIR/pid")
-  trap 'rm -f "$empty"; kill "$pid" 2>/dev/null || true' EXIT
+  trap 'rm -f "$empty"; kill "$pid" 2>/dev/null || true; rm -rf "$DIR"' EXIT
   cat "$DIR/env"; echo READY
   # Whoever started this holds the other end.
   cat >/dev/null;;

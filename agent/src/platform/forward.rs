@@ -4,10 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use futures::{SinkExt, Stream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Resource, core::Request};
+use kube::{Resource, client::Connection as Upstream, core::Request};
 use ocopea_protocol::failure::TaskFailure;
 use tokio::{
-    io::{AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream},
     net::{TcpListener, TcpStream},
 };
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -18,6 +18,8 @@ use super::{Platform, channels};
 /// The channel of a port's bytes; the next one is of its errors.
 const DATA: u8 = 0;
 
+/// Bytes that wait in each direction of a tunnel.
+const ROOM: usize = 256 * 1024;
 /// How long an answer may take to come to an end after its client has said all.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -102,6 +104,32 @@ impl Platform {
         port: u16,
         mut connection: TcpStream,
     ) -> Result<(), String> {
+        // Small requests and answers go back and forth: waiting for more bytes would only add latency.
+        connection.set_nodelay(true).map_err(|error| error.to_string())?;
+        let upstream = self.upstream(namespace, towards, port).await?;
+        self.carry(upstream, port, connection.split()).await
+    }
+
+    /// One connection to a port, without a port of this machine's.
+    pub async fn tunnel(&self, namespace: &str, towards: &Towards, port: u16) -> Result<DuplexStream, TaskFailure> {
+        let upstream = self.upstream(namespace, towards, port).await.map_err(|why| {
+            TaskFailure::retryable("forward.open", format!("can't connect to port {port} in {namespace}"), why)
+                .next(format!("see whether it runs: kubectl --context {} -n {namespace} get pods", self.context))
+        })?;
+        let (ours, theirs) = tokio::io::duplex(ROOM);
+        let platform = self.clone();
+        self.seams.spawner.spawn(
+            "forward.tunnel",
+            Box::pin(async move {
+                if let Err(error) = platform.carry(upstream, port, tokio::io::split(theirs)).await {
+                    tracing::debug!(port, error, "a tunnel ended");
+                }
+            }),
+        );
+        Ok(ours)
+    }
+
+    async fn upstream(&self, namespace: &str, towards: &Towards, port: u16) -> Result<Upstream, String> {
         let pod = match towards {
             Towards::Pod(pod) => pod.clone(),
             Towards::Selected(labels) => {
@@ -111,11 +139,16 @@ impl Platform {
         };
         let request = Request::new(Pod::url_path(&(), Some(namespace))).portforward(&pod, &[port]);
         let request = request.map_err(|error| error.to_string())?;
-        let upstream = self.streams.connect(request).await.map_err(|error| error.to_string())?;
+        self.streams.connect(request).await.map_err(|error| error.to_string())
+    }
+
+    async fn carry(
+        &self,
+        upstream: Upstream,
+        port: u16,
+        (mut reading, mut writing): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    ) -> Result<(), String> {
         let (mut to, mut from) = upstream.into_stream().split();
-        // Small requests and answers go back and forth: waiting for more bytes would only add latency.
-        connection.set_nodelay(true).map_err(|error| error.to_string())?;
-        let (mut reading, mut writing) = connection.split();
         let received = {
             let mut receiving = std::pin::pin!(receive(&mut from, &mut writing, port));
             tokio::select! {

@@ -20,8 +20,9 @@ use uuid::Uuid;
 
 use super::{Silence, Worker};
 use crate::{
-    execute::Site,
+    access::Access,
     platform::{
+        Platform,
         interactive::{self, Interactive},
         logs::{LogLine, LogWish},
     },
@@ -46,21 +47,31 @@ pub enum Begun {
     Lines(mpsc::Receiver<LogLine>),
     /// A program to be spoken with.
     Program(Started),
+    /// An answer, and nothing more.
+    Answer(Vec<u8>),
+    /// A connection to be carried.
+    Connection(DuplexStream),
 }
 
 /// Begins what is wished at a site.
-pub(super) async fn begin(site: &Site, wish: Wish) -> Result<Begun, TaskFailure> {
+pub(super) async fn begin(platform: &Platform, access: &Access, wish: Wish) -> Result<Begun, TaskFailure> {
     match wish {
         Wish::Logs { namespace, component, follow } => {
             let wish = LogWish { component, follow, tail: None };
-            site.platform.logs(&namespace, &wish).await.map(Begun::Lines)
+            platform.logs(&namespace, &wish).await.map(Begun::Lines)
         }
         Wish::Exec { namespace, component, command, stdin, tty } => {
             let wish = interactive::Wish { component, command, stdin, tty };
-            let Interactive { input, output, errors, size, ended } =
-                site.platform.interactive(&namespace, &wish).await?;
+            let Interactive { input, output, errors, size, ended } = platform.interactive(&namespace, &wish).await?;
             Ok(Begun::Program(Started { input, output, errors, size, ended }))
         }
+        Wish::Way { namespace, service, address } => {
+            let way = access.way(&namespace, &service, address).await?;
+            let told = serde_json::to_vec(&way);
+            told.map(Begun::Answer)
+                .map_err(|error| TaskFailure::permanent("environment.way", "can't tell what leads there", error))
+        }
+        Wish::Connect { namespace, service } => access.tunnel(&namespace, &service).await.map(Begun::Connection),
     }
 }
 
@@ -79,6 +90,15 @@ async fn serve(begun: Begun, mut stream: DuplexStream) {
             let failed = |failure| serde_json::to_vec(&Failed { failure }).unwrap_or_default();
             if let Err(error) = carry(stream, started, failed).await {
                 tracing::debug!(%error, "a session with a program ended");
+            }
+        }
+        Begun::Answer(bytes) => {
+            // Who doesn't listen any more needs no answer.
+            let _ = stream.write_all(&bytes).await;
+        }
+        Begun::Connection(mut connection) => {
+            if let Err(error) = tokio::io::copy_bidirectional(&mut stream, &mut connection).await {
+                tracing::debug!(%error, "a session with a connection ended");
             }
         }
     }

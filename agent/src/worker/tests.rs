@@ -40,8 +40,22 @@ impl Work for Scripted {
     }
 
     async fn session(&self, wish: Wish) -> Result<Begun, TaskFailure> {
-        let Wish::Exec { command, .. } = wish else {
-            return Err(TaskFailure::permanent("session.none", "can't show logs", "this work has none"));
+        let command = match wish {
+            Wish::Exec { command, .. } => command,
+            // Says in capitals what it is told, when it was told all.
+            Wish::Connect { .. } => {
+                let (ours, mut theirs) = tokio::io::duplex(1024);
+                tokio::spawn(async move {
+                    let mut all = Vec::new();
+                    theirs.read_to_end(&mut all).await.unwrap();
+                    theirs.write_all(&all.to_ascii_uppercase()).await.unwrap();
+                });
+                return Ok(Begun::Connection(ours));
+            }
+            Wish::Way { address, .. } => return Ok(Begun::Answer(address.to_string().into_bytes())),
+            Wish::Logs { .. } => {
+                return Err(TaskFailure::permanent("session.none", "can't show logs", "this work has none"));
+            }
         };
         // Says its name, then in capitals what it is told; its status is how many bytes that were.
         let (input, mut told) = tokio::io::duplex(1024);
@@ -582,6 +596,33 @@ async fn a_session_carries_a_programs_input_output_and_end_though_answers_are_lo
     }
     assert_eq!(output, b"echo SAID TWICE");
     assert_eq!(end, [(END, b"{\"code\":10}".to_vec())]);
+}
+
+/// What comes up, to its end, of a session that is told `input`.
+async fn told(wish: Wish, input: &[u8]) -> Vec<u8> {
+    let pieces = input.chunks(5).chain([&[][..]]).map(<[u8]>::to_vec).collect();
+    let (pushed, got) = mpsc::unbounded_channel();
+    let peer = Peer::new(2000, desk(wish, pieces, pushed));
+    invite(&peer).await;
+    let (got, all) = (Mutex::new(got), Mutex::new(Vec::new()));
+    until(&peer, doing(|_| async { Ok(TaskOutput::Done) }), limits(), |_| {
+        let mut all = all.lock().unwrap();
+        while let Ok(piece) = got.lock().unwrap().try_recv() {
+            all.push(piece);
+        }
+        all.last().is_some_and(Vec::is_empty)
+    })
+    .await;
+    all.into_inner().unwrap().concat()
+}
+
+#[tokio::test]
+async fn a_session_carries_a_connection_whose_client_has_said_all_and_still_listens() {
+    let (namespace, service) = ("shop".to_owned(), "db".to_owned());
+    let connect = Wish::Connect { namespace: namespace.clone(), service: service.clone() };
+    assert_eq!(told(connect, b"a question of some length").await, b"A QUESTION OF SOME LENGTH");
+    let way = Wish::Way { namespace, service, address: "127.0.0.1:4711".parse().unwrap() };
+    assert_eq!(told(way, b"").await, b"127.0.0.1:4711");
 }
 
 #[tokio::test]

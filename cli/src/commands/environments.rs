@@ -8,7 +8,6 @@ use crate::{
     arguments::{Format, Watch},
     client::{Client, Failure},
     listing::Listing,
-    output::{self, line},
 };
 
 pub(super) async fn environments(client: &Client, format: Format, watch: Watch) -> Result<(), Failure> {
@@ -52,25 +51,4 @@ pub(super) async fn logs(
         }
     }
     Ok(())
-}
-
-pub(super) async fn connect(client: &Client, environment: &str, service: &str, port: u16) -> Result<(), Failure> {
-    let path = format!("/api/v1/environments/{}/connections/{}?port={port}", segment(environment), segment(service));
-    let stream = client.stream(&path).await?;
-    futures::pin_mut!(stream);
-    let mut first = Vec::new();
-    while !first.contains(&b'\n') {
-        match stream.next().await {
-            Some(chunk) => first.extend_from_slice(&chunk?),
-            None => return Err(Failure::local("the connection was closed at once")),
-        }
-    }
-    let open: ocopea_coordinator::api::Connection = serde_json::from_slice(first.trim_ascii_end())
-        .map_err(|error| Failure::local(format!("the coordinator's answer can't be read: {error}")))?;
-    line(&open.connection);
-    output::remark(format!("listening at {} until interrupted (Ctrl-C)", open.address));
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => Ok(()),
-        _ = stream.next() => Err(Failure { status: 6, ..Failure::local("the coordinator closed the connection") }),
-    }
 }

@@ -1,6 +1,7 @@
 //! What each command does: a file for each kind of thing.
 
 mod applications;
+mod connect;
 mod environments;
 mod images;
 mod operations;
@@ -92,7 +93,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
             }
         }
         Command::Connect { environment, service, port } => {
-            environments::connect(&client, &environment, &service, port).await
+            connect::connect(&client, &environment, &service, port).await
         }
         Command::Remove { environment } => {
             let path = format!("/api/v1/environments/{}", segment(&environment));

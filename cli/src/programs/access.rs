@@ -1,6 +1,6 @@
 //! Logs, ports and programs of environments, where their agents are in this process.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,30 +8,36 @@ use futures::stream::BoxStream;
 use ocopea_agent::{
     access::Access,
     platform::{
-        Platform,
         interactive::{self, Interactive},
         logs::LogWish,
     },
 };
 use ocopea_coordinator::{
     Coordinator,
-    api::{self, OpenConnection, SiteAccess},
+    api::{self, SiteAccess},
     sessions::Session,
 };
-use ocopea_protocol::{failure::TaskFailure, frames::Started, session::Wish};
-use tokio::sync::Notify;
+use ocopea_protocol::{
+    failure::TaskFailure,
+    frames::Started,
+    session::{BoxedStream, Way, Wish},
+};
+use tokio::{io::AsyncReadExt, sync::Notify};
 use tokio_util::io::ReaderStream;
 
-/// Logs and ports of environments, through the sites' own clusters.
+/// Bytes that an agent says of a way, at most.
+const LONGEST_WAY: u64 = 64 * 1024;
+
+/// Logs and connections of environments, through the sites' own clusters.
 pub(super) struct Local {
-    pub(super) platforms: BTreeMap<String, Platform>,
+    pub(super) sites: BTreeMap<String, Access>,
     /// Rung to have a site looked at before its time.
     pub(super) looks: BTreeMap<String, Arc<Notify>>,
 }
 
 impl Local {
-    fn platform(&self, site: &str) -> Result<&Platform, TaskFailure> {
-        self.platforms.get(site).ok_or_else(|| {
+    fn access(&self, site: &str) -> Result<&Access, TaskFailure> {
+        self.sites.get(site).ok_or_else(|| {
             TaskFailure::permanent(
                 "site.absent",
                 format!("can't reach site {site}"),
@@ -56,7 +62,7 @@ impl SiteAccess for Local {
         follow: bool,
     ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, TaskFailure> {
         let wish = LogWish { component: component.map(str::to_owned), follow, tail: None };
-        let lines = self.platform(site)?.logs(namespace, &wish).await?;
+        let lines = self.access(site)?.platform().logs(namespace, &wish).await?;
         let stream = futures::stream::unfold(lines, |mut lines| async move {
             let line = lines.recv().await?;
             let text = format!("{} {}  {}\n", line.pod, line.container, line.text);
@@ -65,21 +71,12 @@ impl SiteAccess for Local {
         Ok(Box::pin(stream))
     }
 
-    async fn connect(
-        &self,
-        site: &str,
-        namespace: &str,
-        service: &str,
-        port: u16,
-    ) -> Result<OpenConnection, TaskFailure> {
-        let namespace = namespace.parse().map_err(|error| {
-            TaskFailure::permanent("environment.name", format!("can't connect to {service} of {namespace}"), error)
-        })?;
-        let open = Access::new(self.platform(site)?.clone()).connect(&namespace, service, port).await?;
-        Ok(OpenConnection {
-            connection: api::Connection { address: open.address.to_string(), connection: open.uri.reveal().to_owned() },
-            guard: Box::new(open),
-        })
+    async fn way(&self, site: &str, namespace: &str, service: &str, address: SocketAddr) -> Result<Way, TaskFailure> {
+        self.access(site)?.way(namespace, service, address).await
+    }
+
+    async fn tunnel(&self, site: &str, namespace: &str, service: &str) -> Result<BoxedStream, TaskFailure> {
+        Ok(Box::new(self.access(site)?.tunnel(namespace, service).await?))
     }
 
     async fn exec(
@@ -92,7 +89,7 @@ impl SiteAccess for Local {
         let wish =
             interactive::Wish { component: query.component.clone(), command, stdin: query.stdin, tty: query.tty };
         let Interactive { input, output, errors, size, ended } =
-            self.platform(site)?.interactive(namespace, &wish).await?;
+            self.access(site)?.platform().interactive(namespace, &wish).await?;
         Ok(api::exec::Program::Here(Started { input, output, errors, size, ended }))
     }
 }
@@ -129,19 +126,21 @@ impl SiteAccess for Elsewhere {
         Ok(Box::pin(ReaderStream::new(session)))
     }
 
-    async fn connect(
-        &self,
-        site: &str,
-        namespace: &str,
-        service: &str,
-        port: u16,
-    ) -> Result<OpenConnection, TaskFailure> {
-        Err(TaskFailure::permanent(
-            "site.elsewhere",
-            format!("can't open a connection at site {site}"),
-            "its agents are elsewhere, and a connection would end at the coordinator's machine, not at yours",
-        )
-        .next(format!("beside that cluster: kubectl -n {namespace} port-forward service/{service} {port}:PORT")))
+    async fn way(&self, site: &str, namespace: &str, service: &str, address: SocketAddr) -> Result<Way, TaskFailure> {
+        let wish = Wish::Way { namespace: namespace.to_owned(), service: service.to_owned(), address };
+        let unread = |why: String| {
+            let what = format!("can't connect to {service:.100} of {namespace}");
+            TaskFailure::retryable("environment.way", what, why).next("see that the site's agents run: ocopea sites")
+        };
+        let mut told = Vec::new();
+        let read = self.open(site, wish).await?.take(LONGEST_WAY).read_to_end(&mut told).await;
+        read.map_err(|error| unread(error.to_string()))?;
+        serde_json::from_slice(&told).map_err(|error| unread(format!("its agent's answer can't be read: {error}")))
+    }
+
+    async fn tunnel(&self, site: &str, namespace: &str, service: &str) -> Result<BoxedStream, TaskFailure> {
+        let wish = Wish::Connect { namespace: namespace.to_owned(), service: service.to_owned() };
+        Ok(Box::new(self.open(site, wish).await?))
     }
 
     async fn exec(

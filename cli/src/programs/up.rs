@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ocopea_agent::{
+    access::Access,
     containers::RegistryHost,
     execute::Site,
     platform::Platform,
@@ -104,7 +105,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
         output::line(format!("The repository's store: {}", abilities.told().join("; ")));
     }
     let credentials = attend::docker_credentials().await?;
-    let mut platforms = BTreeMap::new();
+    let mut accesses = BTreeMap::new();
     let mut workers = Vec::new();
     for option in sites {
         let id = catalog.ensure_site(option.name.as_str()).await.map_err(catalog_fault)?;
@@ -120,7 +121,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
                 });
             }
         };
-        platforms.insert(option.name.to_string(), platform.clone());
+        accesses.insert(option.name.to_string(), Access::new(platform.clone()));
         let site = Arc::new(Site {
             name: option.name.to_string(),
             platform,
@@ -174,7 +175,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     ));
     let router = api::router(api::State {
         coordinator: Arc::clone(&coordinator),
-        access: Arc::new(Local { platforms, looks }),
+        access: Arc::new(Local { sites: accesses, looks }),
         keys: Arc::new(KeyFile(data.join("repository.key"))),
         broker: None,
     });

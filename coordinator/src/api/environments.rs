@@ -18,7 +18,7 @@ use ocopea_protocol::{
 };
 
 use super::{
-    Accepted, ConnectQuery, EnvironmentView, Idempotency, LogQuery, Page, Paging, State,
+    Accepted, EnvironmentView, Idempotency, LogQuery, Page, Paging, State,
     operations::{Repeatable, Taken},
     problem::{Begins, Caller, Problem, Query},
     sites::attended,
@@ -161,34 +161,4 @@ pub(super) async fn note_use(
         transaction.commit().await
     };
     catalog.again(note).await
-}
-
-/// Opens a loopback port to a service on the coordinator's machine; it stays open as long as this response does.
-/// The response is one line of JSON (a `Connection`), and then nothing until the client goes away.
-#[utoipa::path(get, path = "/api/v1/environments/{environment}/connections/{service}",
-    params(("environment" = String, Path), ("service" = String, Path), ConnectQuery),
-    responses((status = 200, content_type = "application/x-ndjson", body = super::Connection)))]
-pub(super) async fn connect(
-    Extract(state): Extract<State>,
-    caller: Caller,
-    Path((environment, service)): Path<(String, String)>,
-    Query(query): Query<ConnectQuery>,
-) -> Result<Response, Problem> {
-    let (actor, ended) = caller.while_at_least(Role::Operator, &state)?;
-    let (found, site) = found(&state.coordinator.catalog, &actor, &environment).await?;
-    // The answer holds credentials: who got them is written down before.
-    let detail = format!("{} {service:.100}", found.name);
-    note_use(&state, &actor, "environment.connect", found.id, &detail).await?;
-    let open = state.access.connect(&site.name, &found.name, &service, query.port).await?;
-    let mut line = serde_json::to_string(&open.connection).map_err(|error| Problem::invalid("service", error))?;
-    line.push('\n');
-    let guard = open.guard;
-    let first = futures::stream::once(async move { Ok::<_, std::convert::Infallible>(line) });
-    let forever = futures::stream::pending().map(move |never: Result<String, std::convert::Infallible>| {
-        // Held by the response: dropped, and with it the port, when the client is gone.
-        let _held = &guard;
-        never
-    });
-    let body = HttpBody::from_stream(first.chain(forever).take_until(ended));
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }

@@ -4,14 +4,13 @@
 
 use axum::{
     extract::{Path, Request, State as Extract},
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::Response,
 };
-use hyper_util::rt::TokioIo;
 use ocopea_catalog_db::model::Role;
 use ocopea_protocol::{
     failure::TaskFailure,
     frames::{END, Failed, Started, carry, read_frame, write_frame},
+    session::BoxedStream,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -21,6 +20,7 @@ use super::{
     State,
     environments::note_use,
     problem::{Caller, Problem, Query},
+    upgrade,
 };
 
 /// The name in `Upgrade:`.
@@ -53,14 +53,6 @@ pub enum Program {
     Elsewhere(BoxedStream),
 }
 
-/// Bytes both ways.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// Bytes both ways, wherever they come from.
-pub type BoxedStream = Box<dyn Stream>;
-
 /// Runs a program in a container of an environment. The connection is upgraded to `ocopea-exec`.
 #[utoipa::path(post, path = "/api/v1/environments/{environment}/exec", params(("environment" = String, Path), ExecQuery),
     responses((status = 101, description = "frames follow, see the crate's documentation"), (status = 404, body = Problem),
@@ -78,10 +70,7 @@ pub(super) async fn exec(
     if command.is_empty() || command.len() > MOST_WORDS || command.iter().any(|word| word.contains('\0')) {
         return Err(Problem::invalid("command", format!("1 to {MOST_WORDS} words without NUL are expected")));
     }
-    let upgrades = request.headers().get(header::UPGRADE).is_some_and(|wish| wish.as_bytes() == PROTOCOL.as_bytes());
-    if !upgrades {
-        return Err(Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade", format!("Upgrade: {PROTOCOL} is expected")));
-    }
+    upgrade::expected(&request, PROTOCOL)?;
     let catalog = &state.coordinator.catalog;
     let (found, site) = super::environments::found(catalog, &actor, &environment).await?;
     // Who ran what where is written down before it runs; not what went through.
@@ -89,29 +78,7 @@ pub(super) async fn exec(
     let detail = format!("{} {program:.100}", found.name);
     note_use(&state, &actor, "environment.exec", found.id, &detail).await?;
     let started = state.access.exec(&site.name, &found.name, &query, command).await?;
-    let upgrade = hyper::upgrade::on(request);
-    state.coordinator.seams.spawner.spawn(
-        "exec.connection",
-        Box::pin(async move {
-            match upgrade.await {
-                Ok(connection) => {
-                    let carried = tokio::select! {
-                        carried = relay(TokioIo::new(connection), started) => carried,
-                        () = no_longer => Err(std::io::Error::other("its token is no longer good")),
-                    };
-                    if let Err(error) = carried {
-                        tracing::debug!(%error, "a connection to a program ended");
-                    }
-                }
-                Err(error) => tracing::debug!(%error, "a connection was not upgraded"),
-            }
-        }),
-    );
-    let headers = [
-        (header::CONNECTION, HeaderValue::from_static("upgrade")),
-        (header::UPGRADE, HeaderValue::from_static(PROTOCOL)),
-    ];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+    Ok(upgrade::switched(&state, request, PROTOCOL, no_longer, |connection| relay(connection, started)))
 }
 
 /// Carries frames both ways until the program ends or the client is gone.

@@ -5,6 +5,7 @@
 //! for signing in, for enrolling (whose body holds one), and the health checks.
 
 mod body;
+pub mod connect;
 pub mod enrolment;
 mod environments;
 pub mod exec;
@@ -16,8 +17,9 @@ mod server;
 mod session;
 mod sites;
 mod types;
+mod upgrade;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
@@ -27,7 +29,11 @@ use axum::{
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use ocopea_protocol::{failure::TaskFailure, seams::BoxFuture};
+use ocopea_protocol::{
+    failure::TaskFailure,
+    seams::BoxFuture,
+    session::{BoxedStream, Way},
+};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -53,14 +59,11 @@ pub trait SiteAccess: Send + Sync {
         follow: bool,
     ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, TaskFailure>;
 
-    /// A loopback port that leads to a service, for as long as the answer is kept.
-    async fn connect(
-        &self,
-        site: &str,
-        namespace: &str,
-        service: &str,
-        port: u16,
-    ) -> Result<OpenConnection, TaskFailure>;
+    /// What leads to a service, for a client that will connect to `address`.
+    async fn way(&self, site: &str, namespace: &str, service: &str, address: SocketAddr) -> Result<Way, TaskFailure>;
+
+    /// A connection to a service.
+    async fn tunnel(&self, site: &str, namespace: &str, service: &str) -> Result<BoxedStream, TaskFailure>;
 
     /// Starts a program in a container.
     async fn exec(
@@ -76,14 +79,6 @@ pub trait SiteAccess: Send + Sync {
 pub trait KeyFile: Send + Sync {
     /// Replaces what is kept: whole or not at all.
     fn store(&self, keys: &ocopea_repository::Keyring) -> Result<(), String>;
-}
-
-/// An open way to a service.
-pub struct OpenConnection {
-    /// What to tell the user.
-    pub connection: Connection,
-    /// Closes it when dropped.
-    pub guard: Box<dyn Send + Sync>,
 }
 
 /// What handlers share.
@@ -148,7 +143,7 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(environments::list))
         .routes(routes!(environments::get, environments::remove))
         .routes(routes!(environments::logs))
-        .routes(routes!(environments::connect))
+        .routes(routes!(connect::describe, connect::connect))
         .routes(routes!(exec::exec))
         .routes(routes!(repository::verify))
         .routes(routes!(repository::collect))

@@ -389,25 +389,6 @@ pub struct LogQuery {
     pub follow: bool,
 }
 
-/// Which port to listen on.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct ConnectQuery {
-    /// A loopback port; any free one unless told.
-    #[serde(default)]
-    pub port: u16,
-}
-
-/// An open way to a service: stays open as long as the response does.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Connection {
-    /// `127.0.0.1:PORT`.
-    pub address: String,
-    /// Ready to paste, credentials included.
-    pub connection: String,
-}
-
 /// How to collect.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

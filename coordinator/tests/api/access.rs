@@ -15,6 +15,7 @@ fn operations() -> BTreeMap<&'static str, (Role, Value)> {
         ("get /api/v1/environments/{environment}", (Viewer, Value::Null)),
         ("delete /api/v1/environments/{environment}", (Operator, Value::Null)),
         ("get /api/v1/environments/{environment}/connections/{service}", (Operator, Value::Null)),
+        ("post /api/v1/environments/{environment}/connections/{service}", (Operator, Value::Null)),
         ("post /api/v1/environments/{environment}/exec", (Operator, Value::Null)),
         ("get /api/v1/environments/{environment}/logs", (Viewer, Value::Null)),
         ("get /api/v1/images", (Viewer, Value::Null)),
@@ -60,10 +61,18 @@ fn filled(path: &str) -> String {
             other => other,
         });
     }
+    with_query(path, out)
+}
+
+/// With what has to be asked along.
+fn with_query(path: &str, mut target: String) -> String {
     if path.ends_with("/exec") {
-        out.push_str("?command=[%22ls%22]");
+        target.push_str("?command=[%22ls%22]");
     }
-    out
+    if path.ends_with("/connections/{service}") {
+        target.push_str("?address=127.0.0.1:4711");
+    }
+    target
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -238,16 +247,14 @@ async fn no_operation_of_the_api_shows_or_changes_what_is_another_teams() {
             // By id, and where there is one by name.
             for by_name in [false, true] {
                 let pick = |id: String| if by_name { "dana-s".to_owned() } else { id };
-                let mut target = path
+                let target = path
                     .replace("{image}", &pick(image.to_string()))
                     .replace("{environment}", &pick(environment.to_string()))
                     .replace("{id}", if of_token { &token } else { &operation })
                     .replace("{service}", "db")
                     .replace("{key}", "none")
                     .replace("{site}", "none");
-                if target.ends_with("/exec") {
-                    target.push_str("?command=[%22ls%22]");
-                }
+                let target = with_query(path, target);
                 let body = match name.as_str() {
                     "post /api/v1/restores" => {
                         json!({"image": pick(image.to_string()), "site": "desk", "name": "copy"})
@@ -258,6 +265,9 @@ async fn no_operation_of_the_api_shows_or_changes_what_is_another_teams() {
                 let mut request = server.request(method, &target, Some(&theirs)).json(&body);
                 if target.contains("/exec") {
                     request = request.header("Upgrade", "ocopea-exec").header("Connection", "Upgrade");
+                }
+                if target.contains("/connections/") && method == "post" {
+                    request = request.header("Upgrade", "ocopea-connect").header("Connection", "Upgrade");
                 }
                 let answer = server.ask(request).await;
                 let text = answer.body.to_string();

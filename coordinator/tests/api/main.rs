@@ -18,7 +18,7 @@ mod several;
 #[allow(dead_code, reason = "shared with the tests of the PostgreSQL driver, which use more of it")]
 mod postgres;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -32,7 +32,7 @@ use ocopea_catalog_db::{
 };
 use ocopea_coordinator::{
     Coordinator,
-    api::{self, KeyFile, OpenConnection, SiteAccess, enrolment::SiteBroker, exec},
+    api::{self, KeyFile, SiteAccess, enrolment::SiteBroker, exec},
     tokens,
     vault::Vault,
 };
@@ -45,6 +45,7 @@ use ocopea_protocol::{
     names::Digest,
     seams::Seams,
     secret::Secret32,
+    session::{BoxedStream, Way},
 };
 use ocopea_repository::{Keyring, Repository, StoreAccess};
 use reqwest::{Method, StatusCode};

@@ -27,7 +27,11 @@ impl SiteAccess for NoSites {
         Err(absent())
     }
 
-    async fn connect(&self, _: &str, _: &str, _: &str, _: u16) -> Result<OpenConnection, TaskFailure> {
+    async fn way(&self, _: &str, _: &str, _: &str, _: SocketAddr) -> Result<Way, TaskFailure> {
+        Err(absent())
+    }
+
+    async fn tunnel(&self, _: &str, _: &str, _: &str) -> Result<BoxedStream, TaskFailure> {
         Err(absent())
     }
 

@@ -143,9 +143,7 @@ async fn an_alarm_stops_publishing_only_and_says_so() {
 
     server.script("ctl", &["set_vm_memory_high_watermark", "absolute", "1"]).await;
     until("publishing is refused, and why", async || {
-        let began = Instant::now();
-        let result = bus.publish(site, Bytes::from_static(b"meanwhile")).await;
-        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+        let result = soon("an answer", bus.publish(site, Bytes::from_static(b"meanwhile"))).await;
         result.is_err_and(|error| error.to_string().contains("short of memory or disk"))
     })
     .await;
@@ -336,9 +334,7 @@ async fn a_connection_that_fell_silent_is_given_up_and_made_anew() {
     assert_eq!(soon("it comes", agent.next_hint()).await.unwrap().bytes, "before");
 
     proxy.stalled.store(true, SeqCst);
-    let began = Instant::now();
-    assert!(agent.request(Bytes::from_static(b"?"), 1_500).await.is_err());
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(soon("it is given up", agent.request(Bytes::from_static(b"?"), 1_500)).await.is_err());
     until("both notice, and can't connect", async || {
         let state = agent.state();
         [state.hints, state.requests].iter().all(

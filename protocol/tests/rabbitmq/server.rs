@@ -80,7 +80,8 @@ impl Node {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("rabbitmq");
         let (child, said) = run(&place, options);
-        let mut http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy();
+        // No connection is kept: it would live in the runtime of one test, and end under the next one's request.
+        let mut http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().pool_max_idle_per_host(0);
         if !said["CA"].is_empty() {
             let pem = std::fs::read(&said["CA"]).unwrap();
             http = http.tls_certs_only(reqwest::Certificate::from_pem_bundle(&pem).unwrap());
@@ -110,7 +111,6 @@ impl Node {
     pub fn certificates(&self) -> Option<String> {
         (!self.said["CA"].is_empty()).then(|| std::fs::read_to_string(&self.said["CA"]).unwrap())
     }
-
 }
 
 impl Server {
