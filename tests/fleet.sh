@@ -172,6 +172,25 @@ finished() {
   say "$2: succeeded, $((SECONDS - begun)) s after the fault"
 }
 
+# paged URL HOST:PORT: ten requests side by side, and a question to the database as its clients begin
+paged() {
+  local one ones=()
+  for one in 1 2 3 4 5 6 7 8 9 10; do curl -fsS --max-time 30 -o /dev/null "$1readyz" & ones+=($!); done
+  for one in "${ones[@]}"; do wait "$one" || return 1; done
+  python3 - "$2" <<'P'
+import socket, struct, sys
+host, port = sys.argv[1].rsplit(":", 1)
+# OP_MSG with {hello: 1, $db: "admin"} in BSON.
+body = b"\x10hello\0\x01\0\0\0\x02$db\0\x06\0\0\0admin\0\0"
+body = struct.pack("<i", len(body) + 4) + body
+message = struct.pack("<iiiiiB", 16 + 5 + len(body), 1, 0, 2013, 0, 0) + body
+with socket.create_connection((host, int(port)), 30) as connection:
+    connection.sendall(message)
+    answer = connection.recv(65536)
+sys.exit(b"maxBsonObjectSize" not in answer)
+P
+}
+
 journey() {
   local chat_image save image again before damaged after op
   chat() { k "$1" -n "$2" exec deploy/lets-chat -- /lets-chat "${@:3}"; }
@@ -212,6 +231,14 @@ journey() {
   [ "$(ocopea exec $COPY lets-chat -- /lets-chat count)" = "$before" ] || die "exec doesn't say what the program said"
   status=0; ocopea exec $COPY lets-chat -- /lets-chat no-such-command >/dev/null 2>&1 || status=$?
   [ $status != 0 ] && [ $status != 6 ] || die "exec doesn't end with the program's status: $status"
+  say "the copy's page and its database, by ports of this machine"
+  ocopea connect $COPY lets-chat >"$STATE/page" 2>/dev/null & local page=$!
+  ocopea connect $COPY mongo >"$STATE/database" 2>/dev/null & local database=$!
+  until_so 60 "a way to the copy" test -s "$STATE/page" -a -s "$STATE/database"
+  local place; place=$(cat "$STATE/database"); place=${place#*://}; place=${place##*@}
+  status=0; paged "$(cat "$STATE/page")" "${place%%/*}" || status=$?
+  kill -INT $page $database
+  [ $status = 0 ] || die "the copy can't be used through ocopea connect"
   after=$(chat b $COPY count)
   [ "$before" = "$after" ] || die "the restored copy differs from what was saved" "before: $before" "after: $after"
   run ocopea save b/$COPY --name "the same, saved again" --label fleet=again

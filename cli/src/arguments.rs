@@ -206,7 +206,7 @@ the program's own exit status.")]
     },
     /// Opens a loopback port to a service of an environment, until interrupted
     #[command(
-        after_help = "Examples:\n  ocopea connect debug-4711 messages\n  ocopea connect debug-4711 postgres --port 15432"
+        after_help = "Examples:\n  ocopea connect debug-4711 mongo\n  ocopea connect debug-4711 postgres --port 15432"
     )]
     Connect {
         /// The environment
