@@ -95,6 +95,16 @@ started again.")]
         /// The address that `ocopea up` printed, with its code
         url: String,
     },
+    /// Shows how the installation is doing, and what somebody should look at
+    #[command(after_help = "Examples:\n  ocopea status\n  ocopea status -o json | jq -r '.worries[].what'")]
+    Status,
+    /// Lists messages that nobody could read, and why
+    #[command(after_help = "\
+Example:
+  ocopea quarantine
+
+They stay where they are, in the broker's queue of that name: look at them there, and purge it when you have seen enough.")]
+    Quarantine,
     /// Lists the sites and what they can do; adds and removes sites
     #[command(
         after_help = "Examples:\n  ocopea sites\n  ocopea sites -o json | jq -r '.[] | select(.state != \"ready\") | .why'\n  ocopea sites add desk"
@@ -327,7 +337,7 @@ pub struct Join {
 }
 
 /// Whether a list is followed.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Copy, Debug, Default, Args)]
 pub struct Watch {
     /// Go on, and show what changes
     #[arg(short, long)]

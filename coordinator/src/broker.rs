@@ -13,6 +13,7 @@ use ocopea_protocol::{
     ids::SiteId,
     seams::Seams,
     secret::Secret,
+    time::Timestamp,
 };
 use reqwest::{Client, Method, StatusCode};
 use serde::Deserialize;
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::{
-    api::enrolment::{Admission, SiteBroker},
+    api::enrolment::{Admission, Quarantine, Quarantined, SiteBroker},
     tokens,
 };
 
@@ -249,4 +250,66 @@ impl SiteBroker for RabbitSiteBroker {
         }
         self.delete(what, &["queues", &self.vhost, &topology::tasks(site)]).await
     }
+
+    async fn quarantined(&self, most: u32) -> Result<Quarantine, TaskFailure> {
+        let what = "can't look into quarantine";
+        // The queue's own count is from statistics, seconds old: each message says how many are behind it. They are put back;
+        // what they hold is of no interest here.
+        let wish = json!({"count": most.max(1), "ackmode": "reject_requeue_true", "encoding": "base64", "truncate": 1});
+        let path = ["queues", &self.vhost, topology::QUARANTINE, "get"];
+        let answer = self.ask(what, Method::POST, &path, Some(&wish)).await?;
+        let found: Vec<Message> = parsed(what, &answer)?;
+        let behind = found.last().map_or(0, |last| last.message_count);
+        let messages = behind.saturating_add(found.len() as u64);
+        let items = found.into_iter().take(most as usize).map(Message::told).collect();
+        Ok(Quarantine { messages, items })
+    }
+}
+
+/// A message as the management API shows it.
+#[derive(Deserialize)]
+struct Message {
+    /// Those behind it.
+    message_count: u64,
+    payload_bytes: u64,
+    routing_key: String,
+    /// A list where there are none.
+    #[serde(default)]
+    properties: Value,
+}
+
+impl Message {
+    fn told(self) -> Quarantined {
+        let headers = &self.properties["headers"];
+        let text = |value: &Value| value.as_str().map(shown);
+        // What the broker put there by itself; the last is the first that happened.
+        let death = headers["x-death"].as_array().and_then(|deaths| deaths.last()).unwrap_or(&Value::Null);
+        let from = text(&death["queue"]);
+        let reason = text(&headers[topology::REASON]).unwrap_or_else(|| {
+            let reason = match death["reason"].as_str() {
+                Some("rejected") => "it could not be read",
+                Some("expired") => "nobody took it in time",
+                Some("delivery_limit") => "it was delivered too often",
+                Some("maxlen") => "there was no room for it",
+                _ => "nobody knows",
+            };
+            from.as_ref().map_or_else(|| reason.to_owned(), |queue| format!("{reason} (from {queue})"))
+        });
+        let site = headers[topology::USER].as_str().and_then(topology::site_of);
+        let site = site.or_else(|| from.as_deref().and_then(topology::site_of_queue));
+        let routing_key = text(&headers[topology::ROUTING_KEY]).or_else(|| text(&death["routing-keys"][0]));
+        let since = self.properties["timestamp"].as_i64().or_else(|| death["time"].as_i64());
+        Quarantined {
+            since: since.and_then(|seconds| seconds.checked_mul(1000)).map(Timestamp),
+            reason,
+            site,
+            routing_key: routing_key.unwrap_or_else(|| shown(&self.routing_key)),
+            bytes: self.payload_bytes,
+        }
+    }
+}
+
+/// Somebody's words, for people.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
 }

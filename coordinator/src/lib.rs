@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod plan;
 mod serve;
 pub mod sessions;
+pub mod status;
 pub mod tokens;
 pub mod vault;
 

@@ -9,6 +9,7 @@ mod repository;
 mod restore;
 mod save;
 mod sites;
+mod status;
 mod tokens;
 
 use clap::CommandFactory;
@@ -92,6 +93,8 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
                 status => Err(Failure { status, ..Failure::local("") }),
             }
         }
+        Command::Status => status::status(&client, format).await,
+        Command::Quarantine => status::quarantine(&client, format).await,
         Command::Connect { environment, service, port } => {
             connect::connect(&client, &environment, &service, port).await
         }

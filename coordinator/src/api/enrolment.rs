@@ -21,6 +21,7 @@ use ocopea_protocol::{
     ids::{EnrolmentKeyId, SiteId},
     names::SiteName,
     secret::Secret,
+    time::Timestamp,
 };
 
 use super::{
@@ -43,6 +44,33 @@ pub trait SiteBroker: Send + Sync {
 
     /// The site's user is let in no more, and who is in is thrown out. Fine where there is none.
     async fn expel(&self, site: SiteId) -> Result<(), TaskFailure>;
+
+    /// What lies in quarantine: how many messages, and the oldest `most` of them, which stay there.
+    async fn quarantined(&self, most: u32) -> Result<Quarantine, TaskFailure>;
+}
+
+/// What lies in quarantine.
+#[derive(Clone, Debug, Default)]
+pub struct Quarantine {
+    /// How many messages.
+    pub messages: u64,
+    /// Those that were looked at.
+    pub items: Vec<Quarantined>,
+}
+
+/// A message that nobody could read. All words but the numbers are its sender's, or about what it sent.
+#[derive(Clone, Debug)]
+pub struct Quarantined {
+    /// When it was put there.
+    pub since: Option<Timestamp>,
+    /// Why.
+    pub reason: String,
+    /// The site that sent it, or that it was for.
+    pub site: Option<SiteId>,
+    /// Where it was sent to.
+    pub routing_key: String,
+    /// Its length, in bytes.
+    pub bytes: u64,
 }
 
 /// What an agent connects to its broker by.
@@ -78,7 +106,7 @@ pub(super) fn removed() -> Problem {
 }
 
 /// This installation's broker; without one, sites are given to the coordinator's own process.
-fn broker(state: &State) -> Result<&dyn SiteBroker, Problem> {
+pub(super) fn broker(state: &State) -> Result<&dyn SiteBroker, Problem> {
     state.broker.as_deref().ok_or_else(|| Problem {
         next: "give it the site when it starts: ocopea up --site NAME=CONTEXT".to_owned(),
         ..Problem::new(

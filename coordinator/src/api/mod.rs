@@ -16,6 +16,7 @@ mod repository;
 mod server;
 mod session;
 mod sites;
+mod status;
 mod types;
 mod upgrade;
 
@@ -40,6 +41,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use problem::Problem;
 pub use server::serve;
+pub use status::{CountView, QuarantineView, QuarantinedView, SavedView, StatusView, UpkeepView};
 pub use types::*;
 
 use crate::Coordinator;
@@ -128,6 +130,8 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(enrolment::keys, enrolment::add_key))
         .routes(routes!(enrolment::revoke_key))
         .routes(routes!(enrolment::enrol))
+        .routes(routes!(status::status))
+        .routes(routes!(status::quarantine))
         .routes(routes!(sites::applications))
         .routes(routes!(operations::inspect))
         .routes(routes!(operations::save))

@@ -37,7 +37,9 @@ fn operations() -> BTreeMap<&'static str, (Role, Value)> {
         ("post /api/v1/repository/verifications", (Operator, json!({}))),
         ("post /api/v1/restores", (Operator, json!({"image": NOBODY, "site": "desk", "name": "copy"}))),
         ("post /api/v1/saves", (Operator, save)),
+        ("get /api/v1/quarantine", (Administrator, Value::Null)),
         ("get /api/v1/sites", (Viewer, Value::Null)),
+        ("get /api/v1/status", (Administrator, Value::Null)),
         ("post /api/v1/sites", (Administrator, json!({"name": "edge"}))),
         // A private one is its owner's; of others see `agents`.
         ("delete /api/v1/sites/{site}", (Operator, Value::Null)),
@@ -216,7 +218,9 @@ fn ownership(operation: &str) -> Option<Of> {
         | "/api/v1/repository/collections"
         | "/api/v1/repository/reindexes"
         | "/api/v1/repository/keys"
-        | "/api/v1/repository/keys/{key}" => Of::Installation,
+        | "/api/v1/repository/keys/{key}"
+        | "/api/v1/quarantine"
+        | "/api/v1/status" => Of::Installation,
         _ => return None,
     })
 }

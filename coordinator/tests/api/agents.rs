@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use ocopea_coordinator::api::enrolment::Admission;
+use ocopea_coordinator::api::enrolment::{Admission, Quarantine};
 use ocopea_protocol::{
     bus::{AgentBus, in_process::InProcessAgentBus},
     envelope,
@@ -178,6 +178,10 @@ impl SiteBroker for Broker {
         }
         self.inside.lock().unwrap().remove(&site);
         Ok(())
+    }
+
+    async fn quarantined(&self, _: u32) -> Result<Quarantine, TaskFailure> {
+        Ok(Quarantine::default())
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use ocopea_coordinator::api::enrolment::Admission;
+use ocopea_coordinator::api::enrolment::{Admission, Quarantine};
 use ocopea_protocol::{
     bus::AgentBus,
     ids::{OperationId, SiteId},
@@ -197,6 +197,10 @@ impl SiteBroker for Broker {
     async fn expel(&self, site: SiteId) -> Result<(), TaskFailure> {
         self.0.lock().unwrap().remove(&site);
         Ok(())
+    }
+
+    async fn quarantined(&self, _: u32) -> Result<Quarantine, TaskFailure> {
+        Ok(Quarantine::default())
     }
 }
 

@@ -118,11 +118,23 @@ async fn what_is_no_request_goes_into_quarantine_with_its_reason_and_others_go_o
         messages.iter().map(of).collect::<Vec<_>>()
     };
     until("all lie in quarantine", async || reasons().await.len() >= total).await;
+    let reasons_again = async || reasons().await.len();
     let reasons = reasons().await;
     for (why, count) in expected {
         assert_eq!(reasons.iter().filter(|reason| reason.contains(why)).count(), count, "{why}: {reasons:?}");
     }
     assert_eq!(bus.state().quarantined, u64::try_from(total).unwrap());
+    // As an administrator sees it, without the management pages.
+    let shown = broker(server).quarantined(100).await.unwrap();
+    assert_eq!((shown.messages, shown.items.len()), (total as u64, total));
+    let of_the_site = shown.items.iter().filter(|item| item.site == Some(site)).count();
+    assert!(of_the_site >= 5, "{shown:?}");
+    assert!(shown.items.iter().all(|item| item.since.is_some() && item.routing_key == key), "{shown:?}");
+    let because = |why: &str| shown.items.iter().filter(|item| item.reason.contains(why)).count();
+    assert_eq!((because("no way back"), because("it could not be read (from requests)")), (1, 3), "{shown:?}");
+    assert_eq!(shown.items.iter().map(|item| item.bytes).max(), Some(longer.len() as u64));
+    assert_eq!(broker(server).quarantined(2).await.unwrap().items.len(), 2);
+    assert_eq!(reasons_again().await, total, "they stay");
     // No connection was lost over any of it, and nothing reached another's queue.
     assert_eq!(bus.state().requests, connected);
     assert_eq!(bus.waiting_hints(other).await, Ok(0));

@@ -315,17 +315,17 @@ impl Intake {
         tracing::warn!(why, routing_key = key.as_str(), "a message goes into quarantine");
         let permit = Arc::clone(&self.quarantining).try_acquire_owned().ok();
         let mangled = delivery.properties.kind().as_ref().is_some_and(|kind| kind.as_str().starts_with(MARK));
-        let publisher = Arc::clone(&self.publisher);
+        let (publisher, now) = (Arc::clone(&self.publisher), self.seams.clock.now());
         async move {
             // What was not let through as it came is put there by the broker, which has it whole.
             if permit.is_some() && !mangled {
                 let mut headers = FieldTable::default();
                 headers.insert(topology::REASON.into(), AMQPValue::LongString(why.into()));
-                headers.insert("x-ocopea-routing-key".into(), AMQPValue::LongString(key.as_str().into()));
+                headers.insert(topology::ROUTING_KEY.into(), AMQPValue::LongString(key.as_str().into()));
                 if let Some(user) = delivery.properties.user_id() {
-                    headers.insert("x-ocopea-user".into(), AMQPValue::LongString(user.as_str().into()));
+                    headers.insert(topology::USER.into(), AMQPValue::LongString(user.as_str().into()));
                 }
-                if publisher.quarantine(&delivery.data, headers).await.is_ok() {
+                if publisher.quarantine(&delivery.data, headers, now).await.is_ok() {
                     return delivery.acker.ack(BasicAckOptions::default()).await;
                 }
             }

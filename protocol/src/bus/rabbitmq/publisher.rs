@@ -24,7 +24,7 @@ use super::{
     link::{Link, LinkState, Session, Unstarted, explain},
     topology,
 };
-use crate::{ids::SiteId, seams::Seams};
+use crate::{ids::SiteId, seams::Seams, time::Timestamp};
 
 /// Messages that wait for their confirm at a time; more wait for their turn.
 const AT_ONCE: usize = 32;
@@ -297,8 +297,9 @@ impl Publisher {
     }
 
     /// Puts a message where somebody can look at it.
-    pub(super) async fn quarantine(&self, body: &[u8], headers: FieldTable) -> Result<(), BusError> {
-        let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+    pub(super) async fn quarantine(&self, body: &[u8], headers: FieldTable, now: Timestamp) -> Result<(), BusError> {
+        let seconds = u64::try_from(now.0 / 1000).unwrap_or(0);
+        let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers).with_timestamp(seconds);
         match self.within(async |live| live.publish(topology::QUARANTINE, body, properties).await).await? {
             Fate::Taken => Ok(()),
             Fate::Returned | Fate::Refused => Err(BusError::Unavailable("there is no quarantine".to_owned())),

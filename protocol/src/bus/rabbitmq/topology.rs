@@ -31,6 +31,10 @@ pub(super) const RETURNED: &str = "returned";
 pub const QUARANTINE: &str = "quarantine";
 /// What is published there carries the reason under this name, if it was known.
 pub const REASON: &str = "x-ocopea-reason";
+/// Where it was sent to.
+pub const ROUTING_KEY: &str = "x-ocopea-routing-key";
+/// Whose it is.
+pub const USER: &str = "x-ocopea-user";
 /// The `type` of a message that says nothing: whether its queue confirms it is what its sender wants to know.
 pub(super) const PROBE: &str = "ocopea.probe";
 /// What the bound queue takes.
@@ -63,6 +67,12 @@ pub fn user(site: SiteId) -> String {
 pub fn site_of(name: &str) -> Option<SiteId> {
     let site = name.strip_prefix("site-")?.parse().ok()?;
     (user(site) == name).then_some(site)
+}
+
+/// The site whose queue this is.
+pub fn site_of_queue(name: &str) -> Option<SiteId> {
+    let site = name.strip_prefix("tasks.")?.parse().ok()?;
+    (tasks(site) == name).then_some(site)
 }
 
 /// What a site's requests are published under.
