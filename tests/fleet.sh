@@ -180,8 +180,8 @@ paged() {
   python3 - "$2" <<'P'
 import socket, struct, sys
 host, port = sys.argv[1].rsplit(":", 1)
-# OP_MSG with {hello: 1, $db: "admin"} in BSON.
-body = b"\x10hello\0\x01\0\0\0\x02$db\0\x06\0\0\0admin\0\0"
+# OP_MSG with {isMaster: 1, $db: "admin"} in BSON: servers of every age know it.
+body = b"\x10isMaster\0\x01\0\0\0\x02$db\0\x06\0\0\0admin\0\0"
 body = struct.pack("<i", len(body) + 4) + body
 message = struct.pack("<iiiiiB", 16 + 5 + len(body), 1, 0, 2013, 0, 0) + body
 with socket.create_connection((host, int(port)), 30) as connection:
@@ -189,6 +189,12 @@ with socket.create_connection((host, int(port)), 30) as connection:
     answer = connection.recv(65536)
 sys.exit(b"maxBsonObjectSize" not in answer)
 P
+}
+
+# of_catalog COMMAND...: a tool of PostgreSQL's, at the catalog
+of_catalog() {
+  . "$STATE/postgresql/env"
+  PGPASSWORD=$(cat "$PASSWORD_FILE") "$@" -h 127.0.0.1 -p "$PORT" -U "$USER" "$DATABASE"
 }
 
 journey() {
@@ -215,6 +221,9 @@ journey() {
   finished "$op" "the save"
   agent a 1
   image=$(ocopea images --label fleet=yes -o name | head -1)
+
+  say "a dump of the catalog, as it is made every night"
+  of_catalog pg_dump --clean --if-exists >"$STATE/yesterday.sql"
 
   say "vandalising the running application"
   chat a $NAMESPACE damage --yes
@@ -248,6 +257,19 @@ journey() {
   run ocopea images
   run ocopea remove $COPY
   run ocopea repository verify
+
+  say "disaster: the catalog is lost, and the dump is from before the last save; the agents know nothing of it"
+  local known number; known=$(ocopea images -o name | sort)
+  for number in 1 2; do slain coordinator-$number; done
+  of_catalog psql -q -v ON_ERROR_STOP=1 -1 -f "$STATE/yesterday.sql" >/dev/null
+  for number in 1 2; do coordinator $number; done
+  [ "$(ocopea images -o name | sort)" != "$known" ] || die "the dump knows all images: the disaster proves nothing"
+  run ocopea repository reindex
+  [ "$(ocopea images -o name | sort)" = "$known" ] || die "images are lost" "before: $known" "after: $(ocopea images -o name | sort)"
+  run ocopea restore "$again" --site b --as $COPY
+  [ "$(chat b $COPY count)" = "$before" ] || die "an image that the dump didn't know is restored as something else"
+  run ocopea remove $COPY
+
   say "site b is removed: its agents' credentials die at once"
   run ocopea sites remove b
   until_so 30 "the end of site b's agents" bash -c "! kill -0 \$(cat '$STATE/agent-b1.pid') && ! kill -0 \$(cat '$STATE/agent-b2.pid')" 2>/dev/null
@@ -255,8 +277,9 @@ journey() {
   cat <<T
 
 What happened: on PostgreSQL, RabbitMQ and S3, with two coordinators and two agents at each of two sites, Lets-chat with
-$MESSAGES messages was saved twice and restored once; a coordinator, an agent and the broker were killed with kill -9 in
-the midst. Each operation ended well, once; the restored copy has what was saved, document by document.
+$MESSAGES messages was saved and restored; a coordinator, an agent and the broker were killed with kill -9 in the midst. Each
+operation ended well, once; the restored copy has what was saved, document by document. The catalog was then set back to a
+dump from before the last save: reindexing found that image again, and agents that never noticed restored it.
 T
 }
 
