@@ -3,6 +3,7 @@
 # section between its own marks. One function `section_NAME` per section; without arguments all of them.
 #   ROUNDS=3 SEED=1 MEGABYTES=1000 GIGABYTES=8 SCALE=40 DATABASES=30 DOCUMENTS=100  how much is measured
 #   IMAGES=100000 PAGES=200                     images of the catalog, pages of each kind
+#   SITES=1000 IDLE=60 TASKS=300 HINTS=10000    sites of the fleet, seconds without work, tasks, messages
 #   TREE=DIR                                    the repository's bench: copies of these files instead of made-up ones
 #   AS=NAME                                     the repository's figures as a section of this name beside the first
 #   BENCH_DIR=DIR                               where (its file system is what is measured; default: a new one in /tmp)
@@ -11,6 +12,7 @@ TOP=$(cd "$(dirname "$0")/.." && pwd)
 OUT=$TOP/docs/benchmarks.md
 ROUNDS=${ROUNDS:-3} MEGABYTES=${MEGABYTES:-1000} SEED=${SEED:-1} GIGABYTES=${GIGABYTES:-8}
 IMAGES=${IMAGES:-100000} PAGES=${PAGES:-200}
+SITES=${SITES:-1000} IDLE=${IDLE:-60} TASKS=${TASKS:-300} HINTS=${HINTS:-10000}
 SCALE=${SCALE:-40} DATABASES=${DATABASES:-30} DOCUMENTS=${DOCUMENTS:-100}
 PLACE=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/ocopea-bench.XXXXXX")
 trap 'rm -rf "$PLACE"' EXIT
@@ -191,6 +193,68 @@ row "$figures" "save, s (all collections at once)" ""
 row "$figures" "load, s (raw inserts)" ""
 row "$figures" "save of one collection, s (of four)" ""
 row "$figures" "memory beyond idle, MB" "")
+END
+}
+
+section_fleet() {
+    "$TOP/tests/testbed/prereqs.sh" bench tests
+    local when figures=$PLACE/figures profile=release made url token pid
+    when=$(stamp)
+    [ "${PROFILE:-release}" = release ] || profile=debug
+    say "building the coordinator and the fleet's bench ($profile)"
+    (cd "$TOP" && cargo build --quiet $([ $profile = debug ] || echo --release) -p ocopea-cli --bin ocopea -p ocopea-agent --example fleet)
+    made=${CARGO_TARGET_DIR:-$TOP/target}/$profile
+    say "starting PostgreSQL, RabbitMQ and an S3 server"
+    chmod 711 "$PLACE"
+    "$TOP/tests/testbed/postgresql.sh" start "$PLACE/postgresql" >/dev/null
+    "$TOP/tests/testbed/rabbitmq.sh" start "$PLACE/rabbitmq" >/dev/null
+    "$TOP/tests/testbed/s3.sh" start "$PLACE/s3" >/dev/null; "$TOP/tests/testbed/s3.sh" bucket "$PLACE/s3" bench
+    trap '[ -z "${coordinator_pid:-}" ] || kill "$coordinator_pid" 2>/dev/null || true
+        "$TOP/tests/testbed/rabbitmq.sh" kill "$PLACE/rabbitmq"; "$TOP/tests/testbed/postgresql.sh" kill "$PLACE/postgresql"
+        "$TOP/tests/testbed/s3.sh" stop "$PLACE/s3"; rm -rf "$PLACE"' EXIT
+    (
+        set -a
+        . "$PLACE/postgresql/env"
+        OCOPEA_CATALOG="postgres://$USER@127.0.0.1:$PORT/$DATABASE" OCOPEA_CATALOG_PASSWORD_FILE=$PASSWORD_FILE
+        . "$PLACE/rabbitmq/env"
+        printf %s "$PASSWORD" > "$PLACE/broker-password"
+        OCOPEA_BROKER=$URL OCOPEA_BROKER_USER=$USER OCOPEA_BROKER_PASSWORD_FILE=$PLACE/broker-password OCOPEA_BROKER_MANAGEMENT=$MANAGEMENT
+        . "$PLACE/s3/env"
+        OCOPEA_REPOSITORY="s3://bench/ocopea?endpoint=$ENDPOINT&region=$REGION" AWS_ACCESS_KEY_ID=$KEY_ID AWS_SECRET_ACCESS_KEY=$SECRET
+        OCOPEA_REPOSITORY_KEY_FILE=$PLACE/repository.key OCOPEA_INSTALLATION_KEY_FILE=$PLACE/installation.key OCOPEA_LISTEN=127.0.0.1:0
+        export -p > "$PLACE/settings"
+    )
+    (. "$PLACE/settings"; echo $BASHPID > "$PLACE/pid"; exec "$made/ocopea" coordinator > "$PLACE/coordinator.log" 2>&1) &
+    until url=$(grep -o 'http://127.0.0.1:[0-9]*/sign-in?code=[a-z0-9_]*' "$PLACE/coordinator.log" | head -1) && [ -n "$url" ]; do
+        sleep 0.2; kill -0 $! 2>/dev/null || { cat "$PLACE/coordinator.log" >&2; die "the coordinator did not start"; }
+    done
+    pid=$(cat "$PLACE/pid"); coordinator_pid=$pid
+    XDG_CONFIG_HOME=$PLACE/config "$made/ocopea" sign-in "$url" >/dev/null
+    token=$(jq -r .token "$PLACE/config/ocopea/account.json")
+    say "$SITES sites join, idle for $IDLE s, and take $TASKS tasks"
+    (
+        . "$PLACE/rabbitmq/env"
+        # A connection has a thread of its own, and each agent two of them.
+        ulimit -n "$(ulimit -Hn)"
+        BROKER=$URL BROKER_USER=$USER BROKER_PASSWORD=$PASSWORD URL=${url%%/sign-in*} TOKEN=$token COORDINATOR=$pid \
+            SITES=$SITES IDLE=$IDLE ROUNDS=$TASKS HINTS=$HINTS TICKS=$(getconf CLK_TCK) "$made/examples/fleet"
+    ) > "$figures" || { cat "$figures" >&2; tail -5 "$PLACE/coordinator.log" >&2; die "the bench failed"; }
+    cat "$figures" >&2
+    put fleet <<END
+## Fleet: $SITES sites at one coordinator
+
+$when
+\`SITES=$SITES IDLE=$IDLE TASKS=$TASKS HINTS=$HINTS tests/bench.sh fleet\` ($profile build): a coordinator (\`ocopea coordinator\`) on PostgreSQL, RabbitMQ and S3 of this machine; $SITES sites join under an enrolment key, each with an agent (bus, worker, sign-in, polls, reports) in one other process. Idle: the coordinator's own processor time over $IDLE s and its resident memory, beside the most that they may be. Dispatch: $TASKS inspections, one after the other at different sites, from the API's answer until the task runs at the agent, beside one message through a quorum queue (published, confirmed, delivered), measured in turn. Flow: $HINTS hints by the coordinator's bus, beside as many messages by the same library alone with as many under way.
+
+| | Ocopea | beside | ratio | floor | |
+|---|---|---|---|---|---|
+$(row "$figures" "$SITES idle sites: % of a core" "<=1")
+$(row "$figures" "$SITES idle sites: MB resident" "<=1")
+$(row "$figures" "accepted to running, ms, median" "")
+$(row "$figures" "accepted to running, ms, p99" "<=3")
+$(row "$figures" "request sent to running, ms, median" "")
+$(row "$figures" "request sent to running, ms, p99" "")
+$(row "$figures" "hints a second over 100 queues" ">=0.5")
 END
 }
 

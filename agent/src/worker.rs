@@ -38,7 +38,7 @@ use ocopea_protocol::{
     task::{Claimed, Outcome, Progress, TaskKind, TaskOutput, TaskSpec},
     trace::Trace,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -61,6 +61,8 @@ pub struct Limits {
     pub light: usize,
     /// Between two polls; hints come faster, polls find what hints lost.
     pub poll: Duration,
+    /// Between two polls at most, while nothing goes on: they become rarer.
+    pub idle: Duration,
     /// Until an agent that is not wanted asks again.
     pub unwanted: Duration,
     /// How long a stop waits for running tasks before it hands them back.
@@ -76,6 +78,7 @@ impl Default for Limits {
             steps: 16,
             light: 4096,
             poll: Duration::from_secs(3),
+            idle: Duration::from_secs(15),
             unwanted: Duration::from_secs(15),
             grace: Duration::from_secs(8),
             patience: Duration::from_secs(10),
@@ -145,6 +148,8 @@ pub struct Worker {
     light: Arc<Semaphore>,
     sessions: Arc<Semaphore>,
     taken: Mutex<HashSet<TaskId>>,
+    /// Rung when a task comes.
+    stirred: Notify,
     running: TaskTracker,
     stop: CancellationToken,
     metrics: Option<Arc<Metrics>>,
@@ -202,6 +207,7 @@ impl Worker {
             seams,
             limits,
             taken: Mutex::default(),
+            stirred: Notify::new(),
             running: TaskTracker::new(),
             stop: CancellationToken::new(),
             metrics: Metrics::new()
@@ -300,12 +306,15 @@ impl Worker {
     }
 
     async fn polls(self: Arc<Self>) {
+        let mut idle = self.limits.poll;
         loop {
             let poll = self.speaker.poll(POLL, &self.seams);
             let pause = match self.ask(&poll).await {
                 Ok(Answer::Tasks(hints)) => {
                     hints.into_iter().for_each(|hint| self.take(hint));
-                    self.limits.poll
+                    let calm = self.taken.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+                    idle = if calm { (idle * 2).min(self.limits.idle) } else { self.limits.poll };
+                    idle
                 }
                 Ok(Answer::SignIn) if self.sign_in().await => continue,
                 Ok(Answer::SignIn) => self.limits.unwanted,
@@ -323,7 +332,14 @@ impl Worker {
                     self.limits.poll
                 }
             };
-            self.seams.clock.sleep(self.seams.jittered(pause)).await;
+            tokio::select! {
+                () = self.seams.clock.sleep(self.seams.jittered(pause)) => {}
+                // Where one task came, others may follow, and their hints be lost.
+                () = self.stirred.notified() => {
+                    idle = self.limits.poll;
+                    self.seams.clock.sleep(self.seams.jittered(idle)).await;
+                }
+            }
         }
     }
 
@@ -373,6 +389,7 @@ impl Worker {
                 return;
             }
         }
+        self.stirred.notify_one();
         let worker = Arc::clone(self);
         let attended = self.running.track_future(async move {
             worker.attend(&hint).await;

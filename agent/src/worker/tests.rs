@@ -196,6 +196,7 @@ fn some_spec() -> TaskSpec {
 fn limits() -> Limits {
     Limits {
         poll: Duration::from_millis(50),
+        idle: Duration::from_millis(50),
         grace: Duration::from_millis(100),
         patience: Duration::from_millis(300),
         ..Limits::default()
@@ -623,6 +624,29 @@ async fn a_session_carries_a_connection_whose_client_has_said_all_and_still_list
     assert_eq!(told(connect, b"a question of some length").await, b"A QUESTION OF SOME LENGTH");
     let way = Wish::Way { namespace, service, address: "127.0.0.1:4711".parse().unwrap() };
     assert_eq!(told(way, b"").await, b"127.0.0.1:4711");
+}
+
+#[tokio::test]
+async fn polls_become_rarer_while_nothing_goes_on_and_frequent_when_a_task_comes() {
+    let limits = || Limits { idle: Duration::from_millis(1600), ..limits() };
+    let peer = Peer::new(2000, never);
+    let begun = peer.seams.clock.monotonic();
+    let polls = |p: &Peer| p.requests(|r| matches!(r, Request::Poll { .. })).len();
+    let work = doing(|_| async { Ok(TaskOutput::Done) });
+    until(&peer, Arc::clone(&work), limits(), |p| p.seams.clock.monotonic() - begun > Duration::from_secs(4)).await;
+    // 50, 100, 200, 400, 800 and then 1600 ms; a slower machine asks less often still.
+    assert!((2..=12).contains(&polls(&peer)), "{}", polls(&peer));
+    let peer = Peer::new(2000, never);
+    let giving = Arc::clone(&peer);
+    let given = tokio::spawn(async move {
+        loop {
+            giving.publish(&giving.hint(TaskKind::CopyData)).await;
+            giving.seams.clock.sleep(Duration::from_millis(150)).await;
+        }
+    });
+    // Rare polls would take half a minute for these.
+    until(&peer, work, limits(), |p| polls(p) >= 20).await;
+    given.abort();
 }
 
 #[tokio::test]
