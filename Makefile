@@ -43,9 +43,12 @@ test: ## all tests, against real parts (sets up what it needs)
 faults: testbed testbed-images ## ends Ocopea at every step of every operation and at 50 random moments, and looks at what is left (about an hour)
 	@tests/faults.sh
 
-.PHONY: soak
+.PHONY: soak soak-quick
 soak: testbed testbed-images ## kills a fleet's agents, coordinators, broker and database some 700 times in the midst of saves and restores (HOURS=6 at most; SEED=N, RESUME=yes goes on)
 	@tests/soak.py full $(if $(SEED),--seed $(SEED)) $(if $(RESUME),--resume)
+
+soak-quick: testbed testbed-images ## some of them, in about two minutes
+	@tests/soak.py quick $(if $(SEED),--seed $(SEED))
 
 .PHONY: fuzz bench
 fuzz: ## every reader of outside bytes against made-up ones (FOR=seconds for each target, 60)

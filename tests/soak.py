@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A fleet under kill -9: saves, restores, removals, deletions, collections and verifications, one fault in the midst of each.
 
-    soak.py quick [--seed N]      some operations, each with a fault, within two minutes, the fleet's start included
+    soak.py quick [--seed N]      some operations, each with a fault, in some two minutes, the fleet's start included
     soak.py full  [--seed N]      as many as make 500 kills of agents and coordinators, 50 of the broker, 50 of PostgreSQL and
                                   some of every other fault (soak_fleet.py), all in the midst of saves and restores, but no
                                   longer than HOURS (6)
@@ -49,6 +49,8 @@ MOST_IMAGES, MOST_COPIES = 5, 2
 KILLS = ("kill agent", "kill both agents", "kill coordinator", "kill leader")
 # What a short run begins with: one of each kind that mends fast.
 QUICK = ("kill coordinator", "kill leader", "kill agent", "kill PostgreSQL", "purge queue", "delete queue")
+# Without so many, whatever time they take, it would show nothing.
+LEAST = 3
 # What a short run takes for usual, in s: it has no time to measure.
 USUAL = {"save": 4.0, "restore": 9.0}
 
@@ -534,7 +536,12 @@ class Soak:
         queue = [f for f in QUICK if self.given.only in f]
         if QUICKLY:
             random.Random(self.seed).shuffle(queue)
-        while time.time() < deadline and len(self.steps) - first < self.given.steps:
+        least = min(LEAST, len(queue)) if QUICKLY else 0
+
+        def goes_on():
+            return time.time() < deadline or sum(bool(s["fault"]) for s in self.steps[first:]) < least
+
+        while goes_on() and len(self.steps) - first < self.given.steps:
             if not QUICKLY and not self.remaining():
                 break
             if QUICKLY and not queue:
