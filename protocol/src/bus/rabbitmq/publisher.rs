@@ -27,7 +27,7 @@ use super::{
 use crate::{ids::SiteId, seams::Seams, time::Timestamp};
 
 /// Messages that wait for their confirm at a time; more wait for their turn.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 128;
 /// How long the queue of requests may take to confirm a message when the connection begins. One that doesn't is made anew, for
 /// the same reason as a site's queue (`SILENT`).
 const PROBE: Duration = Duration::from_secs(5);

@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// Channels of one connection at most.
-const CHANNELS: u16 = 64;
+const CHANNELS: u16 = 160;
 /// Certificates that are read from settings at most.
 const CERTIFICATES: usize = 1024;
 
