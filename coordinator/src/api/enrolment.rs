@@ -106,7 +106,7 @@ pub(super) fn removed() -> Problem {
 }
 
 /// This installation's broker; without one, sites are given to the coordinator's own process.
-pub(super) fn broker(state: &State) -> Result<&dyn SiteBroker, Problem> {
+fn broker(state: &State) -> Result<&dyn SiteBroker, Problem> {
     state.broker.as_deref().ok_or_else(|| Problem {
         next: "give it the site when it starts: ocopea up --site NAME=CONTEXT".to_owned(),
         ..Problem::new(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use axum::{Json, extract::State as Extract};
+use axum::{Json, extract::State as Extract, http::StatusCode};
 use ocopea_catalog_db::model::Role;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -154,7 +154,17 @@ pub(super) async fn quarantine(
     caller: Caller,
 ) -> Result<Json<QuarantineView>, Problem> {
     caller.at_least(Role::Administrator)?;
-    let found = super::enrolment::broker(&state)?.quarantined(LOOKED_AT).await?;
+    let Some(broker) = &state.broker else {
+        return Err(Problem {
+            next: "there is nothing to look at".to_owned(),
+            ..Problem::new(
+                StatusCode::CONFLICT,
+                "no-broker",
+                "this installation has no broker: messages go within the coordinator's own process",
+            )
+        });
+    };
+    let found = broker.quarantined(LOOKED_AT).await?;
     let sites = state.coordinator.catalog.sites().await?;
     let names: BTreeMap<_, _> = sites.into_iter().map(|site| (site.id, site.name)).collect();
     let items = found.items.into_iter().map(|item| QuarantinedView {
