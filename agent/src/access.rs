@@ -36,8 +36,10 @@ const MOST: usize = 64;
 pub struct Access {
     platform: Platform,
     /// What names of namespaces lead to, and since when.
-    found: Arc<Mutex<HashMap<(Namespace, String), (Duration, Target)>>>,
+    found: Arc<Mutex<Found>>,
 }
+
+type Found = HashMap<(Namespace, String), (Duration, Target)>;
 
 /// What a name leads to.
 #[derive(Clone)]
@@ -87,7 +89,7 @@ impl Access {
         opened.inspect_err(|_| drop(self.found().remove(&key)))
     }
 
-    fn found(&self) -> MutexGuard<'_, HashMap<(Namespace, String), (Duration, Target)>> {
+    fn found(&self) -> MutexGuard<'_, Found> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
