@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use common::*;
 use ocopea_repository::{
-    Error, KeyId, Keyring, Repository, Scope,
+    Error, ImageSession, KeyId, Keyring, Repository, Scope,
     backend::{Action, Hook, HookedBackend},
 };
 
@@ -63,7 +63,10 @@ async fn all_is_read(world: &World, keyring: &Keyring, images: usize) {
     assert_eq!(repository.verify(Scope::All, &|_| {}).await.unwrap().broken, vec![]);
 }
 
-on_every_store!(a_key_that_is_added_opens_what_was_saved_before,);
+on_every_store!(
+    a_key_that_is_added_opens_what_was_saved_before,
+    what_an_agent_is_given_for_one_team_opens_nothing_of_another_teams,
+);
 
 async fn a_key_that_is_added_opens_what_was_saved_before(world: World) {
     world.save("first", &[(b"a", prose(10_000, 1))], None).await;
@@ -172,4 +175,43 @@ async fn keys_that_are_changed_and_killed_anywhere_leave_every_image_readable_an
             assert!(at < 100, "{change} comes to its end");
         }
     }
+}
+
+/// The bucket is shared, and an agent may read all of it. What it was given for its own work opens that work alone.
+async fn what_an_agent_is_given_for_one_team_opens_nothing_of_another_teams(mut world: World) {
+    let canary = b"canary-of-another-team";
+    let theirs = world.save("canary-of-another-team", &[(b"a", canary.repeat(400))], None).await;
+    world.team = ocopea_protocol::ids::TeamId::generate(&world.seams);
+    let own = world.save("ours", &[(b"a", prose(5000, 1))], None).await;
+    let next = world.begin(Some(&own.reference.record)).await.1;
+    let given = [world.repository.access_to_read(&own.reference.record).await.unwrap(), next];
+    let same_team = world.save("ours, too", &[(b"a", prose(5000, 2))], None).await;
+    for access in &given {
+        let session = ImageSession::open(access, &world.stores, &world.seams).await.unwrap();
+        // Neither another team's image, nor another image of its own team.
+        for other in [&theirs, &same_team] {
+            assert!(session.read_record(&other.reference.record).await.is_err());
+            for component in &other.record.components {
+                assert!(session.read_config(&component.manifest).await.is_err(), "{}", component.name);
+                let opened = async { session.reader(&component.manifest).await?.streams().await.map(drop) };
+                assert!(opened.await.is_err(), "{}", component.name);
+            }
+        }
+        // Nor can it be given away by what the store holds: the keys that open more are not among those that it has.
+        let held = keys_in(access);
+        let mut keys = vec![world.repository.unwrap(&theirs.key).await.unwrap()];
+        keys.push(world.repository.unwrap(&same_team.key).await.unwrap());
+        for key in keys {
+            assert!(!held.windows(32).any(|part| part == key.0), "a key that isn't its own");
+        }
+    }
+    assert!(world.objects().values().all(|bytes| !bytes.windows(canary.len()).any(|part| part == canary)));
+}
+
+/// All bytes of what goes to the agent, keys included.
+fn keys_in(access: &ocopea_protocol::image::ImageAccess) -> Vec<u8> {
+    let mut held = access.image_key.0.to_vec();
+    held.extend(access.hash_key.0);
+    held.extend(access.base.iter().flat_map(|base| base.image_key.0));
+    held
 }
