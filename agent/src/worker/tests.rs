@@ -497,6 +497,30 @@ async fn copies_wait_for_permits_and_light_tasks_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_hangs_holds_one_permit_and_fifty_others_finish_meanwhile() {
+    let peer = Peer::new(2000, never);
+    let hung = peer.hint(TaskKind::CopyData);
+    peer.publish(&hung).await;
+    for _ in 0..50 {
+        peer.publish(&peer.hint(TaskKind::CopyData)).await;
+    }
+    let one = hung.task;
+    let work = doing(move |job| async move {
+        if job.claimed.task == one {
+            // A database that takes the connection and never answers.
+            std::future::pending::<()>().await;
+        }
+        Ok(TaskOutput::Done)
+    });
+    let limits = Limits { copies: 2, ..limits() };
+    until(&peer, work, limits, |p| outcomes(p).len() >= 50).await;
+    let claims = peer.requests(|r| matches!(r, Request::Claim { .. })).len();
+    assert_eq!(claims, 51, "the one that hangs was begun, and once");
+    let ended = |r: &Request| matches!(r, Request::Finish { claimed, .. } if claimed.task == one);
+    assert!(peer.requests(ended).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_whose_word_no_longer_counts_drops_what_it_does_and_goes_on_as_another() {
     let peer = Peer::new(2000, |request, number| match request {
         Request::Heartbeat { .. } if number == 1 => Some(Answer::Ended { why: "cloned".to_owned() }),
