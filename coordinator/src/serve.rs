@@ -129,9 +129,10 @@ impl Coordinator {
                 return Ok(self.poll(site, *instance, *most, (*turn, *mark)).await?.into());
             }
             Request::Claim { instance, .. } => *instance,
-            Request::Heartbeat { claimed, .. } | Request::Finish { claimed, .. } | Request::HandBack { claimed } => {
-                claimed.instance
-            }
+            Request::Heartbeat { claimed, .. }
+            | Request::Finish { claimed, .. }
+            | Request::HandBack { claimed }
+            | Request::StoreKeys { claimed, .. } => claimed.instance,
             Request::Report(report) => report.instance,
             Request::Attach { instance, .. } | Request::Begun { instance, .. } => *instance,
             // Answered where they are read.
@@ -148,6 +149,7 @@ impl Coordinator {
             }
             Request::Finish { claimed, outcome } => self.finish(claimed, outcome).await?,
             Request::HandBack { claimed } => self.hand_back(claimed).await?,
+            Request::StoreKeys { claimed, refused } => self.lend_again(claimed, refused.as_deref(), &key).await?,
             Request::Report(report) => {
                 self.catalog.report_site(site, report).await?;
                 Answer::Recorded
@@ -291,6 +293,40 @@ impl Coordinator {
             .access_to_write(key, context.base.as_ref())
             .await
             .map_err(|error| repository_failure("can't open the copy repository", &error))
+    }
+
+    /// Newer keys of the store, for the attempt that holds a task which works with it, and for nobody else.
+    async fn lend_again(
+        &self,
+        claimed: &Claimed,
+        refused: Option<&str>,
+        key: &PublicKey,
+    ) -> Result<Answer, CatalogError> {
+        let refusal = |why: &str| Ok(Answer::Refused { why: why.to_owned() });
+        let transaction = self.catalog.begin().await?;
+        let Some(task) = transaction.held(claimed).await? else {
+            return refusal("another attempt holds the task, or it is over");
+        };
+        // What follows may take long, and others wait for the catalog.
+        drop(transaction);
+        let spec: TaskSpec = serde_json::from_str(&task.spec)?;
+        if !spec.uses_repository() {
+            return refusal("the task has nothing to do with the copy repository");
+        }
+        let repository = self.repository.read().await.clone();
+        let keys = match repository.store_keys(refused).await {
+            Ok(Some(keys)) if refused != Some(keys.id.as_str()) => keys,
+            Ok(Some(_)) => return refusal("it has no others than those that the store refuses"),
+            Ok(None) => return refusal("it gives agents no keys of this store: they need a source of their own"),
+            Err(error) => return Ok(Answer::TryLater { why: error.to_string() }),
+        };
+        match identity::seal_store_keys(key, claimed, &keys) {
+            Ok(sealed) => {
+                tracing::info!(operation.id = %claimed.operation, task.id = %claimed.task, "newer keys of the store are lent");
+                Ok(Answer::StoreKeys { sealed })
+            }
+            Err(error) => refusal(&error.to_string()),
+        }
     }
 
     async fn heartbeat(

@@ -100,7 +100,7 @@ impl Lender {
 
 #[async_trait]
 impl GivesKeys for Lender {
-    async fn keys(&self) -> Result<StoreKeys, String> {
+    async fn keys(&self, _: Option<&str>) -> Result<StoreKeys, String> {
         Ok(self.lend())
     }
 }

@@ -168,7 +168,8 @@ impl Peer {
             | Request::Attach { .. }
             | Request::Begun { .. }
             | Request::Push { .. }
-            | Request::Pull { .. } => return None,
+            | Request::Pull { .. }
+            | Request::StoreKeys { .. } => return None,
         })
     }
 }

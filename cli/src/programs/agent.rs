@@ -11,6 +11,7 @@ use ocopea_agent::{
 };
 use ocopea_protocol::{
     identity::IdentityError,
+    message::SiteLimits,
     names::SiteName,
     seams::{BoxFuture, Seams},
     secret::Secret,
@@ -289,6 +290,7 @@ pub async fn run(given: Given<AgentProgram>) -> Result<(), Failure> {
         mover_image: settings.mover_image,
         credentials: attend::docker_credentials().await?,
         stores: StoreAccess::default(),
+        limits: SiteLimits::default(),
         seams: seams.clone(),
     });
     let fault = |error: IdentityError| Failure::local(error.to_string());

@@ -15,6 +15,7 @@ use ocopea_protocol::{
     identity::{IdentityError, SiteKey},
     ids::SiteId,
     image::Location,
+    message::SiteLimits,
     names::SiteName,
     seams::{BoxFuture, Seams},
     secret::Secret,
@@ -128,6 +129,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
             mover_image: options.mover_image.clone(),
             credentials: credentials.clone(),
             stores: stores.clone(),
+            limits: SiteLimits::default(),
             seams: seams.clone(),
         });
         // Agents of this process: their key lives as long as it does.

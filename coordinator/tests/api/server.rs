@@ -57,6 +57,7 @@ pub fn report(seams: &Seams) -> SiteReport {
         storage_classes: vec![],
         missing: vec![],
         applications: vec![],
+        limits: None,
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use futures::stream::{self, BoxStream, StreamExt};
 use ocopea_protocol::{
     ids::ImageId,
-    image::{BaseAccess, ImageAccess, Location},
+    image::{BaseAccess, ImageAccess, Location, StoreKeys},
     names::Digest,
     seams::Seams,
 };
@@ -283,8 +283,15 @@ impl Repository {
         };
         let hash_key = self.team_keys(key.team).await?.hash_key;
         let location = self.inner.location.clone();
-        let store_keys = self.inner.stores.to_share(&location, &self.store().seams).await?;
-        Ok(ImageAccess { location, image_key: self.unwrap(key).await?, hash_key, base, store_keys })
+        let store_keys = self.store_keys(None).await?;
+        let limits = self.inner.stores.limits;
+        Ok(ImageAccess { location, image_key: self.unwrap(key).await?, hash_key, base, store_keys, limits })
+    }
+
+    /// The keys of its store that agents get, where they have none of their own; `refused` is the id of those that the
+    /// store refuses already.
+    pub async fn store_keys(&self, refused: Option<&str>) -> Result<Option<StoreKeys>> {
+        self.inner.stores.to_share(&self.inner.location, refused, &self.store().seams).await
     }
 
     async fn base_access(&self, key: &WrappedKey, record: &Digest) -> Result<Option<BaseAccess>> {
