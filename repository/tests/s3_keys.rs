@@ -4,33 +4,25 @@ mod common;
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
+    lender::Lender,
     s3::{HASTY, Keeps, Server},
     *,
 };
-use ocopea_protocol::{
-    image::{DataKind, StoreKeys},
-    time::Timestamp,
-};
+use ocopea_protocol::image::{DataKind, StoreKeys};
 use ocopea_repository::{
     CollectOptions, CommitRequest, Deletion, Error, ImageSession, Scope, StoreAccess, StreamFacts, Trouble,
-    backend::s3::{GivesKeys, KeySource, WebIdentity},
+    backend::s3::{KeySource, WebIdentity},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
 };
-
-const ALL: [&str; 1] = ["s3:*"];
 
 /// A world in a bucket of accounts of its own.
 async fn world(server: &'static Server, bucket: &str, keys: KeySource) -> World {
@@ -62,47 +54,6 @@ async fn slow_save(world: &World, span: Duration) -> Result<Vec<u8>, Error> {
     let image = world.repository.commit(&CommitRequest { record, key }).await?;
     assert!(read_all(&world.repository, &world.seams, &image).await?["messages/61"] == content);
     Ok(content)
-}
-
-/// Lends the keys of one account after the other, each for `life`; when the next is lent, the one before is ended.
-#[derive(Debug)]
-struct Lender {
-    server: &'static Server,
-    accounts: Vec<StoreKeys>,
-    life: Duration,
-    lent: AtomicUsize,
-}
-
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Server")
-    }
-}
-
-impl Lender {
-    fn new(server: &'static Server, bucket: &str, life: Duration) -> Self {
-        let accounts: Vec<StoreKeys> =
-            (0..12).map(|n| server.user(&format!("{bucket}-{n}"), &format!("secret-of-{n}"))).collect();
-        let names: Vec<&str> = accounts.iter().map(|keys| keys.id.as_str()).collect();
-        server.policy(bucket, &names, &ALL);
-        Self { server, accounts, life, lent: AtomicUsize::new(0) }
-    }
-
-    fn lend(&self) -> StoreKeys {
-        let number = self.lent.fetch_add(1, SeqCst);
-        if number > 0 {
-            self.server.no_user(&self.accounts[number - 1].id);
-        }
-        let expires = Some(Timestamp(seams().clock.now().0).plus(self.life));
-        StoreKeys { expires, ..self.accounts[number].clone() }
-    }
-}
-
-#[async_trait]
-impl GivesKeys for Lender {
-    async fn keys(&self, _: Option<&str>) -> Result<StoreKeys, String> {
-        Ok(self.lend())
-    }
 }
 
 /// A token service: what it answers is what AWS's does.

@@ -122,12 +122,23 @@ impl Server {
     pub async fn on(url: &str, directory: &Path, seams: Seams, broker: Option<Arc<dyn SiteBroker>>) -> Self {
         // Twice in one process is once too often, and harmless.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let repository = repository(&directory.join("repository"), &seams).await;
+        Self::over(repository, url, directory, seams, broker).await
+    }
+
+    /// The same with that repository.
+    pub async fn over(
+        repository: Repository,
+        url: &str,
+        directory: &Path,
+        seams: Seams,
+        broker: Option<Arc<dyn SiteBroker>>,
+    ) -> Self {
         let catalog = Catalog::connect(url, seams.clone()).await.unwrap();
         let actor = catalog.ensure_first_user("team", "dana").await.unwrap();
         let site = catalog.ensure_site("desk").await.unwrap();
         catalog.report_site(site, &report(&seams)).await.unwrap();
         catalog.ensure_site("silent").await.unwrap();
-        let repository = repository(&directory.join("repository"), &seams).await;
         let vault = Vault::new(&Secret32([5; 32])).unwrap();
         let bus = InProcessBus::new(seams.clone());
         let served = seams.clone();
