@@ -11,6 +11,7 @@ pub mod exec;
 mod images;
 mod operations;
 mod problem;
+mod repositories;
 mod repository;
 mod server;
 mod session;
@@ -150,6 +151,9 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(environments::logs))
         .routes(routes!(environments::connect))
         .routes(routes!(exec::exec))
+        .routes(routes!(repositories::list, repositories::add))
+        .routes(routes!(repositories::get, repositories::remove))
+        .routes(routes!(repositories::make_default))
         .routes(routes!(repository::verify))
         .routes(routes!(repository::collect))
         .routes(routes!(repository::reindex))

@@ -324,6 +324,7 @@ mod tests {
             site: None,
             image: None,
             environment: None,
+            repository: None,
             request: String::new(),
             context: String::new(),
             result: None,

@@ -623,7 +623,7 @@ async fn a_leader_frozen_before_it_renews_a_pin_makes_none_of_what_has_ended_sin
     let token = server.token(&server.actor, Role::Operator).await;
     let begun = server.post("/api/v1/saves", &token, &json!({"site": "desk", "namespace": "shop"})).await;
     let id: OperationId = begun.body["operation"].as_str().unwrap().parse().unwrap();
-    let repository = server.coordinator.repository.read().await.clone();
+    let repository = (*server.coordinator.repository(None).await.unwrap()).clone();
     repository.pin(id, &[]).await.unwrap();
     until("it is frozen in the midst", 20, async || frozen.is_frozen()).await;
     let cancel = server.ask(server.request("post", &format!("/api/v1/operations/{id}/cancel"), Some(&token))).await;
