@@ -196,6 +196,19 @@ async fn new_row(coordinator: &Coordinator, input: &NewRepository) -> Result<row
     })
 }
 
+fn not_added(error: Unusable) -> Problem {
+    let next = match &error {
+        Unusable::Repository { error: Error::WrongKey { .. }, .. } => {
+            "it belongs to another installation, whose key file opens it: choose another place"
+        }
+        Unusable::Repository { error: Error::Occupied { .. }, .. } => {
+            "choose an empty place, or one with a repository of this installation"
+        }
+        _ => return error.into(),
+    };
+    Problem { next: next.to_owned(), ..Problem::new(StatusCode::CONFLICT, "conflict", error) }
+}
+
 /// Adds one: what its store can is found out with real objects, and the repository is made where there is none yet. One
 /// that the installation's keys don't open is another's, and refused.
 #[utoipa::path(post, path = "/api/v1/repositories", params(Idempotency), request_body = NewRepository,
@@ -230,13 +243,7 @@ pub(super) async fn add(
             ..Problem::new(StatusCode::CONFLICT, "conflict", why)
         });
     }
-    coordinator.try_repository(&mut row).await.map_err(|error| match &error {
-        Unusable::Repository { error: Error::WrongKey { .. }, .. } => Problem {
-            next: "it belongs to another installation, whose key file opens it: choose another place".to_owned(),
-            ..error.into()
-        },
-        _ => error.into(),
-    })?;
+    coordinator.try_repository(&mut row).await.map_err(not_added)?;
     let detail = ocopea_repository::place(&row.location);
     let write = async || {
         let transaction = coordinator.catalog.begin().await?;
