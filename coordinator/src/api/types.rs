@@ -176,6 +176,7 @@ pub struct SaveInput {
     /// Hold writes while data is copied.
     pub freeze: bool,
     /// The repository that it is saved to; the default one unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
 }
 

@@ -1,9 +1,10 @@
 //! A backend whose bytes and requests are bounded: by what its process may move in all, and by what each process may ask
 //! of this store.
 //!
-//! Bytes are counted before they go and where they come. What an upload has taken in goes to the store as fast as it can:
-//! in the mean the limit holds, for moments there may be as much more as uploads hold in memory. What is sent again
-//! because an answer was lost isn't counted twice.
+//! Bytes are counted before they go, and when they came, before anybody sees them. What an upload has taken in goes to the
+//! store as fast as it can, and so does what is being read: in the mean the limit holds, for moments there may be as much
+//! more as uploads hold in memory, and as requests have under way. What is sent again because an answer was lost isn't
+//! counted twice.
 
 use std::{
     collections::HashMap,
@@ -128,10 +129,6 @@ impl Way {
         }
     }
 
-    fn not_received(&self, bytes: u64) {
-        self.throttles.iter().for_each(|throttle| throttle.down.give_back(bytes));
-    }
-
     /// Stores behind a network count their requests themselves, each try of them.
     async fn turn(&self) -> Option<OwnedSemaphorePermit> {
         let [_, of_store] = &self.throttles;
@@ -209,12 +206,13 @@ impl Backend for LimitedBackend {
     }
 
     async fn range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes> {
-        self.way.receive(length).await;
-        let _turn = self.turn().await;
-        let read = self.inner.range(name, offset, length).await;
-        let came = read.as_ref().map_or(0, |read| read.len() as u64);
-        self.way.not_received(length.saturating_sub(came));
-        read
+        let read = {
+            let _turn = self.turn().await;
+            self.inner.range(name, offset, length).await?
+        };
+        // Much may be asked for where little is: what comes is what counts.
+        self.way.receive(read.len() as u64).await;
+        Ok(read)
     }
 
     async fn head(&self, name: &str) -> Result<Option<Entry>> {
@@ -280,5 +278,138 @@ pub fn check_limits(limits: &StoreLimits) -> Result<()> {
             Err(Error::Misuse(format!("of requests at the same time 1 to {MOST_REQUESTS} can be allowed")))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ocopea_protocol::seams::Clock;
+
+    use super::*;
+    use crate::{
+        backend::{DirectoryBackend, conformance},
+        testing::{Virtual, seams},
+    };
+
+    /// A directory, and time that passes only while somebody waits for it.
+    struct World {
+        place: tempfile::TempDir,
+        clock: Arc<Virtual>,
+        seams: Seams,
+        throttles: Throttles,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let clock = Arc::new(Virtual::default());
+            let seams = Seams { clock: clock.clone(), ..seams() };
+            Self { place: tempfile::tempdir().unwrap(), clock, seams, throttles: Throttles::default() }
+        }
+
+        async fn backend(&self, limits: StoreLimits) -> LimitedBackend {
+            let path = self.place.path().to_str().unwrap().to_owned();
+            let inner = DirectoryBackend::open(self.place.path(), self.seams.clone(), true).await.unwrap();
+            let location = Location::Directory { path };
+            LimitedBackend::new(Arc::new(inner), &location, &self.throttles, &limits, &self.seams)
+        }
+
+        /// How long some work takes, in seconds.
+        async fn takes<T>(&self, work: impl Future<Output = T>) -> f64 {
+            let begun = self.clock.monotonic();
+            self.clock.run(work).await;
+            (self.clock.monotonic() - begun).as_secs_f64()
+        }
+    }
+
+    fn limits(upload: Option<u64>, download: Option<u64>) -> StoreLimits {
+        StoreLimits { requests: None, upload, download }
+    }
+
+    async fn upload(backend: &LimitedBackend, name: &str, bytes: usize) {
+        let mut upload = backend.upload(Some(name)).await.unwrap();
+        for _ in 0..bytes >> 16 {
+            upload.write(vec![Bytes::from(vec![7; 1 << 16])]).await.unwrap();
+        }
+        upload.finish(name).await.unwrap();
+    }
+
+    async fn read(backend: &LimitedBackend, name: &str, bytes: u64) {
+        for offset in (0..bytes).step_by(1 << 18) {
+            assert_eq!(backend.range(name, offset, 1 << 18).await.unwrap().len(), 1 << 18);
+        }
+        // Asked for beyond the end: what doesn't come isn't counted.
+        assert!(backend.range(name, bytes, 1 << 30).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_limited_backend_is_one_like_any_other() {
+        let place = tempfile::tempdir().unwrap();
+        let inner = DirectoryBackend::open(place.path(), seams(), true).await.unwrap();
+        let location = Location::Directory { path: place.path().to_str().unwrap().to_owned() };
+        let limits = StoreLimits { requests: Some(1), upload: Some(8 << 20), download: Some(8 << 20) };
+        let limited = LimitedBackend::new(Arc::new(inner), &location, &Throttles::default(), &limits, &seams());
+        conformance::check(&limited).await;
+    }
+
+    #[tokio::test]
+    async fn bytes_go_and_come_as_fast_as_the_store_and_the_process_may_and_no_faster() {
+        const SIZE: usize = 4 << 20;
+        let near = |took: f64, expected: f64| {
+            // The bucket is full at first, and again after each rest.
+            assert!(took <= expected + 0.01 && took >= expected - 0.26, "{took} s instead of {expected} s");
+        };
+        let world = World::new();
+        let free = world.backend(limits(None, None)).await;
+        assert!(world.takes(upload(&free, "a", SIZE)).await < 0.001);
+        assert!(world.takes(read(&free, "a", SIZE as u64)).await < 0.001);
+        // By the store's limits, each direction by itself.
+        let slow = world.backend(limits(Some(1 << 20), Some(2 << 20))).await;
+        near(world.takes(upload(&slow, "b", SIZE)).await, 4.0);
+        near(world.takes(read(&slow, "b", SIZE as u64)).await, 2.0);
+        world.clock.run(world.clock.sleep(Duration::from_secs(1))).await;
+        near(world.takes(async { slow.get("b", SIZE as u64).await.unwrap() }).await, 2.0);
+        // They count for all who work with the store: two take as long as one with twice as much.
+        let other = world.backend(limits(Some(1 << 20), Some(2 << 20))).await;
+        let both = async { tokio::join!(upload(&slow, "c", SIZE), upload(&other, "d", SIZE)) };
+        near(world.takes(both).await, 8.0);
+        // The process may do less, and whoever came before hears of it.
+        world.throttles.limit(Some(512 << 10), None);
+        near(world.takes(upload(&slow, "e", SIZE)).await, 8.0);
+        world.throttles.limit(None, None);
+        let _last = world.backend(limits(None, None)).await;
+        assert!(world.takes(upload(&slow, "f", SIZE)).await < 0.001, "the limits were taken away");
+    }
+
+    #[tokio::test]
+    async fn no_more_requests_than_allowed_are_under_way() {
+        let turns = Turns::default();
+        assert!(turns.one().await.is_none(), "they aren't counted");
+        turns.set(Some(2));
+        let held = [turns.one().await, turns.one().await];
+        assert!(held.iter().all(Option::is_some));
+        let waits = async |turns: &Turns| {
+            let third = turns.one();
+            tokio::pin!(third);
+            futures::poll!(&mut third).is_pending()
+        };
+        assert!(waits(&turns).await);
+        turns.set(Some(2));
+        assert!(waits(&turns).await, "the same limit once more is no new one");
+        drop(held);
+        assert!(!waits(&turns).await);
+    }
+
+    #[test]
+    fn limits_with_which_nothing_would_work_are_refused() {
+        let slow = limits(Some(LEAST_RATE - 1), None);
+        let none = StoreLimits { requests: Some(0), ..StoreLimits::default() };
+        let many = StoreLimits { requests: Some(MOST_REQUESTS + 1), ..StoreLimits::default() };
+        for wrong in [slow, none, many] {
+            assert!(check_limits(&wrong).is_err(), "{wrong:?}");
+        }
+        let least = StoreLimits { requests: Some(1), upload: Some(LEAST_RATE), download: Some(LEAST_RATE) };
+        assert!(check_limits(&least).is_ok() && check_limits(&StoreLimits::default()).is_ok());
     }
 }

@@ -164,19 +164,6 @@ impl Rate {
         }
     }
 
-    /// So many bytes that were taken didn't come.
-    pub(crate) fn give_back(&self, bytes: u64) {
-        let limit = self.limit.load(Relaxed);
-        if limit > 0 && bytes > 0 {
-            self.with(|state| {
-                state.full = state.full.saturating_sub(span(bytes, limit));
-                if let Some((_, first)) = state.waiting.first_key_value() {
-                    first.notify_one();
-                }
-            });
-        }
-    }
-
     /// That one asks no more.
     pub(crate) fn forget(&self, share: Share) {
         self.with(|state| state.got.remove(&share));
@@ -185,55 +172,8 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
-    use ocopea_protocol::{seams::BoxFuture, time::Timestamp};
-    use tokio::sync::oneshot;
-
     use super::*;
-
-    /// Time that passes only when everybody waits for it.
-    #[derive(Default)]
-    struct Virtual(Mutex<(Duration, BTreeMap<(Duration, u64), oneshot::Sender<()>>, u64)>);
-
-    impl Clock for Virtual {
-        fn now(&self) -> Timestamp {
-            Timestamp(self.monotonic().as_millis() as i64)
-        }
-
-        fn monotonic(&self) -> Duration {
-            self.0.lock().unwrap().0
-        }
-
-        fn sleep(&self, span: Duration) -> BoxFuture<()> {
-            let mut state = self.0.lock().unwrap();
-            let (woken, sleeper) = oneshot::channel();
-            let (until, number) = (state.0 + span, state.2);
-            state.2 += 1;
-            state.1.insert((until, number), woken);
-            Box::pin(async move { drop(sleeper.await) })
-        }
-    }
-
-    impl Virtual {
-        /// Lets time pass until `work` is done.
-        async fn run<T>(&self, work: impl Future<Output = T>) -> T {
-            let passing = async {
-                loop {
-                    for _ in 0..50 {
-                        tokio::task::yield_now().await;
-                    }
-                    let mut state = self.0.lock().unwrap();
-                    if let Some(((until, _), woken)) = state.1.pop_first() {
-                        state.0 = state.0.max(until);
-                        let _ = woken.send(());
-                    }
-                }
-            };
-            tokio::select! {
-                done = work => done,
-                () = passing => unreachable!(),
-            }
-        }
-    }
+    use crate::testing::Virtual;
 
     type Passed = Arc<Mutex<Vec<(Duration, Share, u64)>>>;
 
@@ -341,15 +281,5 @@ mod tests {
         clock.run(long).await;
         assert!(clock.monotonic() - begun < Duration::from_secs(2));
         rate.forget(3);
-    }
-
-    #[tokio::test]
-    async fn what_was_given_back_can_be_taken() {
-        let (rate, clock, _) = world(1 << 20);
-        clock.run(rate.take(1, 10 << 20, &*clock)).await;
-        let taken = clock.monotonic();
-        rate.give_back(10 << 20);
-        clock.run(rate.take(1, 200 << 10, &*clock)).await;
-        assert_eq!(clock.monotonic(), taken);
     }
 }

@@ -158,7 +158,15 @@ impl Renewing {
         if let Some(held) = self.held().filter(|held| self.is_early(held)) {
             return Ok(held);
         }
-        let _one = self.asking.lock().await;
+        let in_force = |held: &Held| held.keys.expires.is_none_or(|end| self.seams.clock.now() < end);
+        let _one = match self.asking.try_lock() {
+            Ok(one) => one,
+            // One is enough to wait for a source that takes its time.
+            Err(_) => match self.held().filter(in_force) {
+                Some(held) => return Ok(held),
+                None => self.asking.lock().await,
+            },
+        };
         // Another one may have asked meanwhile.
         let old = self.held();
         if let Some(held) = old.clone().filter(|held| self.is_early(held)) {
@@ -169,7 +177,7 @@ impl Renewing {
             Err(fault) => {
                 // What is still in force goes on; it is asked again soon.
                 let now = self.seams.clock.now();
-                let old = old.filter(|held| held.keys.expires.is_none_or(|end| now < end)).ok_or(fault.clone())?;
+                let old = old.filter(in_force).ok_or(fault.clone())?;
                 tracing::warn!(%fault, "newer keys of the store can't be had yet");
                 let later = Held { renew: Some(now.plus(PAUSE).0), ..old };
                 *self.now.lock().unwrap_or_else(PoisonError::into_inner) = Some(later.clone());
@@ -317,6 +325,48 @@ mod tests {
     fn lent(id: &str, life: i64) -> StoreKeys {
         let expires = Some(Timestamp(seams().clock.now().0 + life));
         StoreKeys { expires, ..plain(id.to_owned(), "s".to_owned(), None) }
+    }
+
+    /// Answers first at once, then when it is told.
+    #[derive(Debug, Default)]
+    struct Slow {
+        asked: Mutex<u32>,
+        told: tokio::sync::Notify,
+    }
+
+    #[async_trait]
+    impl GivesKeys for Slow {
+        async fn keys(&self, _: Option<&str>) -> std::result::Result<StoreKeys, String> {
+            let number = {
+                let mut asked = self.asked.lock().unwrap();
+                *asked += 1;
+                *asked
+            };
+            if number > 1 {
+                self.told.notified().await;
+            }
+            Ok(lent(&format!("K{number}"), 3000))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_source_that_takes_its_time_holds_up_one_while_the_old_keys_are_in_force() {
+        let source = Arc::new(Slow::default());
+        let keys = Renewing::new(KeySource::Custom(source.clone()), sources::Context::none(), &seams());
+        assert_eq!(keys.keys().await.unwrap().id, "K1");
+        seams().clock.sleep(Duration::from_millis(2050)).await;
+        let others = async {
+            while *source.asked.lock().unwrap() < 2 {
+                tokio::task::yield_now().await;
+            }
+            for _ in 0..3 {
+                assert_eq!(keys.keys().await.unwrap().id, "K1");
+            }
+            source.told.notify_one();
+        };
+        let (first, ()) = tokio::join!(keys.keys(), others);
+        assert_eq!(first.unwrap().id, "K2");
+        assert_eq!(keys.keys().await.unwrap().id, "K2");
     }
 
     #[tokio::test]
