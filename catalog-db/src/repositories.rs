@@ -243,6 +243,26 @@ impl Transaction {
         Err(CatalogError::Conflict(format!("the repository {} was added by somebody else at this moment", new.name)))
     }
 
+    /// Changes how an added one is got at.
+    pub async fn change_repository(&self, changed: &Repository) -> Result<(), CatalogError> {
+        storable("the repository's texts", &[&changed.access])?;
+        let now = repositories::ActiveModel {
+            access: Set(changed.access.clone()),
+            sealed: Set(changed.sealed.clone()),
+            limits: Set(serde_json::to_string(&changed.limits)?),
+            found: Set(changed.found.clone()),
+            found_at: Set(changed.found_at.map(|at| at.0)),
+            ..Default::default()
+        };
+        let there = repositories::Entity::update_many()
+            .set(now)
+            .filter(repositories::Column::Id.eq(changed.id.0))
+            .filter(repositories::Column::GivenAtStart.eq(0))
+            .exec(&self.inner)
+            .await?;
+        if there.rows_affected == 1 { Ok(()) } else { Err(CatalogError::not_found("repository", &changed.name)) }
+    }
+
     /// From now on saves that name none go there.
     pub async fn set_default_repository(&self, id: RepositoryId) -> Result<(), CatalogError> {
         self.hold_repository(Some(id)).await?;

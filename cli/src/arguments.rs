@@ -492,6 +492,11 @@ Examples:
 
 Unless said otherwise, the keys of the bucket are those of the coordinator's environment; agents get them with their tasks.")]
     Add(Box<AddRepository>),
+    /// Changes keys or limits of one that was added; what isn't given stays
+    #[command(
+        after_help = "Examples:\n  ocopea repositories change archive --access-key-id AKIA… --secret-key-file key\n  ocopea repositories change archive --upload-limit 20MiB/s"
+    )]
+    Change(Box<ChangeRepository>),
     /// Shows one: where it lies, what its store can, what lies in it
     #[command(after_help = "Example:\n  ocopea repositories show archive")]
     Show {
@@ -518,6 +523,36 @@ pub struct AddRepository {
     pub name: String,
     /// s3://BUCKET/PREFIX[?endpoint=URL&region=R&path-style=true], or a directory where agents are in the same process
     pub location: String,
+    #[command(flatten)]
+    pub keys: KeyOptions,
+    /// Agents have keys of their own: tasks bring none
+    #[arg(long)]
+    pub agents_have_keys: bool,
+    #[command(flatten)]
+    pub limits: LimitOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct ChangeRepository {
+    /// Its name
+    pub name: String,
+    #[command(flatten)]
+    pub keys: KeyOptions,
+    /// Keys of the coordinator's environment
+    #[arg(long, conflicts_with_all = ["profile", "role", "access_key_id"])]
+    pub environment: bool,
+    /// Whether agents have keys of their own
+    #[arg(long, value_name = "true|false")]
+    pub agents_have_keys: Option<bool>,
+    #[command(flatten)]
+    pub limits: LimitOptions,
+    /// Takes all limits away
+    #[arg(long, conflicts_with_all = ["requests", "upload_limit", "download_limit"])]
+    pub no_limits: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct KeyOptions {
     /// Keys of this profile of the tools of AWS, at the coordinator
     #[arg(long, conflicts_with_all = ["role", "access_key_id"])]
     pub profile: Option<String>,
@@ -536,9 +571,10 @@ pub struct AddRepository {
     /// The file with the key's secret
     #[arg(long, value_name = "FILE", requires = "access_key_id")]
     pub secret_key_file: Option<PathBuf>,
-    /// Agents have keys of their own: tasks bring none
-    #[arg(long)]
-    pub agents_have_keys: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LimitOptions {
     /// Requests of each process to its store at the same time; 32 to a bucket unless given
     #[arg(long, value_name = "N")]
     pub requests: Option<u32>,

@@ -2,7 +2,7 @@
 //!
 //! An added one stands in the catalog, so every coordinator knows it at the moment it is used. Its store's secret keys are
 //! sealed there with the installation's key. All repositories are opened with the same key file: whoever has that and a
-//! copy of any of them can read it, catalog or no catalog. What is open stays open; an added repository never changes.
+//! copy of any of them can read it, catalog or no catalog. What is open stays open until its row says another way to it.
 
 use std::{
     collections::HashMap,
@@ -134,12 +134,26 @@ impl Unusable {
     }
 }
 
+/// How one was got at when it was opened: another way opens it anew.
+#[derive(Clone, PartialEq, Eq)]
+struct Way {
+    access: String,
+    sealed: Option<String>,
+    limits: StoreLimits,
+}
+
+impl Way {
+    fn of(row: &rows::Repository) -> Self {
+        Self { access: row.access.clone(), sealed: row.sealed.clone(), limits: row.limits }
+    }
+}
+
 /// See the module.
 pub struct Repositories {
     given: Repository,
     /// Written to while keys change; nothing is saved or read then.
     keys: Arc<RwLock<()>>,
-    added: Mutex<HashMap<RepositoryId, Arc<OnceCell<Repository>>>>,
+    added: Mutex<HashMap<RepositoryId, (Way, Arc<OnceCell<Repository>>)>>,
     /// The given one's row.
     row: OnceCell<rows::Repository>,
 }
@@ -168,8 +182,14 @@ impl Repositories {
         self.given.keyring()
     }
 
-    fn cell(&self, id: RepositoryId) -> Arc<OnceCell<Repository>> {
-        self.added.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
+    fn cell(&self, row: &rows::Repository) -> Arc<OnceCell<Repository>> {
+        let way = Way::of(row);
+        let mut added = self.added.lock().unwrap_or_else(PoisonError::into_inner);
+        let (opened, cell) = added.entry(row.id).or_insert_with(|| (way.clone(), Arc::default()));
+        if *opened != way {
+            (*opened, *cell) = (way, Arc::default());
+        }
+        Arc::clone(cell)
     }
 
     /// What is open of one that was removed.
@@ -218,6 +238,17 @@ fn source(row: &rows::Repository, access: &Access, vault: &Vault) -> Result<KeyS
     })
 }
 
+/// Why a repository is opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    /// To be used.
+    Known,
+    /// It is to be got at another way: somebody waits for the answer.
+    Changed,
+    /// It is to be added; likewise.
+    New,
+}
+
 /// How long somebody who adds a repository waits for its store.
 const PATIENCE: Duration = Duration::from_secs(20);
 const TRIES: u32 = 3;
@@ -239,31 +270,31 @@ impl Coordinator {
     }
 
     async fn added(&self, id: RepositoryId) -> Result<Repository, Unusable> {
-        let cell = self.repositories.cell(id);
-        let open = async || {
-            let row = self.catalog.repository(&id.to_string()).await?;
-            self.open_repository(&row, false).await
+        let row = match self.catalog.repository(&id.to_string()).await {
+            Ok(row) => row,
+            Err(error) => {
+                self.repositories.forget(id);
+                return Err(error.into());
+            }
         };
-        let opened = cell.get_or_try_init(open).await.cloned();
-        if opened.is_err() {
-            self.repositories.forget(id);
-        }
-        opened
+        let cell = self.repositories.cell(&row);
+        let opened = cell.get_or_try_init(async || self.open_repository(&row, Opening::Known).await).await;
+        opened.cloned()
     }
 
-    async fn open_repository(&self, row: &rows::Repository, is_new: bool) -> Result<Repository, Unusable> {
+    async fn open_repository(&self, row: &rows::Repository, opening: Opening) -> Result<Repository, Unusable> {
         let access: Access = serde_json::from_str(&row.access).map_err(CatalogError::from)?;
         let given = &self.repositories.given;
         let mut stores = given.stores().for_repository(source(row, &access, &self.vault)?, row.limits);
         stores.shared_with_agents = !access.agents_have_keys;
-        if is_new {
+        if opening != Opening::Known {
             stores.patience.whole = stores.patience.whole.min(PATIENCE);
             stores.patience.tries = stores.patience.tries.min(TRIES);
         }
         let ring = given.keyring();
         let fault = |error| Unusable::Repository { name: row.name.clone(), error };
         let repository = match Repository::open(&row.location, &stores, &ring, &self.seams).await {
-            Err(Error::NoRepository { .. }) if is_new => {
+            Err(Error::NoRepository { .. }) if opening == Opening::New => {
                 Repository::create(&row.location, &stores, &ring, &self.seams).await
             }
             other => other,
@@ -279,10 +310,16 @@ impl Coordinator {
         Ok(repository)
     }
 
-    /// Looks at a repository that is to be added, makes it where there is none, and gives its row what it found.
+    /// Looks at a repository that is to be added, makes it where there is none, and gives its row what it found. One that
+    /// is known already, to be got at another way, must be the same.
     pub(crate) async fn try_repository(&self, row: &mut rows::Repository) -> Result<(), Unusable> {
         let _keys = Arc::clone(&self.repositories.keys).read_owned().await;
-        let repository = self.open_repository(row, true).await?;
+        let opening = if row.own_id.is_some() { Opening::Changed } else { Opening::New };
+        let repository = self.open_repository(row, opening).await?;
+        if row.own_id.is_some_and(|known| known != repository.id()) {
+            let error = Error::Occupied { place: ocopea_repository::place(&row.location) };
+            return Err(Unusable::Repository { name: row.name.clone(), error });
+        }
         row.own_id = Some(repository.id());
         row.found = Some(serde_json::to_string(&Found::Abilities(repository.abilities())).map_err(CatalogError::from)?);
         row.found_at = Some(self.seams.clock.now());
@@ -329,6 +366,10 @@ impl Coordinator {
     pub(crate) async fn to_change_keys(
         &self,
     ) -> Result<(OwnedRwLockWriteGuard<()>, Vec<(String, Repository)>), Unusable> {
+        // Whatever can't be reached is found out before anybody has to wait.
+        for row in self.all_repositories().await? {
+            self.repository(row.reference()).await?;
+        }
         let alone = Arc::clone(&self.repositories.keys).write_owned().await;
         let mut all = Vec::new();
         for row in self.all_repositories().await? {

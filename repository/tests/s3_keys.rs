@@ -11,10 +11,11 @@ use std::{
 use bytes::Bytes;
 use common::{
     lender::Lender,
+    proxy::Proxy,
     s3::{HASTY, Keeps, Server},
     *,
 };
-use ocopea_protocol::image::{DataKind, StoreKeys};
+use ocopea_protocol::image::{DataKind, StoreKeys, StoreLimits};
 use ocopea_repository::{
     CollectOptions, CommitRequest, Deletion, Error, ImageSession, Scope, StoreAccess, StreamFacts, Trouble,
     backend::s3::{KeySource, WebIdentity},
@@ -212,5 +213,37 @@ async fn where_versions_are_kept_or_locked_deletions_are_told_as_hidden() {
         assert_eq!(world.repository.images().await.unwrap(), vec![]);
         world.save("second", &[(b"a", noise(300_000, 1))], None).await;
         assert_eq!(world.repository.verify(Scope::All, &|_| {}).await.unwrap().broken, vec![]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_more_requests_are_under_way_than_a_repository_allows() {
+    let server = Server::of_process();
+    let bucket = server.bucket(Keeps::Objects);
+    let proxy = Proxy::start(&server.endpoint()).await;
+    let mut stores = server.access();
+    stores.limits = StoreLimits { requests: Some(3), ..StoreLimits::default() };
+    let location = s3::location(&proxy.endpoint, &bucket);
+    let root = server.files(&bucket).join("repo");
+    let mut world = World::at(tempfile::tempdir().unwrap(), root, location, stores).await;
+    // Not as many as allowed, then as many as are asked for.
+    for (allowed, most) in [(Some(3), 3), (None, 32)] {
+        world.stores.limits.requests = allowed;
+        let repository = world.reopen().await;
+        let key = repository.new_image_key(world.team).await.unwrap();
+        // What an agent may is told with the task.
+        let access = repository.access_to_write(&key, None).await.unwrap();
+        assert_eq!(access.limits.requests, allowed);
+        let own = server.access();
+        let session = ImageSession::open(&access, &own, &world.seams).await.unwrap();
+        proxy.most.store(0, SeqCst);
+        let asked = (0..100u8).map(|number| {
+            let session = session.clone();
+            async move { session.has_blob(&sha256(&[number]), 1).await.unwrap() }
+        });
+        futures::future::join_all(asked).await;
+        let found = proxy.most.load(SeqCst);
+        assert!(found <= most && found > 2, "{found} requests at once, {most} are allowed");
+        assert!(allowed.is_some() || found > 3, "{found}: without a limit there are more");
     }
 }

@@ -330,6 +330,26 @@ async fn each_save_goes_where_it_is_told_and_what_lies_there_is_looked_after_the
     let path = format!("/api/v1/images/{}/comments", images["archive"]);
     let comment = desk.server.post(&path, &token, &json!({"body": "seen"})).await;
     assert!(comment.status.is_success(), "{}", comment.body);
+    // Other keys for it: the ones that don't open it are refused, and the others are used at once, the old being no more.
+    let next = s3.user(&format!("{bucket}-next"), "canary-of-the-archive-2");
+    s3.policy(&bucket, &[&keys.id, &next.id], &["s3:*"]);
+    let change = async |secret: &str| {
+        let body = json!({"keys": {"source": "static", "id": next.id, "secret": secret}, "limits": {}});
+        desk.server.ask(desk.server.request("patch", "/api/v1/repositories/archive", Some(&token)).json(&body)).await
+    };
+    assert!(!change("wrong").await.status.is_success());
+    let changed = change(next.secret.reveal()).await;
+    assert_eq!(changed.status, StatusCode::OK, "{}", changed.body);
+    assert_eq!(
+        (&changed.body["keys"], &changed.body["limits"]["upload"]),
+        (&json!(format!("static {}", next.id)), &Value::Null)
+    );
+    s3.no_user(&keys.id);
+    let verified =
+        desk.server.post("/api/v1/repository/verifications", &token, &json!({"repository": "archive"})).await;
+    assert_eq!(desk.ended(&token, &verified).await["state"], "succeeded");
+    let given = desk.server.request("patch", "/api/v1/repositories/default", Some(&token)).json(&json!({"limits": {}}));
+    assert_eq!(desk.server.ask(given).await.status, StatusCode::CONFLICT);
     // It goes when nothing lies in it any more.
     let remove =
         async || desk.server.ask(desk.server.request("delete", "/api/v1/repositories/archive", Some(&token))).await;

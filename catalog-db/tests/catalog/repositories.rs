@@ -23,6 +23,7 @@ on_both_engines! {
     what_was_there_before_lies_in_the_given_one,
     the_given_one_is_written_down_once_and_follows_its_start,
     an_added_one_is_refused_by_name_where_it_is_there_already,
+    how_one_is_got_at_changes_and_nothing_else,
     exactly_one_is_the_default,
     one_goes_only_when_nothing_lies_in_it_and_nobody_uses_it,
     images_are_told_apart_by_where_they_lie,
@@ -108,6 +109,26 @@ async fn an_added_one_is_refused_by_name_where_it_is_there_already(world: &World
     }
     let absent = world.catalog.repository("absent").await.unwrap_err();
     assert!(matches!(absent, CatalogError::NotFound { what: "repository", .. }));
+}
+
+async fn how_one_is_got_at_changes_and_nothing_else(world: &World) {
+    let given = given(world).await;
+    let archive = new(world, "archive", 2);
+    add(world, &archive).await;
+    let changed = Repository {
+        access: "{\"agents_have_keys\":true}".to_owned(),
+        sealed: None,
+        limits: StoreLimits::default(),
+        found: Some("\"seen\"".to_owned()),
+        found_at: Some(world.catalog.seams.clock.now()),
+        ..archive.clone()
+    };
+    let other_name = Repository { name: "other".to_owned(), location: place("/other"), ..changed.clone() };
+    commit(&world.catalog, async |t| t.change_repository(&other_name).await.unwrap()).await;
+    assert_eq!(world.catalog.repository("archive").await.unwrap(), changed);
+    let transaction = world.catalog.begin().await.unwrap();
+    let refused = transaction.change_repository(&given).await;
+    assert!(matches!(refused, Err(CatalogError::NotFound { .. })), "it is set where coordinators are started");
 }
 
 async fn exactly_one_is_the_default(world: &World) {

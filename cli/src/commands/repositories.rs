@@ -1,11 +1,11 @@
 //! The repositories: which there are, and how they come and go.
 
-use ocopea_coordinator::api::{NewRepository, RepositoryKeys, RepositoryView, StoreLimitsInput};
+use ocopea_coordinator::api::{ChangedRepository, NewRepository, RepositoryKeys, RepositoryView, StoreLimitsInput};
 use reqwest::Method;
 
-use super::{segment, when};
+use super::{segment, to_json, when};
 use crate::{
-    arguments::{AddRepository, Format, Repositories, Watch},
+    arguments::{AddRepository, ChangeRepository, Format, KeyOptions, LimitOptions, Repositories, Watch},
     client::{Client, Failure},
     listing::Listing,
     output::{self, count, line, size},
@@ -29,6 +29,12 @@ pub(super) async fn repositories(
             }
             Ok(())
         }
+        Some(Repositories::Change(options)) => {
+            let path = format!("{PATH}/{}", segment(&options.name));
+            let now: RepositoryView = client.get(&path).await?;
+            let change = to_json(&changed(*options, &now.limits)?)?;
+            print(format, &client.ask(Method::PATCH, &path, change).await?)
+        }
         Some(Repositories::Show { name }) => {
             let found: RepositoryView = client.get(&format!("{PATH}/{}", segment(&name))).await?;
             print(format, &found)
@@ -46,31 +52,59 @@ pub(super) async fn repositories(
     }
 }
 
-fn new(options: AddRepository) -> Result<NewRepository, Failure> {
-    let AddRepository { name, location, profile, role, token_file, token_service, access_key_id, .. } = options;
-    let keys = match (profile, role, access_key_id, options.secret_key_file) {
-        (Some(profile), ..) => RepositoryKeys::Profile { profile },
-        (None, Some(role), ..) => RepositoryKeys::WebIdentity {
+/// Where keys come from, if that was said.
+fn keys(options: KeyOptions) -> Result<Option<RepositoryKeys>, Failure> {
+    let KeyOptions { profile, role, token_file, token_service, access_key_id, secret_key_file } = options;
+    Ok(match (profile, role, access_key_id, secret_key_file) {
+        (Some(profile), ..) => Some(RepositoryKeys::Profile { profile }),
+        (None, Some(role), ..) => Some(RepositoryKeys::WebIdentity {
             role,
             token_file: token_file.unwrap_or_default(),
             session: None,
             endpoint: token_service.unwrap_or_default(),
-        },
+        }),
         (None, None, Some(id), Some(file)) => {
             let fault = |error| Failure::usage(format!("{} can't be read: {error}", file.display()));
             let secret = std::fs::read_to_string(&file).map_err(fault)?.trim().to_owned();
-            RepositoryKeys::Static { id, secret, token: None }
+            Some(RepositoryKeys::Static { id, secret, token: None })
         }
-        _ => RepositoryKeys::Environment,
-    };
-    let (requests, upload, download) = (options.requests, options.upload_limit, options.download_limit);
+        _ => None,
+    })
+}
+
+fn new(options: AddRepository) -> Result<NewRepository, Failure> {
+    let AddRepository { name, location, agents_have_keys, .. } = options;
+    let keys = keys(options.keys)?.unwrap_or_default();
+    let LimitOptions { requests, upload_limit: upload, download_limit: download } = options.limits;
     let limits = StoreLimitsInput { requests, upload, download };
     // As the coordinator knows it, which is this machine's where there are directories.
     let location = match std::path::absolute(&location) {
         Ok(path) if !location.contains("://") && !location.is_empty() => path.display().to_string(),
         _ => location,
     };
-    Ok(NewRepository { name, location, keys, agents_have_keys: options.agents_have_keys, limits })
+    Ok(NewRepository { name, location, keys, agents_have_keys, limits })
+}
+
+/// What isn't given stays: of limits too, one by one.
+fn changed(options: ChangeRepository, now: &StoreLimitsInput) -> Result<ChangedRepository, Failure> {
+    let keys = if options.environment { Some(RepositoryKeys::Environment) } else { keys(options.keys)? };
+    let LimitOptions { requests, upload_limit: upload, download_limit: download } = options.limits;
+    let limits = if options.no_limits {
+        Some(StoreLimitsInput::default())
+    } else {
+        let given = requests.is_some() || upload.is_some() || download.is_some();
+        given.then(|| StoreLimitsInput {
+            requests: requests.or(now.requests),
+            upload: upload.or(now.upload),
+            download: download.or(now.download),
+        })
+    };
+    if keys.is_none() && limits.is_none() && options.agents_have_keys.is_none() {
+        return Err(
+            Failure::usage("there is nothing to change").next("see what can be: ocopea repositories change --help")
+        );
+    }
+    Ok(ChangedRepository { keys, agents_have_keys: options.agents_have_keys, limits })
 }
 
 async fn list(client: &Client, format: Format, watch: Watch) -> Result<(), Failure> {

@@ -152,7 +152,7 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(environments::connect))
         .routes(routes!(exec::exec))
         .routes(routes!(repositories::list, repositories::add))
-        .routes(routes!(repositories::get, repositories::remove))
+        .routes(routes!(repositories::get, repositories::change, repositories::remove))
         .routes(routes!(repositories::make_default))
         .routes(routes!(repository::verify))
         .routes(routes!(repository::collect))

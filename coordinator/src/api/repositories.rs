@@ -15,7 +15,7 @@ use ocopea_protocol::{
 use ocopea_repository::{Error, backend::s3::parse_location};
 
 use super::{
-    Idempotency, NewRepository, RepositoryKeys, RepositoryView, State, StoreLimitsInput,
+    ChangedRepository, Idempotency, NewRepository, RepositoryKeys, RepositoryView, State, StoreLimitsInput,
     operations::Repeatable,
     problem::{Begins, Body, Caller, Problem},
 };
@@ -135,13 +135,14 @@ fn location(coordinator: &Coordinator, text: &str) -> Result<Location, Problem> 
     Ok(Location::Directory { path: text.to_owned() })
 }
 
-fn access(input: &NewRepository) -> Result<(Access, Option<SecretKeys>), Problem> {
+/// Where keys come from, without and with what is secret of it.
+fn keys_of(input: &RepositoryKeys) -> Result<(Keys, Option<SecretKeys>), Problem> {
     let word = |field: &'static str, text: &str| {
         check_text(field, text, 2000, false).map_err(|error| Problem::invalid(field, error))?;
         if text.trim().is_empty() { Err(Problem::invalid(field, "it is empty")) } else { Ok(text.to_owned()) }
     };
     let mut sealed = None;
-    let keys = match &input.keys {
+    let keys = match input {
         RepositoryKeys::Environment => Keys::Environment,
         RepositoryKeys::Profile { profile } => Keys::Profile { profile: word("profile", profile)? },
         RepositoryKeys::WebIdentity { role, token_file, session, endpoint } => Keys::WebIdentity {
@@ -156,37 +157,45 @@ fn access(input: &NewRepository) -> Result<(Access, Option<SecretKeys>), Problem
             Keys::Static { id: word("id", id)? }
         }
     };
-    Ok((Access { keys, agents_have_keys: input.agents_have_keys }, sealed))
+    Ok((keys, sealed))
+}
+
+fn sealed(coordinator: &Coordinator, secret: Option<SecretKeys>) -> Result<Option<String>, Problem> {
+    let Some(secret) = secret else { return Ok(None) };
+    let plain = serde_json::to_vec(&secret).map_err(unreadable)?;
+    let sealed = coordinator.vault.seal(&plain);
+    sealed.map(Some).map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "vault", error))
+}
+
+fn limits_of(input: &StoreLimitsInput) -> Result<StoreLimits, Problem> {
+    let StoreLimitsInput { requests, upload, download } = input.clone();
+    checked(StoreLimits { requests, upload, download }).map_err(|error| Problem::invalid("limits", error))
 }
 
 fn unreadable(error: serde_json::Error) -> Problem {
     Problem::invalid("keys", error)
 }
 
-async fn new_row(coordinator: &Coordinator, input: &NewRepository) -> Result<rows::Repository, Problem> {
-    let name: RepositoryName = input.name.parse().map_err(|error| Problem::invalid("name", error))?;
-    let location = location(coordinator, &input.location)?;
-    let (access, secret) = access(input)?;
-    if matches!(location, Location::Directory { .. }) && access != Access::default() {
+fn check_access(location: &Location, access: &Access) -> Result<(), Problem> {
+    if matches!(location, Location::Directory { .. }) && *access != Access::default() {
         return Err(Problem::invalid("keys", "a directory has no keys"));
     }
-    let sealed = match secret {
-        Some(secret) => {
-            let plain = serde_json::to_vec(&secret).map_err(unreadable)?;
-            let sealed = coordinator.vault.seal(&plain);
-            Some(sealed.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "vault", error))?)
-        }
-        None => None,
-    };
-    let StoreLimitsInput { requests, upload, download } = input.limits.clone();
-    let limits = checked(StoreLimits { requests, upload, download });
+    Ok(())
+}
+
+fn new_row(coordinator: &Coordinator, input: &NewRepository) -> Result<rows::Repository, Problem> {
+    let name: RepositoryName = input.name.parse().map_err(|error| Problem::invalid("name", error))?;
+    let location = location(coordinator, &input.location)?;
+    let (keys, secret) = keys_of(&input.keys)?;
+    let access = Access { keys, agents_have_keys: input.agents_have_keys };
+    check_access(&location, &access)?;
     Ok(rows::Repository {
         id: RepositoryId::generate(&coordinator.seams),
         name: name.to_string(),
         location,
         access: serde_json::to_string(&access).map_err(unreadable)?,
-        sealed,
-        limits: limits.map_err(|error| Problem::invalid("limits", error))?,
+        sealed: sealed(coordinator, secret)?,
+        limits: limits_of(&input.limits)?,
         found: None,
         found_at: None,
         own_id: None,
@@ -226,7 +235,7 @@ pub(super) async fn add(
         let row = coordinator.named_repository(Some(&input.name)).await?;
         return Ok((StatusCode::CREATED, Json(seen(coordinator, row).await?)));
     }
-    let mut row = new_row(coordinator, &input).await?;
+    let mut row = new_row(coordinator, &input)?;
     let known = coordinator.all_repositories().await?;
     if known.len() >= MOST {
         return Err(Problem::new(StatusCode::CONFLICT, "conflict", format!("there are {MOST} repositories already")));
@@ -256,6 +265,51 @@ pub(super) async fn add(
     };
     coordinator.catalog.again(write).await?;
     Ok((StatusCode::CREATED, Json(seen(coordinator, row).await?)))
+}
+
+/// Changes how an added one is got at: other keys, other limits. They are tried with real objects first; every coordinator
+/// uses them from then on.
+#[utoipa::path(patch, path = "/api/v1/repositories/{repository}", params(("repository" = String, Path, description = "name or id")),
+    request_body = ChangedRepository, responses((status = 200, body = RepositoryView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn change(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Path(name): Path<String>,
+    Body(input): Body<ChangedRepository>,
+) -> Result<Json<RepositoryView>, Problem> {
+    let actor = caller.at_least(Role::Administrator)?;
+    let coordinator = &state.coordinator;
+    let mut row = coordinator.named_repository(Some(&name)).await?;
+    if row.is_given {
+        return Err(Problem {
+            next: "set them where the coordinator is started".to_owned(),
+            ..Problem::new(
+                StatusCode::CONFLICT,
+                "conflict",
+                format!("keys and limits of the repository {} are given at start", row.name),
+            )
+        });
+    }
+    let mut access: Access = serde_json::from_str(&row.access).map_err(CatalogError::from)?;
+    if let Some(keys) = &input.keys {
+        let (keys, secret) = keys_of(keys)?;
+        access.keys = keys;
+        row.sealed = sealed(coordinator, secret)?;
+    }
+    access.agents_have_keys = input.agents_have_keys.unwrap_or(access.agents_have_keys);
+    check_access(&row.location, &access)?;
+    row.access = serde_json::to_string(&access).map_err(unreadable)?;
+    if let Some(limits) = &input.limits {
+        row.limits = limits_of(limits)?;
+    }
+    coordinator.try_repository(&mut row).await.map_err(not_added)?;
+    let write = async || {
+        let transaction = coordinator.catalog.begin().await?;
+        transaction.change_repository(&row).await?;
+        noted(transaction, &actor, "repository.change", &row).await
+    };
+    coordinator.catalog.again(write).await?;
+    Ok(Json(seen(coordinator, row).await?))
 }
 
 /// Forgets one, and how it is got at; nothing in it is touched. Refused while images lie in it.

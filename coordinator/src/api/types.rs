@@ -464,6 +464,18 @@ pub struct NewRepository {
     pub limits: StoreLimitsInput,
 }
 
+/// What is to be changed of a repository: what isn't given stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChangedRepository {
+    /// Where the keys of its store come from.
+    pub keys: Option<RepositoryKeys>,
+    /// Whether agents have keys of their own.
+    pub agents_have_keys: Option<bool>,
+    /// What each process may ask of its store, all of it.
+    pub limits: Option<StoreLimitsInput>,
+}
+
 /// Where the keys of a store come from.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "source", rename_all = "kebab-case", deny_unknown_fields)]

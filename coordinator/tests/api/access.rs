@@ -31,6 +31,7 @@ fn operations() -> BTreeMap<&'static str, (Role, Value)> {
         ("get /api/v1/repositories", (Viewer, Value::Null)),
         ("post /api/v1/repositories", (Administrator, json!({"name": "archive", "location": "nowhere"}))),
         ("get /api/v1/repositories/{repository}", (Viewer, Value::Null)),
+        ("patch /api/v1/repositories/{repository}", (Administrator, json!({"agents_have_keys": false}))),
         ("delete /api/v1/repositories/{repository}", (Administrator, Value::Null)),
         ("put /api/v1/repositories/{repository}/default", (Administrator, Value::Null)),
         ("post /api/v1/repository/collections", (Administrator, json!({"grace_s": 3600}))),
