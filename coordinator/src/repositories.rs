@@ -273,7 +273,9 @@ impl Coordinator {
         let row = match self.catalog.repository(&id.to_string()).await {
             Ok(row) => row,
             Err(error) => {
-                self.repositories.forget(id);
+                if matches!(error, CatalogError::NotFound { .. }) {
+                    self.repositories.forget(id);
+                }
                 return Err(error.into());
             }
         };
@@ -390,21 +392,25 @@ impl Coordinator {
             Ok(rows) => rows,
             Err(error) => return tracing::warn!(%error, "the repositories can't be listed"),
         };
-        for row in rows.iter().filter(|row| !row.is_given) {
-            let found = match self.repository(row.reference()).await {
-                Ok(repository) => Found::Abilities(repository.abilities()),
-                Err(error) => {
-                    tracing::warn!(%error, repository.name = row.name, "a repository can't be used");
-                    Found::Trouble(error.to_string())
-                }
-            };
-            let noted = async {
-                self.catalog.note_repository(row.id, &serde_json::to_string(&found)?).await?;
-                Ok::<_, CatalogError>(())
-            };
-            if let Err(error) = noted.await {
-                tracing::warn!(%error, "what was found out of a repository can't be written down");
+        // One that doesn't answer holds up no other.
+        let added = rows.iter().filter(|row| !row.is_given);
+        futures::future::join_all(added.map(|row| self.look_at(row))).await;
+    }
+
+    async fn look_at(&self, row: &rows::Repository) {
+        let found = match self.repository(row.reference()).await {
+            Ok(repository) => Found::Abilities(repository.abilities()),
+            Err(error) => {
+                tracing::warn!(%error, repository.name = row.name, "a repository can't be used");
+                Found::Trouble(error.to_string())
             }
+        };
+        let noted = async {
+            self.catalog.note_repository(row.id, &serde_json::to_string(&found)?).await?;
+            Ok::<_, CatalogError>(())
+        };
+        if let Err(error) = noted.await {
+            tracing::warn!(%error, "what was found out of a repository can't be written down");
         }
     }
 }
