@@ -38,6 +38,7 @@ impl Site {
             storage_classes: Vec::new(),
             missing: Vec::new(),
             applications: Vec::new(),
+            limits: Some(self.limits),
         };
         if let Err(failure) = self.probe(&mut report).await {
             report.state = SiteState::Unreachable(failure.cause);

@@ -11,6 +11,7 @@ mod tests;
 
 mod sessions;
 mod speaker;
+mod way;
 
 use std::{
     any::Any,
@@ -30,14 +31,15 @@ use ocopea_protocol::{
     bus::{AgentBus, BusError},
     envelope::{EnvelopeError, Opened, PROTOCOL_VERSION, open, seal},
     failure::TaskFailure,
-    identity::IdentityError,
+    identity::{IdentityError, Instance},
     ids::{InstanceId, TaskId},
-    message::{Answer, Request, TaskHint},
+    message::{Answer, Request, SiteLimits, TaskHint},
     seams::Seams,
     session::{Invitation, Wish},
     task::{Claimed, Outcome, Progress, TaskKind, TaskOutput, TaskSpec},
     trace::Trace,
 };
+use ocopea_repository::backend::s3::GivesKeys;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
@@ -74,7 +76,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            copies: 4,
+            copies: usize::try_from(SiteLimits::default().copies).unwrap_or(1),
             steps: 16,
             light: 4096,
             poll: Duration::from_secs(3),
@@ -107,6 +109,8 @@ pub struct Job {
     pub progress: ProgressSink,
     /// A holder's line to the coordinator.
     pub holder: Arc<HolderCell>,
+    /// Newer keys of the store.
+    pub way: Arc<dyn GivesKeys>,
 }
 
 /// Does tasks.
@@ -127,8 +131,8 @@ struct AtSite {
 #[async_trait]
 impl Work for AtSite {
     async fn run(&self, job: Job, spec: TaskSpec) -> Result<TaskOutput, TaskFailure> {
-        let Job { claimed, stop, progress, holder } = job;
-        Task { site: Arc::clone(&self.site), claimed, stop, progress, holder }.run(spec).await
+        let Job { claimed, stop, progress, holder, way } = job;
+        Task { site: Arc::clone(&self.site), claimed, stop, progress, holder, way: Some(way) }.run(spec).await
     }
 
     async fn session(&self, wish: Wish) -> Result<Begun, TaskFailure> {
@@ -173,6 +177,8 @@ enum Ended {
     Stopped,
 }
 
+/// What to do, and the way to newer keys of the store.
+type Given = (TaskSpec, Arc<dyn GivesKeys>);
 type Panicked = Box<dyn Any + Send>;
 type Returned = Result<Result<TaskOutput, TaskFailure>, Panicked>;
 
@@ -185,7 +191,9 @@ impl Worker {
         seams: Seams,
     ) -> Result<Arc<Self>, IdentityError> {
         let access = Access::new(site.platform.clone());
-        Self::with(Arc::new(AtSite { site, access }), bus, identity, seams, Limits::default())
+        let copies = usize::try_from(site.limits.copies).unwrap_or(usize::MAX);
+        let limits = Limits { copies, ..Limits::default() };
+        Self::with(Arc::new(AtSite { site, access }), bus, identity, seams, limits)
     }
 
     /// As [`Self::new`], for any work and limits.
@@ -421,7 +429,10 @@ impl Worker {
                 let lease_end = asked + Duration::from_millis(lease_ms);
                 let work = async {
                     match instance.open(&claimed, &sealed) {
-                        Ok(spec) => Box::pin(self.work_on(claimed, hint.kind, spec, lease_end, lease_ms)).await,
+                        Ok(spec) => {
+                            let way = self.way(&instance, claimed);
+                            Box::pin(self.work_on(claimed, hint.kind, (spec, way), lease_end, lease_ms)).await;
+                        }
                         Err(error) => {
                             let what = format!("can't begin {}", hint.kind.as_str());
                             let failure = TaskFailure::permanent("task.sealed", what, error)
@@ -436,6 +447,11 @@ impl Worker {
             Ok(other) => tracing::debug!(task.id = %hint.task, ?other, "claim not granted"),
             Err(error) => tracing::debug!(task.id = %hint.task, %error, "claim not answered"),
         }
+    }
+
+    fn way(&self, instance: &Arc<Instance>, claimed: Claimed) -> Arc<dyn GivesKeys> {
+        let (bus, instance, seams) = (Arc::clone(&self.bus), Arc::clone(instance), self.seams.clone());
+        Arc::new(way::Way { bus, instance, claimed, patience: self.limits.patience, seams })
     }
 
     async fn permit(&self, kind: TaskKind) -> Option<OwnedSemaphorePermit> {
@@ -469,11 +485,11 @@ impl Worker {
         Ok(open::<Answer>(&answer)?)
     }
 
-    async fn work_on(&self, claimed: Claimed, kind: TaskKind, spec: TaskSpec, lease_end: Duration, lease_ms: u64) {
+    async fn work_on(&self, claimed: Claimed, kind: TaskKind, given: Given, lease_end: Duration, lease_ms: u64) {
         self.seams.point("agent", kind.as_str(), "begin");
         let began = self.seams.clock.monotonic();
         self.measure(|metrics| metrics.began(kind));
-        let ended = self.watch(claimed, kind, spec, lease_end, lease_ms).await;
+        let ended = self.watch(claimed, kind, given, lease_end, lease_ms).await;
         let took = self.seams.clock.monotonic().saturating_sub(began);
         self.measure(|metrics| {
             let outcome = match &ended {
@@ -505,14 +521,14 @@ impl Worker {
         &self,
         claimed: Claimed,
         kind: TaskKind,
-        spec: TaskSpec,
+        given: Given,
         mut lease_end: Duration,
         mut lease_ms: u64,
     ) -> Ended {
         let now = || self.seams.clock.monotonic();
         let holder = Arc::new(HolderCell::default());
         let latest = Arc::new(Mutex::new(Progress::default()));
-        let running = self.start(claimed, spec, Arc::clone(&holder), Arc::clone(&latest));
+        let running = self.start(claimed, given, Arc::clone(&holder), Arc::clone(&latest));
         let Running { stop, mut ended, abandon } = running;
         let mut sent = Progress::default();
         let mut beaten = now();
@@ -590,7 +606,7 @@ impl Worker {
     fn start(
         &self,
         claimed: Claimed,
-        spec: TaskSpec,
+        (spec, way): Given,
         holder: Arc<HolderCell>,
         latest: Arc<Mutex<Progress>>,
     ) -> Running {
@@ -605,7 +621,7 @@ impl Worker {
             }
             *latest = progress;
         });
-        let job = Job { claimed, stop: stop.clone(), progress, holder };
+        let job = Job { claimed, stop: stop.clone(), progress, holder, way };
         let (work, abandoned) = (Arc::clone(&self.work), abandon.clone());
         let work = async move {
             tokio::select! {

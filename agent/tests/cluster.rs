@@ -374,6 +374,7 @@ async fn a_cluster_that_is_down_and_a_context_that_is_not_there_are_said_so() {
         mover_image: None,
         credentials: ocopea_agent::containers::Credentials::default(),
         stores: Default::default(),
+        limits: Default::default(),
         seams: seams.clone(),
     });
     let report = site.report(ocopea_protocol::ids::InstanceId::generate(&seams)).await;

@@ -95,6 +95,7 @@ fn image(catalog: &Catalog, team: TeamId, number: u64, numbers: &mut Numbers) ->
         bytes: 1 << 30,
         new_bytes: 1 << 20,
         created: catalog.seams.clock.now(),
+        repository: None,
         labels: [
             ("environment".to_owned(), ["production", "staging", "test"][numbers.skewed(3) as usize].to_owned()),
             ("ticket".to_owned(), format!("OPS-{}", numbers.below(20_000))),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ocopea_protocol::{
-    ids::{ImageId, TeamId},
+    ids::{ImageId, RepositoryId, TeamId},
     names::Digest,
     time::Timestamp,
 };
@@ -44,6 +44,8 @@ pub struct Image {
     pub new_bytes: u64,
     /// When.
     pub created: Timestamp,
+    /// The repository that it lies in; `None`: the one that coordinators are started with.
+    pub repository: Option<RepositoryId>,
     /// Labels as they are now.
     pub labels: BTreeMap<String, String>,
     /// The record as JSON; empty in lists, where nobody reads it.
@@ -74,6 +76,8 @@ pub struct ImageSearch {
     pub site: Option<String>,
     /// Who saved it.
     pub creator: Option<String>,
+    /// The repository that it lies in, as images name it.
+    pub repository: Option<Option<RepositoryId>>,
     /// Not older.
     pub since: Option<Timestamp>,
     /// Not newer.
@@ -148,6 +152,12 @@ impl Catalog {
         if let Some(creator) = &search.creator {
             find = find.filter(images::Column::Creator.eq(creator));
         }
+        if let Some(repository) = search.repository {
+            find = find.filter(match repository {
+                Some(id) => images::Column::Repository.eq(id.0),
+                None => images::Column::Repository.is_null(),
+            });
+        }
         if let Some(since) = search.since {
             find = find
                 .filter(images::Column::Created.gte(since.0))
@@ -207,15 +217,17 @@ impl Catalog {
         self.with_labels(vec![row]).await?.pop().ok_or_else(|| CatalogError::not_found("image", name))
     }
 
-    /// The last image of an application, for reuse of its chunks.
+    /// The last image of an application in a repository, for reuse of its chunks.
     pub async fn last_image_of(
         &self,
         team: TeamId,
         application: &str,
         site: Option<&str>,
+        repository: Option<RepositoryId>,
     ) -> Result<Option<Image>, CatalogError> {
+        let repository = Some(repository);
         let (application, site) = (Some(application.to_owned()), site.map(str::to_owned));
-        let search = ImageSearch { application, site, limit: 1, ..ImageSearch::default() };
+        let search = ImageSearch { application, site, repository, limit: 1, ..ImageSearch::default() };
         Ok(self.images(team, &search).await?.pop())
     }
 
@@ -264,6 +276,7 @@ impl Transaction {
             search: Set(search_text(image)),
             body: Set(image.body.clone()),
             deleting: Set(None),
+            repository: Set(image.repository.map(|id| id.0)),
         };
         images::Entity::insert(row).exec_without_returning(&self.inner).await?;
         for (label, value) in &image.labels {
@@ -375,6 +388,7 @@ fn image(row: images::Model, labels: BTreeMap<String, String>) -> Result<Image, 
         bytes: u64::try_from(row.bytes).unwrap_or(0),
         new_bytes: u64::try_from(row.new_bytes).unwrap_or(0),
         created: Timestamp(row.created),
+        repository: row.repository.map(RepositoryId),
         labels,
         body: row.body,
     })

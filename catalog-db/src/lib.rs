@@ -18,6 +18,7 @@ pub mod leader;
 mod migrations;
 pub mod model;
 pub mod operations;
+pub mod repositories;
 pub mod sites;
 pub mod tasks;
 

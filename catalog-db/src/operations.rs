@@ -2,7 +2,7 @@
 
 use ocopea_protocol::{
     failure::TaskFailure,
-    ids::{EnvironmentId, ImageId, OperationId, SiteId, TeamId},
+    ids::{EnvironmentId, ImageId, OperationId, RepositoryId, SiteId, TeamId},
     time::Timestamp,
 };
 use sea_orm::{
@@ -39,6 +39,8 @@ pub struct Operation {
     pub image: Option<ImageId>,
     /// The environment that it makes or removes.
     pub environment: Option<EnvironmentId>,
+    /// The repository that it works with; `None`: the one that coordinators are started with.
+    pub repository: Option<RepositoryId>,
     /// What was asked for (JSON of the plan's own type).
     pub request: String,
     /// What the plan decided so far (likewise).
@@ -70,6 +72,7 @@ fn operation(row: operations::Model) -> Result<Operation, CatalogError> {
         site: row.site.map(SiteId),
         image: row.image.map(ImageId),
         environment: row.environment.map(EnvironmentId),
+        repository: row.repository.map(RepositoryId),
         request: row.request,
         context: row.context,
         result: row.result,
@@ -202,6 +205,7 @@ impl Transaction {
             created: Set(new.created.0),
             updated: Set(new.created.0),
             ended: Set(None),
+            repository: Set(new.repository.map(|id| id.0)),
         };
         let insert = operations::Entity::insert(row).on_conflict(unless_there());
         Ok(insert.exec_without_returning(&self.inner).await? == 1)

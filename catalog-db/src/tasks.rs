@@ -293,7 +293,7 @@ impl Transaction {
     }
 
     /// The task, locked, if this attempt of it holds it.
-    async fn held(&self, claimed: &Claimed) -> Result<Option<Task>, CatalogError> {
+    pub async fn held(&self, claimed: &Claimed) -> Result<Option<Task>, CatalogError> {
         let task = self.locked_task(claimed.task).await?;
         Ok(task.filter(|task| {
             task.state == TaskState::Claimed

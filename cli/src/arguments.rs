@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::programs::{agent::AgentProgram, coordinator::CoordinatorProgram, settings::Given};
+use crate::{
+    output::parse_rate,
+    programs::{agent::AgentProgram, coordinator::CoordinatorProgram, settings::Given},
+};
 
 /// Copies whole running applications: containers, configuration and all data.
 #[derive(Debug, Parser)]
@@ -250,11 +253,28 @@ the program's own exit status.")]
         /// Its id
         operation: String,
     },
-    /// Looks after the copy repository
+    /// Lists the copy repositories; adds, shows and removes them
+    #[command(after_help = "\
+Examples:
+  ocopea repositories
+  ocopea repositories add archive 's3://copies/archive?region=eu-west-1' --profile archive
+  ocopea repositories default archive
+  ocopea save desk/lets-chat --repository archive")]
+    #[command(args_conflicts_with_subcommands = true)]
+    Repositories {
+        #[command(subcommand)]
+        command: Option<Repositories>,
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Looks after the default copy repository, or another one
     #[command(
-        after_help = "Examples:\n  ocopea repository verify\n  ocopea repository collect --grace 24h\n  ocopea repository key rotate"
+        after_help = "Examples:\n  ocopea repository verify\n  ocopea repository --repository archive collect --grace 24h\n  ocopea repository key rotate"
     )]
     Repository {
+        /// Which; the default one unless given. Keys are those of all repositories
+        #[arg(long, global = true)]
+        repository: Option<String>,
         #[command(subcommand)]
         command: RepositoryCommand,
     },
@@ -294,6 +314,24 @@ pub struct Up {
     /// Remembered from the first start on
     #[arg(long, env = "OCOPEA_REPOSITORY", value_name = "s3://BUCKET/PREFIX[?…]")]
     pub repository: Option<String>,
+    /// Requests to that bucket at the same time; 32 unless given
+    #[arg(long, env = "OCOPEA_REPOSITORY_REQUESTS", value_name = "N")]
+    pub repository_requests: Option<u32>,
+    /// What may be sent to the repository: 50MiB/s; as much as there is room for unless given
+    #[arg(long, env = "OCOPEA_REPOSITORY_UPLOAD_LIMIT", value_name = "BYTES/s", value_parser = parse_rate)]
+    pub repository_upload_limit: Option<u64>,
+    /// What may be read from the repository; likewise
+    #[arg(long, env = "OCOPEA_REPOSITORY_DOWNLOAD_LIMIT", value_name = "BYTES/s", value_parser = parse_rate)]
+    pub repository_download_limit: Option<u64>,
+    /// Copies at the same time, at each site
+    #[arg(long, env = "OCOPEA_COPIES", value_name = "N", default_value_t = 4)]
+    pub copies: u32,
+    /// What may be sent to all repositories together: 50MiB/s; as much as there is room for unless given
+    #[arg(long, env = "OCOPEA_UPLOAD_LIMIT", value_name = "BYTES/s", value_parser = parse_rate)]
+    pub upload_limit: Option<u64>,
+    /// What may be read from all repositories together; likewise
+    #[arg(long, env = "OCOPEA_DOWNLOAD_LIMIT", value_name = "BYTES/s", value_parser = parse_rate)]
+    pub download_limit: Option<u64>,
     /// The address to serve at
     #[arg(long, default_value = "127.0.0.1:8700")]
     pub listen: String,
@@ -373,6 +411,9 @@ pub struct Save {
     /// writes to volumes
     #[arg(long)]
     pub freeze: bool,
+    /// The repository; the default one unless given
+    #[arg(long)]
+    pub repository: Option<String>,
     /// Don't wait: print the operation's id
     #[arg(long)]
     pub detach: bool,
@@ -418,6 +459,9 @@ pub struct Images {
     /// The site it was saved at
     #[arg(long)]
     pub site: Option<String>,
+    /// The repository it lies in
+    #[arg(long)]
+    pub repository: Option<String>,
     /// Not older than this: 90m, 12h, 7d, 2026-11-25 or 2026-11-25T08:30:00Z
     #[arg(long, value_name = "WHEN")]
     pub since: Option<String>,
@@ -442,6 +486,114 @@ pub enum Operations {
         /// Its id
         id: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Repositories {
+    /// Lists them
+    #[command(after_help = "Example:\n  ocopea repositories list -o name")]
+    List,
+    /// Adds one: tries with real objects what its store can, and makes the repository where there is none
+    #[command(after_help = "\
+Examples:
+  ocopea repositories add archive 's3://copies/archive?region=eu-west-1'
+  ocopea repositories add archive 's3://copies?endpoint=https://s3.example.com' --access-key-id AKIA… --secret-key-file key
+  ocopea repositories add cellar /srv/cellar --upload-limit 50MiB/s
+
+Unless said otherwise, the keys of the bucket are those of the coordinator's environment; agents get them with their tasks.")]
+    Add(Box<AddRepository>),
+    /// Changes keys or limits of one that was added; what isn't given stays
+    #[command(
+        after_help = "Examples:\n  ocopea repositories change archive --access-key-id AKIA… --secret-key-file key\n  ocopea repositories change archive --upload-limit 20MiB/s"
+    )]
+    Change(Box<ChangeRepository>),
+    /// Shows one: where it lies, what its store can, what lies in it
+    #[command(after_help = "Example:\n  ocopea repositories show archive")]
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Forgets one and how it is got at; nothing in it is deleted. Refused while images lie in it
+    #[command(after_help = "Example:\n  ocopea repositories remove archive")]
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Has saves go there that name no repository
+    #[command(after_help = "Example:\n  ocopea repositories default archive")]
+    Default {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct AddRepository {
+    /// Its name: a-z, 0-9, '-'
+    pub name: String,
+    /// s3://BUCKET/PREFIX[?endpoint=URL&region=R&path-style=true], or a directory where agents are in the same process
+    pub location: String,
+    #[command(flatten)]
+    pub keys: KeyOptions,
+    /// Agents have keys of their own: tasks bring none
+    #[arg(long)]
+    pub agents_have_keys: bool,
+    #[command(flatten)]
+    pub limits: LimitOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct ChangeRepository {
+    /// Its name
+    pub name: String,
+    #[command(flatten)]
+    pub keys: KeyOptions,
+    /// Keys of the coordinator's environment
+    #[arg(long, conflicts_with_all = ["profile", "role", "access_key_id"])]
+    pub environment: bool,
+    /// Whether agents have keys of their own
+    #[arg(long, value_name = "true|false")]
+    pub agents_have_keys: Option<bool>,
+    #[command(flatten)]
+    pub limits: LimitOptions,
+    /// Takes all limits away
+    #[arg(long, conflicts_with_all = ["requests", "upload_limit", "download_limit"])]
+    pub no_limits: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct KeyOptions {
+    /// Keys of this profile of the tools of AWS, at the coordinator
+    #[arg(long, conflicts_with_all = ["role", "access_key_id"])]
+    pub profile: Option<String>,
+    /// Keys that a token service lends for this role (web identity)
+    #[arg(long, requires_all = ["token_file", "token_service"], conflicts_with = "access_key_id")]
+    pub role: Option<String>,
+    /// The file with the token, at the coordinator
+    #[arg(long, value_name = "FILE", requires = "role")]
+    pub token_file: Option<String>,
+    /// The token service: https://sts.REGION.amazonaws.com
+    #[arg(long, value_name = "URL", requires = "role")]
+    pub token_service: Option<String>,
+    /// The id of a key; its secret is read from --secret-key-file and kept sealed
+    #[arg(long, value_name = "ID", requires = "secret_key_file")]
+    pub access_key_id: Option<String>,
+    /// The file with the key's secret
+    #[arg(long, value_name = "FILE", requires = "access_key_id")]
+    pub secret_key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct LimitOptions {
+    /// Requests of each process to its store at the same time; 32 to a bucket unless given
+    #[arg(long, value_name = "N")]
+    pub requests: Option<u32>,
+    /// What each process may send to it: 50MiB/s; as much as there is room for unless given
+    #[arg(long, value_name = "BYTES/s", value_parser = parse_rate)]
+    pub upload_limit: Option<u64>,
+    /// What each process may read from it; likewise
+    #[arg(long, value_name = "BYTES/s", value_parser = parse_rate)]
+    pub download_limit: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]

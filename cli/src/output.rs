@@ -6,6 +6,7 @@ use std::{
 };
 
 pub use ocopea_protocol::words::{count, size};
+use ocopea_repository::backend::LEAST_RATE;
 use serde::Serialize;
 
 use crate::{arguments::Format, client::Failure};
@@ -141,6 +142,38 @@ pub fn parse_span(text: &str) -> Result<u64, Failure> {
     number.checked_mul(factor).ok_or_else(wrong)
 }
 
+/// `50MiB/s`, `800kB/s`, `1000000`: bytes per second, the least that can be asked for or more.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a rate: expected a number and kB, KiB, MB, MiB, GB or GiB, like 50MiB/s");
+    let plain = text.strip_suffix("/s").unwrap_or(text);
+    let digits = plain.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = plain.split_at_checked(digits).ok_or_else(wrong)?;
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let factor = match unit {
+        "" | "B" => 1,
+        "kB" => 1000,
+        "KiB" => 1 << 10,
+        "MB" => 1_000_000,
+        "MiB" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let rate = number.checked_mul(factor).ok_or_else(wrong)?;
+    if rate < LEAST_RATE {
+        return Err(format!("{text:?} is too little: {} KiB/s at least", LEAST_RATE >> 10));
+    }
+    Ok(rate)
+}
+
+/// A number that is not nothing.
+pub fn parse_number(text: &str, most: u32) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(number) if (1..=most).contains(&number) => Ok(number),
+        _ => Err(format!("{text:?}: a number from 1 to {most} is expected")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use ocopea_protocol::time::Timestamp;
@@ -156,6 +189,24 @@ mod tests {
         assert_eq!(parse_span("7d").ok(), Some(604_800));
         for wrong in ["", "d", "7", "-1d", "7w", "99999999999999999999d", "7µ", "日"] {
             assert!(parse_span(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn rates_are_read_as_people_write_them() {
+        for (text, expected) in [
+            ("50MiB/s", 50 << 20),
+            ("50MiB", 50 << 20),
+            ("800kB/s", 800_000),
+            ("1GB/s", 1_000_000_000),
+            ("65536", 65536),
+        ] {
+            assert_eq!(parse_rate(text), Ok(expected));
+        }
+        for wrong in
+            ["", "/s", "MiB/s", "50 MiB/s", "50mib", "-1MB", "1.5MB", "63KiB/s", "0", "99999999999GiB", "1MiB/m", "日"]
+        {
+            assert!(parse_rate(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -13,7 +13,7 @@ use ocopea_catalog_db::{
 };
 use ocopea_protocol::{
     failure::TaskFailure,
-    ids::{EnvironmentId, ImageId, OperationId, SiteId},
+    ids::{EnvironmentId, ImageId, OperationId, RepositoryId, SiteId},
     task::TaskOutput,
     trace::Trace,
 };
@@ -32,6 +32,8 @@ pub struct Order {
     pub context: Context,
     /// The image that is used or deleted.
     pub image: Option<ImageId>,
+    /// The repository that is worked with; `None`: the one that this coordinator was started with.
+    pub repository: Option<RepositoryId>,
     /// An environment that is being made.
     pub environment: Option<Environment>,
     /// An environment that is being removed.
@@ -67,6 +69,7 @@ pub async fn accept(
         site: order.site,
         image: order.image.or(context.image),
         environment: order.environment.as_ref().map(|e| e.id).or(order.removing),
+        repository: order.repository,
         request: encode(&order.request)?,
         context: encode(&context)?,
         result: None,
@@ -112,6 +115,7 @@ async fn accept_once(
     if !transaction.add_operation(operation).await? {
         return Ok(operation.id);
     }
+    transaction.hold_repository(order.repository).await?;
     if let Some(environment) = order.removing {
         transaction.begin_removing(environment, operation.id).await?;
     }
@@ -310,7 +314,7 @@ pub struct StoredImage {
 impl StoredImage {
     /// The catalog's row.
     pub fn into_image(self, operation: &Operation) -> Result<Image, CatalogError> {
-        image_row(self.digest, &self.record, operation.team)
+        image_row(self.digest, &self.record, operation.team, operation.repository)
     }
 }
 
@@ -319,6 +323,7 @@ pub fn image_row(
     digest: ocopea_protocol::names::Digest,
     record: &ocopea_repository::Record,
     team: ocopea_protocol::ids::TeamId,
+    repository: Option<RepositoryId>,
 ) -> Result<Image, CatalogError> {
     Ok(Image {
         id: record.image,
@@ -332,6 +337,7 @@ pub fn image_row(
         bytes: record.bytes(),
         new_bytes: record.components.iter().map(|component| component.new_bytes).sum(),
         created: record.created,
+        repository,
         labels: record.labels.clone(),
         body: serde_json::to_string(record)?,
     })

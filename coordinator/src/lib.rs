@@ -11,6 +11,7 @@ pub mod broker;
 pub mod engine;
 pub mod metrics;
 pub mod plan;
+pub mod repositories;
 mod serve;
 pub mod sessions;
 pub mod status;
@@ -22,7 +23,6 @@ use std::sync::Arc;
 use ocopea_catalog_db::Catalog;
 use ocopea_protocol::{bus::CoordinatorBus, ids::InstanceId, seams::Seams};
 use ocopea_repository::Repository;
-use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use vault::Vault;
@@ -31,8 +31,8 @@ use vault::Vault;
 pub struct Coordinator {
     /// The catalog.
     pub catalog: Catalog,
-    /// The copy repository, with its keys.
-    pub repository: RwLock<Repository>,
+    /// The copy repositories, with their keys.
+    pub repositories: repositories::Repositories,
     /// Seals what must be kept but not seen.
     pub vault: Vault,
     /// The way to the agents.
@@ -55,7 +55,7 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator that does nothing yet.
+    /// A coordinator that does nothing yet; `repository` is the one that is always there.
     pub fn new(
         catalog: Catalog,
         repository: Repository,
@@ -68,7 +68,7 @@ impl Coordinator {
         Arc::new(Self {
             instance: InstanceId::generate(&seams),
             catalog,
-            repository: RwLock::new(repository),
+            repositories: repositories::Repositories::new(repository),
             vault,
             bus,
             seams,

@@ -13,10 +13,10 @@ use ocopea_protocol::{
     envelope::{self, Opened},
     failure::TaskFailure,
     identity::{self, IdentityError, PublicKey},
-    ids::SiteId,
+    ids::{RepositoryId, SiteId},
     image::ImageAccess,
     message::{Answer, HolderOrder, Request, TaskHint},
-    task::{Claimed, GivenCredentials, HolderState, Outcome, Progress, RestoreTarget, TaskKind, TaskSpec},
+    task::{Claimed, GivenCredentials, HolderState, Outcome, Progress, TaskKind, TaskSpec},
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -129,9 +129,10 @@ impl Coordinator {
                 return Ok(self.poll(site, *instance, *most, (*turn, *mark)).await?.into());
             }
             Request::Claim { instance, .. } => *instance,
-            Request::Heartbeat { claimed, .. } | Request::Finish { claimed, .. } | Request::HandBack { claimed } => {
-                claimed.instance
-            }
+            Request::Heartbeat { claimed, .. }
+            | Request::Finish { claimed, .. }
+            | Request::HandBack { claimed }
+            | Request::StoreKeys { claimed, .. } => claimed.instance,
             Request::Report(report) => report.instance,
             Request::Attach { instance, .. } | Request::Begun { instance, .. } => *instance,
             // Answered where they are read.
@@ -148,6 +149,7 @@ impl Coordinator {
             }
             Request::Finish { claimed, outcome } => self.finish(claimed, outcome).await?,
             Request::HandBack { claimed } => self.hand_back(claimed).await?,
+            Request::StoreKeys { claimed, refused } => self.lend_again(claimed, refused.as_deref(), &key).await?,
             Request::Report(report) => {
                 self.catalog.report_site(site, report).await?;
                 Answer::Recorded
@@ -250,15 +252,17 @@ impl Coordinator {
             TaskSpec::CopyConfig { access, .. }
             | TaskSpec::CopyContainer { access, .. }
             | TaskSpec::CopyData { access, .. } => {
-                *access = self.access_to_write(&context).await?;
+                *access = self.access_to_write(operation.repository, &context).await?;
             }
             TaskSpec::PlanRestore(target)
             | TaskSpec::ApplyObjects { target, .. }
             | TaskSpec::LoadData { target, .. }
-            | TaskSpec::AwaitReady { target, .. } => self.complete_target(target).await?,
+            | TaskSpec::AwaitReady { target, .. } => {
+                target.access = self.access_to_read(operation.repository, &target.record).await?;
+            }
             TaskSpec::PushContainer { access, .. } => {
                 if let PlanRequest::Restore(request) = &request {
-                    *access = self.access_to_read(&request.record).await?;
+                    *access = self.access_to_read(operation.repository, &request.record).await?;
                 }
             }
             _ => {}
@@ -266,31 +270,67 @@ impl Coordinator {
         Ok(spec)
     }
 
-    async fn complete_target(&self, target: &mut RestoreTarget) -> Result<(), TaskFailure> {
-        target.access = self.access_to_read(&target.record).await?;
-        Ok(())
+    async fn access_to_read(
+        &self,
+        repository: Option<RepositoryId>,
+        record: &ocopea_protocol::names::Digest,
+    ) -> Result<ImageAccess, TaskFailure> {
+        const WHAT: &str = "can't open the image";
+        let repository = self.repository(repository).await.map_err(|error| error.failure(WHAT))?;
+        repository.access_to_read(record).await.map_err(|error| repository_failure(WHAT, &error))
     }
 
-    async fn access_to_read(&self, record: &ocopea_protocol::names::Digest) -> Result<ImageAccess, TaskFailure> {
-        self.repository
-            .read()
-            .await
-            .access_to_read(record)
-            .await
-            .map_err(|error| repository_failure("can't open the image", &error))
-    }
-
-    async fn access_to_write(&self, context: &Context) -> Result<ImageAccess, TaskFailure> {
+    async fn access_to_write(
+        &self,
+        repository: Option<RepositoryId>,
+        context: &Context,
+    ) -> Result<ImageAccess, TaskFailure> {
+        const WHAT: &str = "can't open the copy repository";
         let key = context
             .key
             .as_ref()
             .ok_or_else(|| TaskFailure::permanent("plan.key", "can't write the image", "the operation has no key"))?;
-        self.repository
-            .read()
-            .await
-            .access_to_write(key, context.base.as_ref())
-            .await
-            .map_err(|error| repository_failure("can't open the copy repository", &error))
+        let repository = self.repository(repository).await.map_err(|error| error.failure(WHAT))?;
+        let access = repository.access_to_write(key, context.base.as_ref()).await;
+        access.map_err(|error| repository_failure(WHAT, &error))
+    }
+
+    /// Newer keys of the store, for the attempt that holds a task which works with it, and for nobody else.
+    async fn lend_again(
+        &self,
+        claimed: &Claimed,
+        refused: Option<&str>,
+        key: &PublicKey,
+    ) -> Result<Answer, CatalogError> {
+        let refusal = |why: &str| Ok(Answer::Refused { why: why.to_owned() });
+        let transaction = self.catalog.begin().await?;
+        let Some(task) = transaction.held(claimed).await? else {
+            return refusal("another attempt holds the task, or it is over");
+        };
+        let repository = transaction.operation(claimed.operation).await?.repository;
+        // What follows may take long, and others wait for the catalog.
+        drop(transaction);
+        let spec: TaskSpec = serde_json::from_str(&task.spec)?;
+        if !spec.uses_repository() {
+            return refusal("the task has nothing to do with the copy repository");
+        }
+        let repository = match self.repository_for_long(repository).await {
+            Ok(repository) => repository,
+            Err(error) => return Ok(Answer::TryLater { why: error.to_string() }),
+        };
+        let keys = match repository.store_keys(refused).await {
+            Ok(Some(keys)) if refused != Some(keys.id.as_str()) => keys,
+            Ok(Some(_)) => return refusal("it has no others than those that the store refuses"),
+            Ok(None) => return refusal("it gives agents no keys of this store: they need a source of their own"),
+            Err(error) => return Ok(Answer::TryLater { why: error.to_string() }),
+        };
+        match identity::seal_store_keys(key, claimed, &keys) {
+            Ok(sealed) => {
+                tracing::info!(operation.id = %claimed.operation, task.id = %claimed.task, "newer keys of the store are lent");
+                Ok(Answer::StoreKeys { sealed })
+            }
+            Err(error) => refusal(&error.to_string()),
+        }
     }
 
     async fn heartbeat(

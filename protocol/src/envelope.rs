@@ -11,13 +11,14 @@ use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
+    image::StoreKeys,
     message::{Answer, Request, TaskHint},
     session::{Invitation, Opening},
     task::TaskSpec,
 };
 
 /// What this build speaks.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 /// No message is longer; what is bigger belongs in the repository.
 pub const LONGEST: usize = 8 * 1024 * 1024;
 const MAGIC: [u8; 4] = *b"OCPA";
@@ -94,6 +95,11 @@ impl Message for Invitation {
 /// Travels sealed, inside of an answer.
 impl Message for Opening {
     const KIND: u8 = 6;
+}
+
+/// Travels sealed, inside of an answer.
+impl Message for StoreKeys {
+    const KIND: u8 = 7;
 }
 
 fn configuration() -> Configuration<LittleEndian, Varint, Limit<LONGEST>> {

@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use crate::{
     envelope::{self, EnvelopeError},
     ids::{InstanceId, SessionId, SiteId},
+    image::StoreKeys,
     secret::Secret32,
     session::Opening,
     task::{Claimed, TaskSpec},
@@ -33,6 +34,7 @@ const SIGN_IN: &[u8] = b"ocopea sign-in 1\0";
 /// What a seal is for.
 const TASK: &[u8] = b"ocopea task 1";
 const SESSION: &[u8] = b"ocopea session 1";
+const STORE_KEYS: &[u8] = b"ocopea store keys 1";
 const SITE_SECRET: &[u8] = b"ocopea site secret 1";
 /// The longest name of a cluster that is taken.
 pub const LONGEST_CLUSTER: usize = 200;
@@ -199,6 +201,12 @@ impl Instance {
         let plain = open(&self.secret, TASK, &bound(claimed), sealed)?;
         Ok(envelope::open::<TaskSpec>(&plain)?.message)
     }
+
+    /// Newer keys of the store for this attempt.
+    pub fn open_store_keys(&self, claimed: &Claimed, sealed: &Sealed) -> Result<StoreKeys, IdentityError> {
+        let plain = open(&self.secret, STORE_KEYS, &bound(claimed), sealed)?;
+        Ok(envelope::open::<StoreKeys>(&plain)?.message)
+    }
 }
 
 impl Instance {
@@ -256,6 +264,12 @@ fn open(
 pub fn seal_task(key: &PublicKey, claimed: &Claimed, spec: &TaskSpec) -> Result<Sealed, IdentityError> {
     let plain = envelope::seal(spec, "")?;
     seal(key, TASK, &bound(claimed), &plain)
+}
+
+/// Seals keys of the store to the instance that holds the attempt.
+pub fn seal_store_keys(key: &PublicKey, claimed: &Claimed, keys: &StoreKeys) -> Result<Sealed, IdentityError> {
+    let plain = envelope::seal(keys, "")?;
+    seal(key, STORE_KEYS, &bound(claimed), &plain)
 }
 
 fn bound_session(session: SessionId, instance: InstanceId) -> Vec<u8> {
@@ -380,6 +394,29 @@ mod tests {
         for encapsulated in [vec![], vec![0; 32], vec![1; 31], vec![9; 1000]] {
             assert_eq!(one.open(&claimed, &Sealed { encapsulated, ..sealed.clone() }), Err(IdentityError::Open));
         }
+    }
+
+    #[test]
+    fn keys_of_a_store_open_for_their_attempt_only_and_are_no_task() {
+        let seams = seams();
+        let one = instance();
+        let claimed = Claimed {
+            task: TaskId::generate(&seams),
+            operation: OperationId::generate(&seams),
+            attempt: 1,
+            instance: one.id,
+        };
+        let keys = StoreKeys {
+            id: "A".to_owned(),
+            secret: crate::secret::Secret::new("s"),
+            token: None,
+            expires: Some(crate::time::Timestamp(7)),
+        };
+        let sealed = seal_store_keys(&one.public(), &claimed, &keys).unwrap();
+        assert_eq!(one.open_store_keys(&claimed, &sealed), Ok(keys));
+        assert_eq!(one.open(&claimed, &sealed), Err(IdentityError::Open));
+        assert_eq!(one.open_store_keys(&Claimed { attempt: 2, ..claimed }, &sealed), Err(IdentityError::Open));
+        assert_eq!(instance().open_store_keys(&claimed, &sealed), Err(IdentityError::Open));
     }
 
     #[test]

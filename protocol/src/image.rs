@@ -57,6 +57,20 @@ pub struct ImageAccess {
     pub base: Option<BaseAccess>,
     /// The keys of the store, where agents have none of their own.
     pub store_keys: Option<StoreKeys>,
+    /// What each process may ask of the store.
+    #[serde(default)]
+    pub limits: StoreLimits,
+}
+
+/// What one process may ask of a store. Nothing: as much as there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreLimits {
+    /// Requests at the same time.
+    pub requests: Option<u32>,
+    /// Bytes per second to it.
+    pub upload: Option<u64>,
+    /// Bytes per second from it.
+    pub download: Option<u64>,
 }
 
 /// An image whose chunks may be referenced.

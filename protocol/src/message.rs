@@ -104,6 +104,13 @@ pub enum Request {
         /// The number of the piece that is wanted, from 0.
         number: u64,
     },
+    /// "The keys of the store that came with the task end soon, or the store refuses them": asks for newer ones.
+    StoreKeys {
+        /// For which attempt.
+        claimed: Claimed,
+        /// The id of the keys that the store refuses, if it does.
+        refused: Option<String>,
+    },
 }
 
 impl Request {
@@ -121,6 +128,7 @@ impl Request {
             Self::Begun { .. } => "begun",
             Self::Push { .. } => "push",
             Self::Pull { .. } => "pull",
+            Self::StoreKeys { .. } => "store-keys",
         }
     }
 }
@@ -178,6 +186,11 @@ pub enum Answer {
         /// See [`crate::session::Cipher`].
         sealed: Option<Vec<u8>>,
     },
+    /// Keys of the store in their envelope, sealed to the instance for that attempt.
+    StoreKeys {
+        /// The seal.
+        sealed: Sealed,
+    },
 }
 
 /// What a holder of a snapshot is told with each heartbeat.
@@ -222,6 +235,26 @@ pub struct SiteReport {
     pub missing: Vec<String>,
     /// Applications that run there.
     pub applications: Vec<ApplicationFound>,
+    /// What the agent was set up to do at most.
+    #[serde(default)]
+    pub limits: Option<SiteLimits>,
+}
+
+/// What one agent of a site does at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteLimits {
+    /// Copies at the same time.
+    pub copies: u32,
+    /// Bytes per second to repositories; `None`: as many as there is room for.
+    pub upload: Option<u64>,
+    /// Bytes per second from repositories.
+    pub download: Option<u64>,
+}
+
+impl Default for SiteLimits {
+    fn default() -> Self {
+        Self { copies: 4, upload: None, download: None }
+    }
 }
 
 /// Whether a site can be used.

@@ -85,6 +85,8 @@ macro_rules! labels {
 labels! {
     /// A site's name.
     SiteName = "site name";
+    /// The name of a copy repository.
+    RepositoryName = "repository name";
     /// A Kubernetes namespace.
     Namespace = "namespace";
     /// An environment's name; also the namespace that it lives in.

@@ -205,6 +205,26 @@ pub enum TaskKind {
 }
 
 impl TaskSpec {
+    /// Whether it reads or writes an image.
+    pub fn uses_repository(&self) -> bool {
+        match self {
+            Self::CopyConfig { .. }
+            | Self::CopyContainer { .. }
+            | Self::CopyData { .. }
+            | Self::PlanRestore(_)
+            | Self::PushContainer { .. }
+            | Self::ApplyObjects { .. }
+            | Self::LoadData { .. }
+            | Self::AwaitReady { .. } => true,
+            Self::Inspect { .. }
+            | Self::OpenSnapshot { .. }
+            | Self::CreateNamespace(_)
+            | Self::RemoveNamespace(_)
+            | Self::RemoveContainer { .. }
+            | Self::CleanUp { .. } => false,
+        }
+    }
+
     /// Its kind.
     pub fn kind(&self) -> TaskKind {
         match self {

@@ -40,7 +40,7 @@ pub use record::{
 };
 pub use repository::{
     Broken, CollectOptions, CollectReport, CommitRequest, ImageRef, Note, Reclaim, Reindexed, Repository, Scope,
-    VerifyProgress, VerifyReport,
+    VerifyProgress, VerifyReport, place,
 };
 pub use session::{ConfigWritten, ImageSession, config_digest};
 pub use write::{DataWriter, DataWritten, StreamFacts, StreamSummary, StreamWriter, Written};

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream, stream::BoxStream};
 use ocopea_protocol::{
-    image::{BaseAccess, DataKind, ImageAccess},
+    image::{BaseAccess, DataKind, ImageAccess, Location},
     names::{ComponentName, Digest},
     seams::Seams,
     secret::Secret32,
@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     DataReader, DataWriter, Error, ItemHasher, Record, Result,
-    backend::{self, Backend, StoreAccess},
+    backend::{self, Backend, StoreAccess, s3::GivesKeys},
     chunk::Cutter,
     config, keys, oci, sealed,
     store::{LONGEST_MANIFEST, PIECE, Sha256, Store, blob_name},
@@ -40,6 +40,8 @@ pub(crate) struct Core {
     pub(crate) base: Option<BaseAccess>,
     /// Blobs that a collection may delete: absent for this session, which began behind its pin.
     condemned: OnceCell<HashSet<Digest>>,
+    /// Newer keys of the store come this way for as long as anybody works on the image.
+    _way: Option<Arc<dyn GivesKeys>>,
 }
 
 impl Core {
@@ -74,13 +76,38 @@ pub struct ConfigWritten {
 impl ImageSession {
     /// Opens the repository for one image: with the keys of the store that came with it, else with those of `stores`.
     pub async fn open(access: &ImageAccess, stores: &StoreAccess, seams: &Seams) -> Result<Self> {
-        let stores = stores.or_own(access.store_keys.as_ref());
+        let mut stores = stores.or_own(access.store_keys.as_ref());
+        stores.limits = access.limits;
         let backend = backend::open(&access.location, &stores, seams, false).await?;
         Self::over(backend, access, seams).await
     }
 
+    /// As [`Self::open`]; `way` asks for newer keys of the store when those that came with it end.
+    pub async fn open_lent(
+        access: &ImageAccess,
+        stores: &StoreAccess,
+        way: Arc<dyn GivesKeys>,
+        seams: &Seams,
+    ) -> Result<Self> {
+        let (Location::S3 { .. }, Some(brought)) = (&access.location, &access.store_keys) else {
+            return Self::open(access, stores, seams).await;
+        };
+        let backend = stores.open_lent(&access.location, brought, &way, seams).await?;
+        let backend = stores.limited(Arc::new(backend), &access.location, &access.limits, seams);
+        Self::with(backend, access, Some(way), seams).await
+    }
+
     /// Opens a repository that lies in `backend`.
     pub async fn over(backend: Arc<dyn Backend>, access: &ImageAccess, seams: &Seams) -> Result<Self> {
+        Self::with(backend, access, None, seams).await
+    }
+
+    async fn with(
+        backend: Arc<dyn Backend>,
+        access: &ImageAccess,
+        way: Option<Arc<dyn GivesKeys>>,
+        seams: &Seams,
+    ) -> Result<Self> {
         let store = Store::new(backend, seams.clone());
         crate::repository::check_format(&store).await?;
         let core = Core {
@@ -91,6 +118,7 @@ impl ImageSession {
             cutter: Cutter::new(&access.hash_key),
             base: access.base.clone(),
             condemned: OnceCell::new(),
+            _way: way,
         };
         Ok(Self { core: Arc::new(core) })
     }

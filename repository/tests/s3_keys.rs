@@ -4,33 +4,26 @@ mod common;
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
+    lender::Lender,
+    proxy::Proxy,
     s3::{HASTY, Keeps, Server},
     *,
 };
-use ocopea_protocol::{
-    image::{DataKind, StoreKeys},
-    time::Timestamp,
-};
+use ocopea_protocol::image::{DataKind, StoreKeys, StoreLimits};
 use ocopea_repository::{
     CollectOptions, CommitRequest, Deletion, Error, ImageSession, Scope, StoreAccess, StreamFacts, Trouble,
-    backend::s3::{GivesKeys, KeySource, WebIdentity},
+    backend::s3::{KeySource, WebIdentity},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
 };
-
-const ALL: [&str; 1] = ["s3:*"];
 
 /// A world in a bucket of accounts of its own.
 async fn world(server: &'static Server, bucket: &str, keys: KeySource) -> World {
@@ -62,47 +55,6 @@ async fn slow_save(world: &World, span: Duration) -> Result<Vec<u8>, Error> {
     let image = world.repository.commit(&CommitRequest { record, key }).await?;
     assert!(read_all(&world.repository, &world.seams, &image).await?["messages/61"] == content);
     Ok(content)
-}
-
-/// Lends the keys of one account after the other, each for `life`; when the next is lent, the one before is ended.
-#[derive(Debug)]
-struct Lender {
-    server: &'static Server,
-    accounts: Vec<StoreKeys>,
-    life: Duration,
-    lent: AtomicUsize,
-}
-
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Server")
-    }
-}
-
-impl Lender {
-    fn new(server: &'static Server, bucket: &str, life: Duration) -> Self {
-        let accounts: Vec<StoreKeys> =
-            (0..12).map(|n| server.user(&format!("{bucket}-{n}"), &format!("secret-of-{n}"))).collect();
-        let names: Vec<&str> = accounts.iter().map(|keys| keys.id.as_str()).collect();
-        server.policy(bucket, &names, &ALL);
-        Self { server, accounts, life, lent: AtomicUsize::new(0) }
-    }
-
-    fn lend(&self) -> StoreKeys {
-        let number = self.lent.fetch_add(1, SeqCst);
-        if number > 0 {
-            self.server.no_user(&self.accounts[number - 1].id);
-        }
-        let expires = Some(Timestamp(seams().clock.now().0).plus(self.life));
-        StoreKeys { expires, ..self.accounts[number].clone() }
-    }
-}
-
-#[async_trait]
-impl GivesKeys for Lender {
-    async fn keys(&self) -> Result<StoreKeys, String> {
-        Ok(self.lend())
-    }
 }
 
 /// A token service: what it answers is what AWS's does.
@@ -261,5 +213,37 @@ async fn where_versions_are_kept_or_locked_deletions_are_told_as_hidden() {
         assert_eq!(world.repository.images().await.unwrap(), vec![]);
         world.save("second", &[(b"a", noise(300_000, 1))], None).await;
         assert_eq!(world.repository.verify(Scope::All, &|_| {}).await.unwrap().broken, vec![]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_more_requests_are_under_way_than_a_repository_allows() {
+    let server = Server::of_process();
+    let bucket = server.bucket(Keeps::Objects);
+    let proxy = Proxy::start(&server.endpoint()).await;
+    let mut stores = server.access();
+    stores.limits = StoreLimits { requests: Some(3), ..StoreLimits::default() };
+    let location = s3::location(&proxy.endpoint, &bucket);
+    let root = server.files(&bucket).join("repo");
+    let mut world = World::at(tempfile::tempdir().unwrap(), root, location, stores).await;
+    // Not as many as allowed, then as many as are asked for.
+    for (allowed, most) in [(Some(3), 3), (None, 32)] {
+        world.stores.limits.requests = allowed;
+        let repository = world.reopen().await;
+        let key = repository.new_image_key(world.team).await.unwrap();
+        // What an agent may is told with the task.
+        let access = repository.access_to_write(&key, None).await.unwrap();
+        assert_eq!(access.limits.requests, allowed);
+        let own = server.access();
+        let session = ImageSession::open(&access, &own, &world.seams).await.unwrap();
+        proxy.most.store(0, SeqCst);
+        let asked = (0..100u8).map(|number| {
+            let session = session.clone();
+            async move { session.has_blob(&sha256(&[number]), 1).await.unwrap() }
+        });
+        futures::future::join_all(asked).await;
+        let found = proxy.most.load(SeqCst);
+        assert!(found <= most && found > 2, "{found} requests at once, {most} are allowed");
+        assert!(allowed.is_some() || found > 3, "{found}: without a limit there are more");
     }
 }

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use ocopea_protocol::{
     failure::TaskFailure,
     image::ImageAccess,
+    message::SiteLimits,
     seams::Seams,
     task::{Claimed, TaskOutput, TaskSpec},
 };
-use ocopea_repository::{ImageSession, StoreAccess};
+use ocopea_repository::{ImageSession, StoreAccess, backend::s3::GivesKeys};
 use tokio_util::sync::CancellationToken;
 
 pub use holder::HolderCell;
@@ -39,6 +40,8 @@ pub struct Site {
     pub credentials: Credentials,
     /// How stores behind a network are got at, where a task doesn't bring their keys.
     pub stores: StoreAccess,
+    /// What this agent does at most.
+    pub limits: SiteLimits,
     /// Clock, chance, spawning.
     pub seams: Seams,
 }
@@ -55,6 +58,8 @@ pub struct Task {
     pub progress: ProgressSink,
     /// A holder's line to the coordinator.
     pub holder: Arc<HolderCell>,
+    /// Newer keys of the store, where the task came over a bus.
+    pub way: Option<Arc<dyn GivesKeys>>,
 }
 
 impl Task {
@@ -104,9 +109,12 @@ impl Task {
     }
 
     async fn session(&self, access: &ImageAccess) -> Result<ImageSession, TaskFailure> {
-        ImageSession::open(access, &self.site.stores, &self.site.seams)
-            .await
-            .map_err(|error| repository("can't open the copy repository", &error))
+        let (stores, seams) = (&self.site.stores, &self.site.seams);
+        let opened = match &self.way {
+            Some(way) => ImageSession::open_lent(access, stores, Arc::clone(way), seams).await,
+            None => ImageSession::open(access, stores, seams).await,
+        };
+        opened.map_err(|error| repository("can't open the copy repository", &error))
     }
 
     fn registries(&self, credentials: Credentials) -> RegistryContext {

@@ -9,11 +9,12 @@ use bytes::Bytes;
 use ocopea_protocol::{
     bus::{CoordinatorBus, in_process::InProcessBus},
     frames::{END, INPUT, OUTPUT, Started, read_frame, write_frame},
-    identity::{PublicKey, SiteKey, seal_opening, seal_task},
+    identity::{PublicKey, SiteKey, seal_opening, seal_store_keys, seal_task},
     ids::{InstanceId, OperationId, SessionId, SiteId},
+    image::StoreKeys,
     message::HolderOrder,
     names::Namespace,
-    secret::Secret32,
+    secret::{Secret, Secret32},
     session::{Cipher, Direction, Opening},
     task::{HolderState, Source},
 };
@@ -182,7 +183,8 @@ impl Peer {
             | Request::Attach { .. }
             | Request::Begun { .. }
             | Request::Push { .. }
-            | Request::Pull { .. } => return None,
+            | Request::Pull { .. }
+            | Request::StoreKeys { .. } => return None,
         })
     }
 }
@@ -683,4 +685,71 @@ async fn a_session_that_can_not_be_begun_says_why() {
     until(&peer, doing(|_| async { Ok(TaskOutput::Done) }), limits(), |p| !begun(p).is_empty()).await;
     assert!(matches!(&begun(&peer)[0], Request::Begun { failure: Some(f), .. } if f.code == "session.none"));
     assert!(peer.requests(|r| matches!(r, Request::Pull { .. })).is_empty());
+}
+
+fn keys_of(id: &str) -> StoreKeys {
+    StoreKeys { id: id.to_owned(), secret: Secret::new("s"), token: None, expires: None }
+}
+
+/// Answers requests for keys as the test says, with the key of the instance that signed in.
+fn lending(
+    answer: impl Fn(PublicKey, Claimed, usize) -> Option<Answer> + Send + Sync + 'static,
+) -> impl Fn(&Request, usize) -> Option<Answer> + Send + Sync {
+    let signed_in = Mutex::new(None);
+    move |request, number| match request {
+        Request::SignIn(sign_in) => {
+            *signed_in.lock().unwrap() = Some(sign_in.key);
+            None
+        }
+        Request::StoreKeys { claimed, .. } => answer((*signed_in.lock().unwrap())?, *claimed, number),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn newer_keys_of_a_store_come_to_the_attempt_that_asks_once_the_coordinator_can() {
+    let answer = |key: PublicKey, claimed: Claimed, number: usize| match number {
+        0 => Some(Answer::TryLater { why: "the database is away".to_owned() }),
+        // Never answered: the request or its answer was lost.
+        1 => None,
+        _ => Some(Answer::StoreKeys { sealed: seal_store_keys(&key, &claimed, &keys_of("NEW")).unwrap() }),
+    };
+    let peer = Peer::new(2000, lending(answer));
+    peer.publish(&peer.hint(TaskKind::CopyData)).await;
+    let work = doing(|job| async move {
+        let keys = job.way.keys(Some("OLD")).await.unwrap();
+        assert_eq!(keys, keys_of("NEW"));
+        Ok(TaskOutput::Done)
+    });
+    until(&peer, work, limits(), |p| !outcomes(p).is_empty()).await;
+    assert!(matches!(outcomes(&peer)[0], Outcome::Succeeded(_)), "{:?}", outcomes(&peer));
+    let asked = peer.requests(|r| matches!(r, Request::StoreKeys { .. }));
+    assert!(
+        asked.iter().all(|r| matches!(r, Request::StoreKeys { refused: Some(id), .. } if id == "OLD")),
+        "{asked:?}"
+    );
+}
+
+#[tokio::test]
+async fn keys_that_a_coordinator_does_not_give_or_that_are_anothers_are_an_error_at_once() {
+    // A coordinator of an earlier release says that it can't read this.
+    let refused = "message of protocol version 3, this program speaks 2";
+    let answer = move |key: PublicKey, claimed: Claimed, number: usize| match number {
+        0 => Some(Answer::Refused { why: refused.to_owned() }),
+        _ => {
+            let another = Claimed { attempt: claimed.attempt + 1, ..claimed };
+            Some(Answer::StoreKeys { sealed: seal_store_keys(&key, &another, &keys_of("NEW")).unwrap() })
+        }
+    };
+    let peer = Peer::new(2000, lending(answer));
+    peer.publish(&peer.hint(TaskKind::CopyData)).await;
+    let work = doing(move |job| async move {
+        let why = job.way.keys(None).await.unwrap_err();
+        assert!(why.contains(refused), "{why}");
+        let why = job.way.keys(None).await.unwrap_err();
+        assert!(why.contains("can't be opened"), "{why}");
+        Ok(TaskOutput::Done)
+    });
+    until(&peer, work, limits(), |p| !outcomes(p).is_empty()).await;
+    assert!(matches!(outcomes(&peer)[0], Outcome::Succeeded(_)), "{:?}", outcomes(&peer));
 }

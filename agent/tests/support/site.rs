@@ -84,6 +84,7 @@ impl TestSite {
                 mover_image,
                 credentials,
                 stores: Default::default(),
+                limits: Default::default(),
                 seams,
             }),
         }
@@ -103,6 +104,7 @@ impl TestSite {
             stop: stop.clone(),
             progress: Arc::new(|_| {}),
             holder: Arc::new(HolderCell::default()),
+            way: None,
         };
         (task, stop)
     }

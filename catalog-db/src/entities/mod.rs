@@ -13,6 +13,7 @@ pub(crate) mod instances;
 pub(crate) mod memberships;
 pub(crate) mod operations;
 pub(crate) mod outbox;
+pub(crate) mod repositories;
 pub(crate) mod sign_in_codes;
 pub(crate) mod sites;
 pub(crate) mod tasks;

@@ -33,6 +33,7 @@ pub struct Model {
     pub created: i64,
     pub updated: i64,
     pub ended: Option<i64>,
+    pub repository: Option<Uuid>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -9,6 +9,7 @@ mod m0003_lists;
 mod m0004_agents;
 mod m0005_several;
 mod m0006_private_sites;
+mod m0007_repositories;
 
 /// All of them, in order.
 pub struct Migrator;
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0004_agents::Migration),
             Box::new(m0005_several::Migration),
             Box::new(m0006_private_sites::Migration),
+            Box::new(m0007_repositories::Migration),
         ]
     }
 }

@@ -86,6 +86,7 @@ fn blank(catalog: &Catalog, team: ocopea_protocol::ids::TeamId) -> ocopea_catalo
         site: None,
         image: None,
         environment: None,
+        repository: None,
         request: "{}".to_owned(),
         context: "{}".to_owned(),
         result: None,

@@ -204,6 +204,7 @@ async fn a_report_replaces_the_one_before(world: &World) {
             storage_classes: vec![],
             missing: vec![],
             applications: vec![],
+            limits: None,
         };
         world.catalog.report_site(site, &report).await.unwrap();
         let found = world.catalog.site("desk").await.unwrap();

@@ -253,7 +253,7 @@ async fn an_image_is_found_by_id_or_by_a_name_that_only_it_has(world: &World) {
 
 async fn the_last_image_is_that_of_the_application(world: &World) {
     let team = world.admin("one").await.team;
-    assert!(world.catalog.last_image_of(team, "shop", None).await.unwrap().is_none());
+    assert!(world.catalog.last_image_of(team, "shop", None, None).await.unwrap().is_none());
     for application in ["shop", "shop", "desk"] {
         world.clock.advance(Duration::from_secs(1));
         let mut image = world.image(team, application);
@@ -261,7 +261,7 @@ async fn the_last_image_is_that_of_the_application(world: &World) {
         image.comment = world.catalog.seams.clock.now().0.to_string();
         world.add_image(&image).await;
     }
-    let last = world.catalog.last_image_of(team, "shop", None).await.unwrap().unwrap();
+    let last = world.catalog.last_image_of(team, "shop", None, None).await.unwrap().unwrap();
     assert_eq!(last.created.0, world.catalog.seams.clock.now().0 - 1000);
 }
 
@@ -300,7 +300,7 @@ async fn a_hidden_image_is_nowhere(world: &World) {
     assert!(world.catalog.image(team, "shop").await.is_err());
     assert!(world.catalog.image(team, &image.id.to_string()).await.is_err());
     assert!(world.catalog.images(team, &by_text(&[])).await.unwrap().is_empty());
-    assert!(world.catalog.last_image_of(team, "shop", None).await.unwrap().is_none());
+    assert!(world.catalog.last_image_of(team, "shop", None, None).await.unwrap().is_none());
     // Of two who delete it, one does.
     let again = world.catalog.begin().await.unwrap().hide_image(image.id).await;
     assert!(matches!(again, Err(CatalogError::NotFound { what: "image", .. })), "{again:?}");

@@ -16,6 +16,7 @@ mod environments;
 mod hostile;
 mod images;
 mod operations;
+mod repositories;
 mod schema;
 mod several;
 mod tasks;

@@ -70,7 +70,7 @@ async fn everything_seen(catalog: &Catalog, asker: &Actor, ids: &Own) -> BTreeMa
         ("image by name", found(catalog.image(team, "same name").await.map(|i| i.id.to_string()))),
         (
             "last image",
-            catalog.last_image_of(team, "shop", None).await.unwrap().iter().map(|i| i.id.to_string()).collect(),
+            catalog.last_image_of(team, "shop", None, None).await.unwrap().iter().map(|i| i.id.to_string()).collect(),
         ),
         ("comments", catalog.comments(team, ids.image).await.unwrap().into_iter().map(|c| c.body).collect()),
         (

@@ -225,6 +225,7 @@ impl World {
             bytes: 10,
             new_bytes: 4,
             created: self.catalog.seams.clock.now(),
+            repository: None,
             labels: BTreeMap::new(),
             body: "{}".to_owned(),
         }
@@ -263,6 +264,7 @@ impl World {
             site: None,
             image: None,
             environment: None,
+            repository: None,
             request: "{}".to_owned(),
             context: "{}".to_owned(),
             result: None,

@@ -19,9 +19,13 @@ pub(super) async fn images(client: &Client, format: Format, query: &Images) -> R
     if !query.words.is_empty() {
         parameters.push(("q", query.words.join(" ")));
     }
-    for (name, value) in
-        [("label", &query.label), ("application", &query.application), ("site", &query.site), ("by", &query.by)]
-    {
+    for (name, value) in [
+        ("label", &query.label),
+        ("application", &query.application),
+        ("site", &query.site),
+        ("repository", &query.repository),
+        ("by", &query.by),
+    ] {
         if let Some(value) = value {
             parameters.push((name, value.clone()));
         }
@@ -42,11 +46,12 @@ pub(super) async fn images(client: &Client, format: Format, query: &Images) -> R
             size(image.bytes),
             size(image.new_bytes),
             image.application.clone(),
+            image.repository.clone(),
             labels.join(" "),
             image.creator.clone(),
         ]
     };
-    let head = ["IMAGE", "NAME", "SAVED", "SIZE", "NEW", "APPLICATION", "LABELS", "BY"];
+    let head = ["IMAGE", "NAME", "SAVED", "SIZE", "NEW", "APPLICATION", "REPOSITORY", "LABELS", "BY"];
     let empty = if parameters.is_empty() {
         "there is no image; make one: ocopea save SITE/NAMESPACE --name NAME"
     } else {
@@ -77,6 +82,7 @@ pub(super) async fn show(client: &Client, format: Format, image: &str) -> Result
     for (label, value) in &image.labels {
         line(format!("  label       {label}={value}"));
     }
+    line(format!("  repository  {}", image.repository));
     line(format!("  record      {}", image.record));
     line(format!("  size        {}, {} of it new", size(image.bytes), size(image.new_bytes)));
     if let Some(from) = body["lineage"]["restored_from"].as_str() {

@@ -5,6 +5,7 @@ mod connect;
 mod environments;
 mod images;
 mod operations;
+mod repositories;
 mod repository;
 mod restore;
 mod save;
@@ -124,7 +125,10 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
                 Err(failure) => Err(failure),
             }
         }
-        Command::Repository { command } => repository::repository(&client, format, command).await,
+        Command::Repositories { command, watch } => repositories::repositories(&client, format, command, watch).await,
+        Command::Repository { repository, command } => {
+            repository::repository(&client, format, repository, command).await
+        }
         Command::Tokens { command } => tokens::tokens(&client, format, command).await,
     }
 }

@@ -13,10 +13,16 @@ use crate::{
     watch,
 };
 
-pub(super) async fn repository(client: &Client, format: Format, command: RepositoryCommand) -> Result<(), Failure> {
+pub(super) async fn repository(
+    client: &Client,
+    format: Format,
+    repository: Option<String>,
+    command: RepositoryCommand,
+) -> Result<(), Failure> {
     match command {
         RepositoryCommand::Verify { image } => {
-            let accepted: Accepted = client.post("/api/v1/repository/verifications", &VerifyInput { image }).await?;
+            let input = VerifyInput { image, repository };
+            let accepted: Accepted = client.post("/api/v1/repository/verifications", &input).await?;
             let done = watch::follow(client, &accepted.operation, true).await?;
             let report = done.result.unwrap_or_default();
             if matches!(format, Format::Json | Format::Yaml) {
@@ -46,10 +52,14 @@ pub(super) async fn repository(client: &Client, format: Format, command: Reposit
             Err(Failure::local(format!("{} objects of the repository are broken", broken.len()))
                 .next("restore them from a copy of the repository, or delete the affected images and save again"))
         }
+        RepositoryCommand::Key { .. } if repository.is_some() => {
+            Err(Failure::usage("keys are those of all repositories together: leave --repository out"))
+        }
         RepositoryCommand::Key { command } => keys(client, format, command).await,
         RepositoryCommand::Collect { grace } => {
             let grace_s = output::parse_span(&grace)?;
-            let accepted: Accepted = client.post("/api/v1/repository/collections", &CollectInput { grace_s }).await?;
+            let input = CollectInput { grace_s, repository };
+            let accepted: Accepted = client.post("/api/v1/repository/collections", &input).await?;
             let done = watch::follow(client, &accepted.operation, true).await?;
             let report = done.result.unwrap_or_default();
             if matches!(format, Format::Json | Format::Yaml) {
@@ -76,7 +86,9 @@ pub(super) async fn repository(client: &Client, format: Format, command: Reposit
             Ok(())
         }
         RepositoryCommand::Reindex => {
-            let found: Reindexed = client.ask(Method::POST, "/api/v1/repository/reindexes", Some(json!({}))).await?;
+            let of = repository.map_or_else(String::new, |name| format!("?repository={}", segment(&name)));
+            let path = format!("/api/v1/repository/reindexes{of}");
+            let found: Reindexed = client.ask(Method::POST, &path, Some(json!({}))).await?;
             if matches!(format, Format::Json | Format::Yaml) {
                 output::print(format, &found)?;
             } else {

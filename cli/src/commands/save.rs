@@ -47,6 +47,7 @@ pub(super) async fn save(client: &Client, format: Format, options: &Save) -> Res
     input.name = options.name.clone();
     input.comment = options.comment.clone();
     input.freeze = options.freeze;
+    input.repository = options.repository.clone();
     for label in &options.labels {
         let (name, value) = label.split_once('=').unwrap_or((label.as_str(), ""));
         input.labels.insert(name.to_owned(), value.to_owned());
@@ -71,7 +72,8 @@ pub(super) async fn save(client: &Client, format: Format, options: &Save) -> Res
         Format::Table => {}
     }
     let took = took(&done);
-    line(format!("✓ image {} saved in {took}: {}, {} of it new", image.id, size(image.bytes), size(image.new_bytes)));
+    let (whole, new) = (size(image.bytes), size(image.new_bytes));
+    line(format!("✓ image {} saved in {took}: {whole}, {new} of it new, in repository {}", image.id, image.repository));
     if let Some(skew) = image.body.as_ref().and_then(|b| b["instant"]["skew_us"].as_u64()) {
         line(format!("  snapshots opened within {} ms", skew.div_ceil(1000)));
     }

@@ -9,7 +9,7 @@ use crate::{
     arguments::{EnrolmentKeys, Format, Sites, Watch},
     client::{Client, Failure},
     listing::Listing,
-    output::{self, line, parse_span},
+    output::{self, line, parse_span, size},
 };
 
 pub(super) async fn sites(
@@ -67,11 +67,20 @@ async fn list(client: &Client, format: Format, watch: Watch) -> Result<(), Failu
             .map_or_else(String::new, |kinds| kinds.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "));
         let age = site.age_s.map_or_else(|| "-".to_owned(), |age| format!("{age} s"));
         let name = if site.private { format!("{} (yours alone)", site.name) } else { site.name.clone() };
-        vec![name, site.state.clone(), text("platform"), kinds, text("registry"), age, site.why.clone()]
+        let limits = report.map_or_else(String::new, |report| limits(&report["limits"]));
+        vec![name, site.state.clone(), text("platform"), kinds, text("registry"), limits, age, site.why.clone()]
     };
-    let head = ["SITE", "STATE", "PLATFORM", "DATA", "REGISTRY", "REPORTED", "MISSING"];
+    let head = ["SITE", "STATE", "PLATFORM", "DATA", "REGISTRY", "COPIES", "REPORTED", "MISSING"];
     let listing = Listing { head: &head, row: &row, name: &|site| site.name.clone(), empty: "there is no site" };
     listing.run(format, watch, async || client.get("/api/v1/sites").await).await
+}
+
+/// How many copies an agent makes at once, and how fast.
+fn limits(limits: &Value) -> String {
+    let Some(copies) = limits["copies"].as_u64() else { return "-".to_owned() };
+    let rate = |word: &str, field: &str| limits[field].as_u64().map(|rate| format!("{word} {}/s", size(rate)));
+    let rates = [rate("up", "upload"), rate("down", "download")];
+    [Some(copies.to_string())].into_iter().chain(rates).flatten().collect::<Vec<_>>().join(", ")
 }
 
 async fn keys(client: &Client, format: Format, command: Option<EnrolmentKeys>) -> Result<(), Failure> {

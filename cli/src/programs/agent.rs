@@ -11,6 +11,7 @@ use ocopea_agent::{
 };
 use ocopea_protocol::{
     identity::IdentityError,
+    message::SiteLimits,
     names::SiteName,
     seams::{BoxFuture, Seams},
     secret::Secret,
@@ -32,6 +33,8 @@ use crate::{
     output,
 };
 
+/// Most copies at the same time that can be asked for.
+pub(super) const MOST_COPIES: u32 = 256;
 /// How often a site that waits to be accepted asks.
 const ASK: Duration = Duration::from_secs(5);
 /// How long an agent that the broker refuses waits before it asks the coordinator for another password.
@@ -89,6 +92,19 @@ impl Program for AgentProgram {
             help: "The image of the pods that read and write volumes",
             usual: None,
         },
+        Setting { name: "copies", value: "N", help: "Copies at the same time", usual: Some("4") },
+        Setting {
+            name: "upload-limit",
+            value: "BYTES/s",
+            help: "What this agent may send to all repositories together: 50MiB/s; as much as there is room for unless given",
+            usual: None,
+        },
+        Setting {
+            name: "download-limit",
+            value: "BYTES/s",
+            help: "What this agent may read from all repositories together; likewise",
+            usual: None,
+        },
         Setting {
             name: "metrics-listen",
             value: "ADDRESS:PORT",
@@ -119,6 +135,7 @@ struct Settings {
     context: String,
     registry: Option<RegistryHost>,
     mover_image: Option<String>,
+    limits: SiteLimits,
     plain_broker: bool,
     metrics: Option<SocketAddr>,
 }
@@ -176,6 +193,9 @@ fn settings(given: Given<AgentProgram>) -> Result<Settings, Failure> {
     let kubeconfig = values.optional("kubeconfig", path);
     let registry = values.optional("registry", str::parse::<RegistryHost>);
     let mover_image = values.optional("mover-image", text);
+    let copies = values.required("copies", |text| output::parse_number(text, MOST_COPIES));
+    let upload = values.optional("upload-limit", output::parse_rate);
+    let download = values.optional("download-limit", output::parse_rate);
     let plain_broker = values.is_on("allow-plain-broker");
     let metrics = metrics::setting(&mut values);
     let settings = (|| {
@@ -188,6 +208,7 @@ fn settings(given: Given<AgentProgram>) -> Result<Settings, Failure> {
             context: context?,
             registry,
             mover_image,
+            limits: SiteLimits { copies: copies?, upload, download },
             plain_broker,
             metrics,
         })
@@ -282,13 +303,16 @@ pub async fn run(given: Given<AgentProgram>) -> Result<(), Failure> {
         broker.url,
         file.path().display()
     ));
+    let stores = StoreAccess::default();
+    stores.limit_process(settings.limits.upload, settings.limits.download);
     let at = Arc::new(Site {
         name: site.name.clone(),
         platform,
         registry: settings.registry,
         mover_image: settings.mover_image,
         credentials: attend::docker_credentials().await?,
-        stores: StoreAccess::default(),
+        stores,
+        limits: settings.limits,
         seams: seams.clone(),
     });
     let fault = |error: IdentityError| Failure::local(error.to_string());

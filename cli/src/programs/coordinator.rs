@@ -11,11 +11,14 @@ use std::{
 use ocopea_catalog_db::Catalog;
 use ocopea_coordinator::{Coordinator, api};
 use ocopea_protocol::{
-    image::Location,
+    image::{Location, StoreLimits},
     seams::{BoxFuture, Seams},
     secret::Secret,
 };
-use ocopea_repository::{StoreAccess, backend::s3::parse_location};
+use ocopea_repository::{
+    StoreAccess,
+    backend::{MOST_REQUESTS, s3::parse_location},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
@@ -71,6 +74,24 @@ impl Program for CoordinatorProgram {
             name: "repository",
             value: "s3://BUCKET/PREFIX[?…]",
             help: "The copy repository, as for `ocopea up`; its keys come from AWS_ACCESS_KEY_ID and so on",
+            usual: None,
+        },
+        Setting {
+            name: "repository-requests",
+            value: "N",
+            help: "Requests of each process to that bucket at the same time",
+            usual: Some("32"),
+        },
+        Setting {
+            name: "repository-upload-limit",
+            value: "BYTES/s",
+            help: "What each process may send to that bucket: 50MiB/s; as much as there is room for unless given",
+            usual: None,
+        },
+        Setting {
+            name: "repository-download-limit",
+            value: "BYTES/s",
+            help: "What each process may read from that bucket; likewise",
             usual: None,
         },
         Setting {
@@ -133,6 +154,7 @@ struct Settings {
     tls: Option<Identity>,
     catalog: Secret,
     repository: Location,
+    limits: StoreLimits,
     repository_key: PathBuf,
     installation_key: PathBuf,
     broker: BrokerSettings,
@@ -164,6 +186,9 @@ fn settings(given: Given<CoordinatorProgram>) -> Result<Settings, Failure> {
         }
         parse_location(text, |name| std::env::var(name).ok()).map_err(|error| error.to_string())
     });
+    let requests = values.required("repository-requests", |text| output::parse_number(text, MOST_REQUESTS));
+    let upload = values.optional("repository-upload-limit", output::parse_rate);
+    let download = values.optional("repository-download-limit", output::parse_rate);
     let repository_key = values.required("repository-key-file", path);
     let installation_key = values.required("installation-key-file", path);
     let broker = broker::settings(&mut values);
@@ -176,6 +201,7 @@ fn settings(given: Given<CoordinatorProgram>) -> Result<Settings, Failure> {
             tls,
             catalog: catalog?,
             repository: repository?,
+            limits: StoreLimits { requests: Some(requests?), upload, download },
             repository_key: repository_key?,
             installation_key: installation_key?,
             broker: broker?,
@@ -280,6 +306,7 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
     // Agents elsewhere have no keys of the bucket.
     let mut stores = StoreAccess::default();
     stores.shared_with_agents = true;
+    stores.limits = settings.limits;
     let repository = storage::open_with(&settings.repository, &settings.repository_key, stores, &seams).await?;
     let abilities = repository.abilities();
     let vault = files::open_vault(&settings.installation_key)?;

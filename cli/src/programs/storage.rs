@@ -5,7 +5,10 @@
 
 use std::path::Path;
 
-use ocopea_protocol::{image::Location, seams::Seams};
+use ocopea_protocol::{
+    image::{Location, StoreLimits},
+    seams::Seams,
+};
 use ocopea_repository::{Error, Keyring, Repository, StoreAccess, backend::s3::parse_location};
 
 use super::files::{secret_file, write_secret};
@@ -17,9 +20,7 @@ const PLACE: &str = "repository.json";
 pub(super) fn told(location: &Location) -> String {
     match location {
         Location::Directory { .. } => "directory".to_owned(),
-        Location::S3 { endpoint, bucket, prefix, .. } => {
-            format!("s3://{bucket}/{prefix} at {endpoint}").replace("/ at", " at")
-        }
+        Location::S3 { .. } => ocopea_repository::place(location),
     }
 }
 
@@ -74,7 +75,12 @@ fn failed(error: &Error) -> Failure {
 }
 
 /// Opens the repository of a data directory, or makes it at the first start.
-pub(super) async fn open(data: &Path, given: Option<&str>, seams: &Seams) -> Result<(Repository, Location), Failure> {
+pub(super) async fn open(
+    data: &Path,
+    given: Option<&str>,
+    limits: StoreLimits,
+    seams: &Seams,
+) -> Result<(Repository, Location), Failure> {
     let location = place(data, given)?;
     let key = data.join("repository.key");
     check_key(&location, &key, seams).await?;
@@ -84,7 +90,9 @@ pub(super) async fn open(data: &Path, given: Option<&str>, seams: &Seams) -> Res
         write_secret(&path, &text)
             .map_err(|error| Failure::local(format!("{} can't be written: {error}", path.display())))?;
     }
-    let repository = open_with(&location, &key, StoreAccess::default(), seams).await?;
+    let mut stores = StoreAccess::default();
+    stores.limits = limits;
+    let repository = open_with(&location, &key, stores, seams).await?;
     if matches!(location, Location::Directory { .. }) {
         // The data directory is locked: whoever wrote there before is dead. Of a bucket nobody knows; collections tidy.
         repository.discard_unfinished().await.map_err(|error| failed(&error))?;

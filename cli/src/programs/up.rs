@@ -15,15 +15,18 @@ use ocopea_protocol::{
     bus::in_process::InProcessBus,
     identity::{IdentityError, SiteKey},
     ids::SiteId,
-    image::Location,
+    image::{Location, StoreLimits},
+    message::SiteLimits,
     names::SiteName,
     seams::{BoxFuture, Seams},
     secret::Secret,
 };
+use ocopea_repository::backend::check_limits;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     access::Local,
+    agent::MOST_COPIES,
     attend,
     files::{self, KeyFile},
     log, metrics,
@@ -75,8 +78,19 @@ pub async fn run(options: Up) -> Result<(), Failure> {
     let seams = Seams::real(tracker.clone());
     let catalog_fault = |error: ocopea_catalog_db::CatalogError| Failure::local(error.to_string());
     let catalog = Catalog::sqlite(&data.join("catalog.sqlite"), seams.clone()).await.map_err(catalog_fault)?;
-    let (repository, location) = storage::open(&data, options.repository.as_deref(), &seams).await?;
+    let limits = StoreLimits {
+        requests: options.repository_requests,
+        upload: options.repository_upload_limit,
+        download: options.repository_download_limit,
+    };
+    check_limits(&limits).map_err(|error| Failure::usage(error.to_string()))?;
+    if !(1..=MOST_COPIES).contains(&options.copies) {
+        return Err(Failure::usage(format!("--copies: a number from 1 to {MOST_COPIES} is expected")));
+    }
+    let (repository, location) = storage::open(&data, options.repository.as_deref(), limits, &seams).await?;
     let stores = repository.stores().clone();
+    stores.limit_process(options.upload_limit, options.download_limit);
+    let (copies, upload, download) = (options.copies, options.upload_limit, options.download_limit);
     let abilities = repository.abilities();
     let user = std::env::var("USER").unwrap_or_else(|_| "admin".to_owned());
     let actor = catalog.ensure_first_user("team", &user).await.map_err(catalog_fault)?;
@@ -129,6 +143,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
             mover_image: options.mover_image.clone(),
             credentials: credentials.clone(),
             stores: stores.clone(),
+            limits: SiteLimits { copies, upload, download },
             seams: seams.clone(),
         });
         // Agents of this process: their key lives as long as it does.

@@ -124,6 +124,7 @@ pub(super) async fn remove(
         site: Some(found.site),
         context: Context::default(),
         image: Some(found.image),
+        repository: None,
         environment: None,
         removing: Some(found.id),
     };

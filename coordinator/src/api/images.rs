@@ -1,15 +1,18 @@
 //! Saved images.
 
+use std::collections::BTreeMap;
+
 use axum::{
     Json,
     extract::{Path, State as Extract},
     http::StatusCode,
 };
 use ocopea_catalog_db::{
+    CatalogError,
     images::{Image, ImageSearch},
     model::Role,
 };
-use ocopea_protocol::{names::check_text, time::Timestamp};
+use ocopea_protocol::{ids::RepositoryId, names::check_text, time::Timestamp};
 use ocopea_repository::Note;
 
 use super::{
@@ -18,6 +21,7 @@ use super::{
     problem::{Begins, Body, Caller, Problem, Query},
 };
 use crate::{
+    Coordinator,
     engine::Order,
     plan::{Context, Request, repository::DeleteRequest},
 };
@@ -25,8 +29,16 @@ use crate::{
 /// Most labels of one image.
 const MOST_LABELS: usize = 64;
 
-fn view(image: Image) -> ImageView {
+/// The names of repositories, by what images name them.
+type Names = BTreeMap<Option<RepositoryId>, String>;
+
+async fn names(coordinator: &Coordinator) -> Result<Names, CatalogError> {
+    Ok(coordinator.all_repositories().await?.into_iter().map(|one| (one.reference(), one.name)).collect())
+}
+
+fn view(image: Image, names: &Names) -> ImageView {
     ImageView {
+        repository: names.get(&image.repository).cloned().unwrap_or_default(),
         id: image.id.to_string(),
         name: image.name,
         application: image.application,
@@ -60,21 +72,28 @@ pub(super) async fn list(
             None => (label.clone(), None),
         })
         .collect();
+    let coordinator = &state.coordinator;
+    let repository = match &query.repository {
+        Some(name) => Some(coordinator.named_repository(Some(name)).await?.reference()),
+        None => None,
+    };
     let search = ImageSearch {
         text: query.q.iter().flat_map(|q| q.split_whitespace().map(str::to_owned)).collect(),
         labels,
         application: query.application,
         site: query.site,
         creator: query.by,
+        repository,
         since: query.since_ms.map(Timestamp),
         until: query.until_ms.map(Timestamp),
         before: query.cursor.map(|c| c.parse()).transpose().map_err(|error| Problem::invalid("cursor", error))?,
         limit,
     };
-    let images = state.coordinator.catalog.images(actor.team, &search).await?;
+    let images = coordinator.catalog.images(actor.team, &search).await?;
     let full = images.len() as u64 == limit;
     let next = images.last().filter(|_| full).map(|image| image.id.to_string());
-    Ok(Json(Page { items: images.into_iter().map(view).collect(), next }))
+    let names = names(coordinator).await?;
+    Ok(Json(Page { items: images.into_iter().map(|image| view(image, &names)).collect(), next }))
 }
 
 /// One image with its record and comments.
@@ -89,7 +108,7 @@ pub(super) async fn get(
     let found = state.coordinator.catalog.image(actor.team, &image).await?;
     let comments = state.coordinator.catalog.comments(actor.team, found.id).await?;
     let body = serde_json::from_str(&found.body).ok();
-    let mut view = view(found);
+    let mut view = view(found, &names(&state.coordinator).await?);
     view.body = body;
     view.comments =
         comments.into_iter().map(|c| CommentView { author: c.author, at: c.at.rfc3339(), body: c.body }).collect();
@@ -116,7 +135,7 @@ pub(super) async fn label(
     }
     let body = serde_json::to_string(&input.labels).map_err(|error| Problem::invalid("labels", error))?;
     let note = Note { kind: "labels".to_owned(), body, by: actor.user_name.clone(), at: coordinator.seams.clock.now() };
-    coordinator.repository.read().await.note(&found.record, &note).await?;
+    coordinator.repository(found.repository).await?.note(&found.record, &note).await?;
     let change = async || {
         let mut image = found.clone();
         let transaction = catalog.begin().await?;
@@ -125,7 +144,8 @@ pub(super) async fn label(
         transaction.commit().await?;
         Ok(image)
     };
-    Ok(Json(view(catalog.again(change).await?)))
+    let changed = catalog.again(change).await?;
+    Ok(Json(view(changed, &names(coordinator).await?)))
 }
 
 /// Checks labels as people give them.
@@ -170,7 +190,7 @@ pub(super) async fn comment(
         by: actor.user_name.clone(),
         at: coordinator.seams.clock.now(),
     };
-    coordinator.repository.read().await.note(&found.record, &note).await?;
+    coordinator.repository(found.repository).await?.note(&found.record, &note).await?;
     let add = async || {
         let transaction = coordinator.catalog.begin().await?;
         if !repeatable.remember(&transaction, &actor).await? {
@@ -205,6 +225,7 @@ pub(super) async fn delete(
         site: None,
         context: Context::default(),
         image: Some(found.id),
+        repository: found.repository,
         environment: None,
         removing: None,
     };

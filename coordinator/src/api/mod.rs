@@ -12,6 +12,7 @@ pub mod exec;
 mod images;
 mod operations;
 mod problem;
+mod repositories;
 mod repository;
 mod server;
 mod session;
@@ -149,6 +150,9 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(environments::logs))
         .routes(routes!(connect::describe, connect::connect))
         .routes(routes!(exec::exec))
+        .routes(routes!(repositories::list, repositories::add))
+        .routes(routes!(repositories::get, repositories::change, repositories::remove))
+        .routes(routes!(repositories::make_default))
         .routes(routes!(repository::verify))
         .routes(routes!(repository::collect))
         .routes(routes!(repository::reindex))

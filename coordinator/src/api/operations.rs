@@ -19,7 +19,7 @@ use ocopea_catalog_db::{
     tasks::Task,
 };
 use ocopea_protocol::{
-    ids::{EnvironmentId, ImageId, OperationId, TeamId},
+    ids::{EnvironmentId, ImageId, OperationId, RepositoryId, TeamId},
     names::{ComponentName, Digest, EnvironmentName, Namespace, check_text},
     plan::VersionChoice,
     secret::Secret,
@@ -209,6 +209,7 @@ pub(super) async fn inspect(
         site: Some(site.id),
         context: Context::default(),
         image: None,
+        repository: None,
         environment: None,
         removing: None,
     };
@@ -216,26 +217,36 @@ pub(super) async fn inspect(
 }
 
 /// The image that a save most likely shares its bytes with: the newest of the same application at the same site, or,
-/// where that is older, the one that a copy was made from; else the newest of an application of that name anywhere.
+/// where that is older, the one that a copy was made from; else the newest of an application of that name anywhere. What
+/// lies in another repository can't be shared.
 async fn base_of(
     coordinator: &Coordinator,
     team: TeamId,
     application: &str,
     namespace: &str,
     site: &Site,
+    repository: Option<RepositoryId>,
 ) -> Result<Option<Digest>, Problem> {
     let catalog = &coordinator.catalog;
     let environment = match catalog.environment(team, namespace).await {
-        Ok(found) => (found.site == site.id).then_some(found),
+        Ok(found) => Some(found).filter(|found| found.site == site.id),
         Err(CatalogError::NotFound { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    let here = catalog.last_image_of(team, application, Some(&site.name)).await?;
+    let environment = match environment {
+        Some(environment) => match catalog.image(team, &environment.image.to_string()).await {
+            Ok(image) => (image.repository == repository).then_some(environment),
+            Err(CatalogError::NotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
+        },
+        None => None,
+    };
+    let here = catalog.last_image_of(team, application, Some(&site.name), repository).await?;
     Ok(match (here, environment) {
         (Some(image), Some(environment)) if image.created < environment.created => Some(environment.record),
         (Some(image), _) => Some(image.record),
         (None, Some(environment)) => Some(environment.record),
-        (None, None) => catalog.last_image_of(team, application, None).await?.map(|image| image.record),
+        (None, None) => catalog.last_image_of(team, application, None, repository).await?.map(|image| image.record),
     })
 }
 
@@ -261,8 +272,10 @@ pub(super) async fn save(
         .as_deref()
         .and_then(|s| s.split(['=', ',']).nth(1))
         .unwrap_or(request.source.namespace.as_str());
-    let base = base_of(coordinator, actor.team, application, request.source.namespace.as_str(), &site).await?;
-    let key_of_image = coordinator.repository.read().await.new_image_key(actor.team).await?;
+    let repository = coordinator.named_repository(input.repository.as_deref()).await?.reference();
+    let namespace = request.source.namespace.as_str();
+    let base = base_of(coordinator, actor.team, application, namespace, &site, repository).await?;
+    let key_of_image = coordinator.repository(repository).await?.new_image_key(actor.team).await?;
     let context = Context {
         image: Some(ImageId::generate(&coordinator.seams)),
         key: Some(key_of_image),
@@ -275,6 +288,7 @@ pub(super) async fn save(
         site: Some(site.id),
         context,
         image: None,
+        repository,
         environment: None,
         removing: None,
     };
@@ -344,6 +358,7 @@ pub(super) async fn restore(
         site: Some(site.id),
         context: Context { environment: Some(environment.id), ..Context::default() },
         image: Some(image.id),
+        repository: image.repository,
         environment: (!input.dry_run).then_some(environment),
         removing: None,
     };

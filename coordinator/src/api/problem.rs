@@ -76,6 +76,7 @@ impl From<CatalogError> for Problem {
                     "image" => "see the images: ocopea images",
                     "environment" => "see the environments: ocopea environments",
                     "site" => "see the sites: ocopea sites",
+                    "repository" => "see the repositories: ocopea repositories",
                     "operation" => "see the operations: ocopea operations",
                     "sign-in code" => "each code works once, for ten minutes: start `ocopea up` again for a new one",
                     _ => "",

@@ -8,12 +8,14 @@ use axum::{
     http::StatusCode,
 };
 use futures::StreamExt;
-use ocopea_catalog_db::{Catalog, CatalogError, access::Actor, model::Role};
+use ocopea_catalog_db::{Catalog, CatalogError, access::Actor, model::Role, repositories as rows};
+use ocopea_protocol::ids::RepositoryId;
+use ocopea_repository::KeyId;
 
 use super::{
-    Accepted, CollectInput, Idempotency, KeyView, NewKey, NotReindexed, Reindexed, State, VerifyInput,
+    Accepted, CollectInput, Idempotency, KeyView, NewKey, NotReindexed, OfRepository, Reindexed, State, VerifyInput,
     operations::{Repeatable, Taken},
-    problem::{Begins, Body, Caller, Problem},
+    problem::{Begins, Body, Caller, Problem, Query},
 };
 use crate::{
     engine::{Order, image_row},
@@ -21,15 +23,17 @@ use crate::{
         Context, Request,
         repository::{CollectRequest, VerifyRequest},
     },
+    repositories::Unusable,
 };
 
-fn order(request: Request, title: &str) -> Order {
+fn order(request: Request, repository: Option<RepositoryId>, title: String) -> Order {
     Order {
         request,
-        title: title.to_owned(),
+        title,
         site: None,
         context: Context::default(),
         image: None,
+        repository,
         environment: None,
         removing: None,
     }
@@ -50,11 +54,22 @@ pub(super) async fn verify(
     if let Some(known) = repeatable.known(coordinator, &actor).await? {
         return Ok(known);
     }
-    let image = match &input.image {
-        Some(name) => Some(catalog.image(actor.team, name).await?.id),
-        None => None,
+    let (image, repository, title) = match &input.image {
+        Some(name) => {
+            let image = catalog.image(actor.team, name).await?;
+            if let Some(wanted) = &input.repository
+                && coordinator.named_repository(Some(wanted)).await?.reference() != image.repository
+            {
+                return Err(Problem::invalid("repository", format!("the image {} lies in another one", image.name)));
+            }
+            (Some(image.id), image.repository, format!("verify image {}", image.name))
+        }
+        None => {
+            let row = coordinator.named_repository(input.repository.as_deref()).await?;
+            (None, row.reference(), format!("verify repository {}", row.name))
+        }
     };
-    let order = order(Request::Verify(VerifyRequest { image }), "verify the repository");
+    let order = order(Request::Verify(VerifyRequest { image }), repository, title);
     repeatable.take(coordinator, &actor, order).await
 }
 
@@ -76,15 +91,22 @@ pub(super) async fn collect(
     if let Some(known) = repeatable.known(coordinator, &actor).await? {
         return Ok(known);
     }
-    repeatable.take(coordinator, &actor, order(request, "collect the repository")).await
+    let row = coordinator.named_repository(input.repository.as_deref()).await?;
+    let order = order(request, row.reference(), format!("collect repository {}", row.name));
+    repeatable.take(coordinator, &actor, order).await
 }
 
 /// Brings images that the repository has and the catalog lacks back into the catalog, with labels and comments.
-#[utoipa::path(post, path = "/api/v1/repository/reindexes", responses((status = 200, body = Reindexed)))]
-pub(super) async fn reindex(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Reindexed>, Problem> {
+#[utoipa::path(post, path = "/api/v1/repository/reindexes", params(OfRepository), responses((status = 200, body = Reindexed)))]
+pub(super) async fn reindex(
+    Extract(state): Extract<State>,
+    caller: Caller,
+    Query(query): Query<OfRepository>,
+) -> Result<Json<Reindexed>, Problem> {
     let actor = caller.at_least(Role::Administrator)?;
     let coordinator = &state.coordinator;
-    let repository = coordinator.repository.read().await.clone();
+    let of = coordinator.named_repository(query.repository.as_deref()).await?.reference();
+    let repository = coordinator.repository_for_long(of).await?;
     let mut found = repository.reindex();
     let mut answer = Reindexed { images: 0, added: 0, failed: Vec::new() };
     while let Some((object, one)) = found.next().await {
@@ -102,7 +124,7 @@ pub(super) async fn reindex(Extract(state): Extract<State>, caller: Caller) -> R
             continue;
         }
         let catalog = &coordinator.catalog;
-        if catalog.again(|| bring_back(catalog, &actor, &one)).await? {
+        if catalog.again(|| bring_back(catalog, &actor, of, &one)).await? {
             answer.added += 1;
         }
     }
@@ -114,10 +136,12 @@ pub(super) async fn reindex(Extract(state): Extract<State>, caller: Caller) -> R
 async fn bring_back(
     catalog: &Catalog,
     actor: &Actor,
+    repository: Option<RepositoryId>,
     one: &ocopea_repository::Reindexed,
 ) -> Result<bool, CatalogError> {
-    let mut image = image_row(one.reference.record, &one.record, actor.team)?;
+    let mut image = image_row(one.reference.record, &one.record, actor.team, repository)?;
     let transaction = catalog.begin().await?;
+    transaction.hold_repository(repository).await?;
     if !transaction.add_image(&image).await? {
         return Ok(false);
     }
@@ -136,20 +160,26 @@ async fn bring_back(
     Ok(true)
 }
 
-/// The repository's keys: their ids. The first is the one that new keys are wrapped with.
+/// The installation's keys of its repositories: their ids. The first is the one that new keys are wrapped with.
 #[utoipa::path(get, path = "/api/v1/repository/keys", responses((status = 200, body = Vec<KeyView>)))]
 pub(super) async fn keys(Extract(state): Extract<State>, caller: Caller) -> Result<Json<Vec<KeyView>>, Problem> {
     caller.at_least(Role::Administrator)?;
-    Ok(Json(views(&state).await))
+    Ok(Json(views(&state)))
 }
 
-async fn views(state: &State) -> Vec<KeyView> {
-    let ids = state.coordinator.repository.read().await.keyring().ids();
-    ids.into_iter().enumerate().map(|(at, id)| KeyView { id: id.to_string(), current: at == 0 }).collect()
+fn views(state: &State) -> Vec<KeyView> {
+    let ids = state.coordinator.repositories.keyring().ids();
+    let view = |(at, id): (usize, KeyId)| KeyView { id: id.to_string(), current: at == 0 };
+    ids.into_iter().enumerate().map(view).collect()
 }
 
-/// Adds a new key that opens everything, beside the others; with `rotate`, images that are saved from now on get team
-/// keys of their own, too. The key file is written first: a key that was used is never lost.
+fn of_repository(name: &str) -> impl Fn(ocopea_repository::Error) -> Problem {
+    let name = name.to_owned();
+    move |error| Unusable::Repository { name: name.clone(), error }.into()
+}
+
+/// Adds a new key that opens everything in every repository, beside the others; with `rotate`, images that are saved from
+/// now on get team keys of their own, too. The key file is written first: a key that was used is never lost.
 #[utoipa::path(post, path = "/api/v1/repository/keys", request_body = NewKey, responses((status = 200, body = Vec<KeyView>)))]
 pub(super) async fn add_key(
     Extract(state): Extract<State>,
@@ -159,22 +189,21 @@ pub(super) async fn add_key(
     let actor = caller.at_least(Role::Administrator)?;
     let coordinator = &state.coordinator;
     // Alone: nothing is saved or read while keys change.
-    let repository = coordinator.repository.write().await;
-    let mut ring = repository.keyring();
+    let (alone, all) = coordinator.to_change_keys().await?;
+    let mut ring = coordinator.repositories.keyring();
     let id = ring.add_generated(&coordinator.seams);
     store(&state, &ring)?;
-    if input.rotate {
-        repository.key_rotate(&ring).await?
-    } else {
-        repository.key_add(&ring).await?
+    for (name, repository) in &all {
+        let changed = if input.rotate { repository.key_rotate(&ring).await } else { repository.key_add(&ring).await };
+        changed.map_err(of_repository(name))?;
     }
-    drop(repository);
+    drop(alone);
     let action = if input.rotate { "repository.key-rotate" } else { "repository.key-add" };
     audit(&state, &actor, action, id.as_str()).await?;
-    Ok(Json(views(&state).await))
+    Ok(Json(views(&state)))
 }
 
-/// Takes a key away: it opens nothing any more. Refused for the last one.
+/// Takes a key away: it opens nothing any more, in no repository. Refused for the last one.
 #[utoipa::path(delete, path = "/api/v1/repository/keys/{key}", params(("key" = String, Path)),
     responses((status = 200, body = Vec<KeyView>), (status = 404, body = Problem)))]
 pub(super) async fn remove_key(
@@ -183,23 +212,32 @@ pub(super) async fn remove_key(
     Path(key): Path<String>,
 ) -> Result<Json<Vec<KeyView>>, Problem> {
     let actor = caller.at_least(Role::Administrator)?;
-    let repository = state.coordinator.repository.write().await;
-    let before = repository.keyring();
+    let (alone, all) = state.coordinator.to_change_keys().await?;
+    let before = state.coordinator.repositories.keyring();
     let id = before.ids().into_iter().find(|id| id.as_str() == key);
     let id = id.ok_or_else(|| Problem::not_found("that key", "see the keys: ocopea repository key list"))?;
     let mut ring = before.clone();
     ring.remove(&id)?;
-    // A kill in between leaves wraps by a key that nobody keeps; removing it again takes them away.
-    repository.key_remove(&id).await?;
+    // A kill in between leaves wraps by a key that nobody keeps; removing it again takes them away. The first one's come
+    // last: as long as it has the key, this can be asked again.
+    for (name, repository) in all.iter().rev() {
+        if repository.keyring().ids().contains(&id) {
+            if name != rows::GIVEN {
+                // Whatever else the file holds opens it, before this one no longer does.
+                repository.key_add(&before).await.map_err(of_repository(name))?;
+            }
+            repository.key_remove(&id).await.map_err(of_repository(name))?;
+        }
+    }
     store(&state, &ring).map_err(|problem| Problem {
         next: "the key opens nothing any more, but its line is still in the key file, and would be used again at the \
                next start: make room or mend the file's rights, restart, then remove the key again"
             .to_owned(),
         ..problem
     })?;
-    drop(repository);
+    drop(alone);
     audit(&state, &actor, "repository.key-remove", id.as_str()).await?;
-    Ok(Json(views(&state).await))
+    Ok(Json(views(&state)))
 }
 
 fn store(state: &State, ring: &ocopea_repository::Keyring) -> Result<(), Problem> {

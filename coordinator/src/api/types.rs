@@ -175,6 +175,9 @@ pub struct SaveInput {
     pub credentials: Vec<CredentialsInput>,
     /// Hold writes while data is copied.
     pub freeze: bool,
+    /// The repository that it is saved to; the default one unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
 }
 
 /// An image to restore.
@@ -285,6 +288,8 @@ pub struct ImageQuery {
     pub site: Option<String>,
     /// Who saved it.
     pub by: Option<String>,
+    /// The repository that it lies in.
+    pub repository: Option<String>,
     /// Milliseconds since 1970: not older.
     pub since_ms: Option<i64>,
     /// Milliseconds since 1970: not newer.
@@ -307,6 +312,8 @@ pub struct ImageView {
     pub application: String,
     /// Where it was saved.
     pub site: String,
+    /// The repository that it lies in.
+    pub repository: String,
     /// Who saved it.
     pub creator: String,
     /// The comment given at the save.
@@ -396,6 +403,9 @@ pub struct CollectInput {
     /// Seconds between being found dead first and being deleted.
     #[schema(maximum = 2592000)]
     pub grace_s: u64,
+    /// The repository; the default one unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
 }
 
 /// What to verify.
@@ -404,6 +414,135 @@ pub struct CollectInput {
 pub struct VerifyInput {
     /// One image, or everything.
     pub image: Option<String>,
+    /// The repository; the image's own, or the default one, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+}
+
+/// Which repository.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct OfRepository {
+    /// Its name or id; the default one unless given.
+    pub repository: Option<String>,
+}
+
+/// A repository to add.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct NewRepository {
+    /// Its name: up to 63 of a-z, 0-9 and '-'.
+    pub name: String,
+    /// `s3://BUCKET/PREFIX[?endpoint=URL&region=R&path-style=true]`, or the absolute path of a directory where coordinator
+    /// and agents are one process.
+    pub location: String,
+    /// Where the keys of its store come from.
+    pub keys: RepositoryKeys,
+    /// Whether agents have keys of their own; else tasks bring them, sealed.
+    pub agents_have_keys: bool,
+    /// What each process may ask of its store.
+    pub limits: StoreLimitsInput,
+}
+
+/// What is to be changed of a repository: what isn't given stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChangedRepository {
+    /// Where the keys of its store come from.
+    pub keys: Option<RepositoryKeys>,
+    /// Whether agents have keys of their own.
+    pub agents_have_keys: Option<bool>,
+    /// What each process may ask of its store, all of it.
+    pub limits: Option<StoreLimitsInput>,
+}
+
+/// Where the keys of a store come from.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "source", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RepositoryKeys {
+    /// The coordinator's environment, as the tools of AWS look for them.
+    #[default]
+    Environment,
+    /// A profile in the files of the tools of AWS.
+    Profile {
+        /// Its name.
+        profile: String,
+    },
+    /// Lent by a security token service for a token in a file.
+    WebIdentity {
+        /// The role.
+        role: String,
+        /// The file with the token, at every coordinator.
+        token_file: String,
+        /// A name for the session, in the service's logs.
+        #[serde(default)]
+        session: Option<String>,
+        /// The token service: `https://sts.REGION.amazonaws.com`.
+        endpoint: String,
+    },
+    /// These. Sealed in the catalog, and never shown again.
+    Static {
+        /// The access key's id.
+        id: String,
+        /// What requests are signed with.
+        secret: String,
+        /// Goes with keys that were lent for a time.
+        #[serde(default)]
+        token: Option<String>,
+    },
+}
+
+/// What each process may ask of a store: as much as there is, unless given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreLimitsInput {
+    /// Requests at the same time; 32 to a bucket unless given.
+    #[schema(minimum = 1, maximum = 1024)]
+    pub requests: Option<u32>,
+    /// Bytes per second to it.
+    #[schema(minimum = 65536)]
+    pub upload: Option<u64>,
+    /// Bytes per second from it.
+    #[schema(minimum = 65536)]
+    pub download: Option<u64>,
+}
+
+/// A repository.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RepositoryView {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// `directory` or `s3`.
+    pub kind: String,
+    /// Where it lies.
+    pub location: String,
+    /// Where the keys of its store come from: `environment`, `profile NAME`, `web identity ROLE`, `static ID`.
+    pub keys: String,
+    /// Whether agents have keys of their own.
+    pub agents_have_keys: bool,
+    /// What each process may ask of its store.
+    pub limits: StoreLimitsInput,
+    /// `ready`, `unusable`, `unknown`: as its store was looked at last.
+    pub state: String,
+    /// What its store can.
+    pub found: Vec<String>,
+    /// Why it can't be used.
+    pub why: String,
+    /// RFC 3339; when its store was looked at: when it was added, and at every start.
+    pub found_at: Option<String>,
+    /// Images that lie in it, all teams' together.
+    pub images: u64,
+    /// Raw bytes that they brought.
+    pub new_bytes: u64,
+    /// Whether saves go there that name none.
+    pub is_default: bool,
+    /// Whether it is the one that coordinators are started with.
+    pub given_at_start: bool,
+    /// RFC 3339.
+    pub created: String,
 }
 
 /// What a reindex brought.

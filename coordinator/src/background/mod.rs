@@ -32,6 +32,16 @@ pub(crate) fn start(coordinator: &Arc<Coordinator>, stop: &CancellationToken) {
     let (one, token) = (Arc::clone(coordinator), stop.clone());
     spawner.spawn("runner", Box::pin(async move { one.run_own(&token).await }));
     let (one, token) = (Arc::clone(coordinator), stop.clone());
+    spawner.spawn(
+        "repositories",
+        Box::pin(async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = one.look_at_repositories() => {}
+            }
+        }),
+    );
+    let (one, token) = (Arc::clone(coordinator), stop.clone());
     spawner.spawn("pins", Box::pin(async move { one.renew_pins(&token).await }));
 }
 

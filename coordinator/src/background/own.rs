@@ -213,8 +213,9 @@ impl Coordinator {
     async fn do_own(&self, operation: &Operation, task: &Task, tasks: &[Task]) -> Result<String, TaskFailure> {
         let spec: OwnTask = plan::parse("task", &task.spec)?;
         // Keys change only while nobody holds this; what may take hours holds nothing up.
-        let held = self.repository.read().await;
-        let repository = held.clone();
+        let held = self.repository(operation.repository).await;
+        let held = held.map_err(|error| error.failure("can't open the copy repository"))?;
+        let repository = (*held).clone();
         let _held = (!is_long(&task.kind)).then_some(held);
         let failed = |what: &str| {
             let what = what.to_owned();

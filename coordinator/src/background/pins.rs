@@ -29,8 +29,12 @@ impl Coordinator {
                 return Ok(());
             }
             self.seams.point("leader", "pin", "found");
-            if let Err(error) = self.repository.read().await.renew(operation.id).await {
-                tracing::warn!(%error, operation.id = %operation.id, "a pin could not be renewed");
+            let renewed = match self.repository(operation.repository).await {
+                Ok(repository) => repository.renew(operation.id).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = renewed {
+                tracing::warn!(error, operation.id = %operation.id, "a pin could not be renewed");
             }
         }
         Ok(())

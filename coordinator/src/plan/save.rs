@@ -8,7 +8,7 @@ use ocopea_catalog_db::{
 };
 use ocopea_protocol::{
     failure::TaskFailure,
-    image::{DataKind, ImageAccess, Location},
+    image::{DataKind, ImageAccess, Location, StoreLimits},
     inventory::{Gap, Inventory},
     message::HolderOrder,
     secret::Secret32,
@@ -44,6 +44,7 @@ pub fn no_access() -> ImageAccess {
         hash_key: Secret32([0; 32]),
         base: None,
         store_keys: None,
+        limits: StoreLimits::default(),
     }
 }
 
@@ -323,6 +324,7 @@ mod tests {
             site: None,
             image: None,
             environment: None,
+            repository: None,
             request: String::new(),
             context: String::new(),
             result: None,

@@ -29,6 +29,12 @@ fn operations() -> BTreeMap<&'static str, (Role, Value)> {
         ("get /api/v1/operations/{id}", (Viewer, Value::Null)),
         ("post /api/v1/operations/{id}/cancel", (Operator, Value::Null)),
         ("get /api/v1/operations/{id}/events", (Viewer, Value::Null)),
+        ("get /api/v1/repositories", (Viewer, Value::Null)),
+        ("post /api/v1/repositories", (Administrator, json!({"name": "archive", "location": "nowhere"}))),
+        ("get /api/v1/repositories/{repository}", (Viewer, Value::Null)),
+        ("patch /api/v1/repositories/{repository}", (Administrator, json!({"agents_have_keys": false}))),
+        ("delete /api/v1/repositories/{repository}", (Administrator, Value::Null)),
+        ("put /api/v1/repositories/{repository}/default", (Administrator, Value::Null)),
         ("post /api/v1/repository/collections", (Administrator, json!({"grace_s": 3600}))),
         ("get /api/v1/repository/keys", (Administrator, Value::Null)),
         ("post /api/v1/repository/keys", (Administrator, json!({"rotate": false}))),
@@ -59,7 +65,7 @@ fn filled(path: &str) -> String {
         out.push('/');
         out.push_str(match part {
             "{id}" | "{image}" => NOBODY,
-            "{environment}" | "{service}" | "{key}" | "{site}" => "nothing",
+            "{environment}" | "{service}" | "{key}" | "{site}" | "{repository}" => "nothing",
             other => other,
         });
     }
@@ -215,6 +221,9 @@ fn ownership(operation: &str) -> Option<Of> {
         | "/api/v1/enrolment-keys/{key}"
         | "/api/v1/inspections"
         | "/api/v1/saves"
+        | "/api/v1/repositories"
+        | "/api/v1/repositories/{repository}"
+        | "/api/v1/repositories/{repository}/default"
         | "/api/v1/repository/collections"
         | "/api/v1/repository/reindexes"
         | "/api/v1/repository/keys"
@@ -257,7 +266,8 @@ async fn no_operation_of_the_api_shows_or_changes_what_is_another_teams() {
                     .replace("{id}", if of_token { &token } else { &operation })
                     .replace("{service}", "db")
                     .replace("{key}", "none")
-                    .replace("{site}", "none");
+                    .replace("{site}", "none")
+                    .replace("{repository}", "none");
                 let target = with_query(path, target);
                 let body = match name.as_str() {
                     "post /api/v1/restores" => {

@@ -8,7 +8,7 @@ use ocopea_protocol::{
     envelope,
     failure::FailureClass,
     identity::{Instance, Once, Sealed, SiteKey},
-    ids::SiteId,
+    ids::{OperationId, SiteId},
     message::{self, Request},
     secret::Secret,
     task::{Claimed, Outcome, Progress, TaskOutput, TaskSpec},
@@ -364,4 +364,31 @@ async fn an_enrolment_key_brings_sites_that_wait_until_they_are_accepted() {
         (StatusCode::CONFLICT, true)
     );
     assert_eq!(enrol(&alone, token, None, &key).await.0.status, StatusCode::CONFLICT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn newer_keys_of_a_store_are_for_the_attempt_that_holds_a_task_which_works_with_it() {
+    let server = Server::start().await;
+    let (desk, other) = (Agent::of(&server, "desk").await, Agent::of(&server, "silent").await);
+    for agent in [&desk, &other] {
+        assert_eq!(agent.sign_in().await, message::Answer::Recorded);
+    }
+    let (_, claimed, _) = claimed(&server, &desk).await;
+    let refusal = |answer: message::Answer| match answer {
+        message::Answer::Refused { why } => why,
+        other => panic!("{other:?}"),
+    };
+    let ask = |claimed| Request::StoreKeys { claimed, refused: None };
+    // An inspection sees nothing of the repository.
+    assert!(refusal(desk.ask(ask(claimed)).await).contains("nothing to do with"));
+    assert_eq!(other.ask(ask(claimed)).await, message::Answer::SignIn);
+    let wrong = [
+        Claimed { attempt: 2, ..claimed },
+        Claimed { operation: OperationId::generate(&server.catalog.seams), ..claimed },
+    ];
+    for wrong in wrong {
+        assert!(refusal(desk.ask(ask(wrong)).await).contains("another attempt"));
+    }
+    let under_its_own_name = Claimed { instance: other.instance.id, ..claimed };
+    assert!(refusal(other.ask(ask(under_its_own_name)).await).contains("another attempt"));
 }

@@ -9,6 +9,7 @@
 
 mod access;
 mod agents;
+mod repositories;
 mod requests;
 mod server;
 mod sessions;
@@ -102,6 +103,7 @@ fn image(server: &Server, owner: &Actor, name: &str, application: &str) -> Image
         bytes: 1,
         new_bytes: 1,
         created: seams.clock.now(),
+        repository: None,
         labels: BTreeMap::from([("of".to_owned(), name.to_owned())]),
         body: json!({"components": []}).to_string(),
     }

@@ -40,9 +40,12 @@ impl SiteAccess for NoSites {
     }
 }
 
-impl KeyFile for NoSites {
-    fn store(&self, _: &Keyring) -> Result<(), String> {
-        Err("no key file here".to_owned())
+/// A key file.
+struct Kept(std::path::PathBuf);
+
+impl KeyFile for Kept {
+    fn store(&self, keys: &Keyring) -> Result<(), String> {
+        std::fs::write(&self.0, keys.to_text().as_bytes()).map_err(|error| error.to_string())
     }
 }
 
@@ -61,6 +64,7 @@ pub fn report(seams: &Seams) -> SiteReport {
         storage_classes: vec![],
         missing: vec![],
         applications: vec![],
+        limits: None,
     }
 }
 
@@ -125,12 +129,23 @@ impl Server {
     pub async fn on(url: &str, directory: &Path, seams: Seams, broker: Option<Arc<dyn SiteBroker>>) -> Self {
         // Twice in one process is once too often, and harmless.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let repository = repository(&directory.join("repository"), &seams).await;
+        Self::over(repository, url, directory, seams, broker).await
+    }
+
+    /// The same with that repository.
+    pub async fn over(
+        repository: Repository,
+        url: &str,
+        directory: &Path,
+        seams: Seams,
+        broker: Option<Arc<dyn SiteBroker>>,
+    ) -> Self {
         let catalog = Catalog::connect(url, seams.clone()).await.unwrap();
         let actor = catalog.ensure_first_user("team", "dana").await.unwrap();
         let site = catalog.ensure_site("desk").await.unwrap();
         catalog.report_site(site, &report(&seams)).await.unwrap();
         catalog.ensure_site("silent").await.unwrap();
-        let repository = repository(&directory.join("repository"), &seams).await;
         let vault = Vault::new(&Secret32([5; 32])).unwrap();
         let bus = InProcessBus::new(seams.clone());
         let served = seams.clone();
@@ -142,7 +157,7 @@ impl Server {
         let state = api::State {
             coordinator: Arc::clone(&coordinator),
             access: Arc::new(NoSites),
-            keys: Arc::new(NoSites),
+            keys: Arc::new(Kept(directory.join("repository.key"))),
             broker,
         };
         let router = api::router(state);

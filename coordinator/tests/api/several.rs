@@ -13,7 +13,8 @@ use std::{
 use ocopea_coordinator::api::enrolment::{Admission, Quarantine};
 use ocopea_protocol::{
     bus::AgentBus,
-    ids::{OperationId, SiteId},
+    ids::{OperationId, RepositoryId, SiteId},
+    image::StoreLimits,
     message::{self, Request},
     seams::{BoxFuture, Clock, Faults},
     secret::Secret,
@@ -120,6 +121,50 @@ async fn the_same_request_a_hundred_times_to_two_coordinators_is_one_operation()
         assert_eq!(place.number("SELECT count(*) FROM operations"), round + 1);
         assert_eq!(place.number("SELECT count(*) FROM tasks"), round + 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_is_added_at_one_coordinator_is_used_at_the_other_at_once() {
+    let place = Place::new();
+    let (one, two) = tokio::join!(place.coordinator(), place.coordinator());
+    let token = one.token(&one.actor, Role::Administrator).await;
+    // Over the API it would have to be a bucket: agents of a fleet reach no directory.
+    let directory = place.directory.path().join("archive").to_str().unwrap().to_owned();
+    let refused = one.post("/api/v1/repositories", &token, &json!({"name": "archive", "location": directory})).await;
+    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", refused.body);
+    let location = Location::Directory { path: directory };
+    let ring = one.coordinator.repository(None).await.unwrap().keyring();
+    let archive = Repository::create(&location, &StoreAccess::default(), &ring, &one.catalog.seams).await.unwrap();
+    // Both know what there is; then there is more.
+    for server in [&one, &two] {
+        let list = server.ask(server.request("get", "/api/v1/repositories", Some(&token))).await;
+        assert_eq!(list.body.as_array().unwrap().len(), 1, "{}", list.body);
+    }
+    let row = ocopea_catalog_db::repositories::Repository {
+        id: RepositoryId::generate(&one.catalog.seams),
+        name: "archive".to_owned(),
+        location,
+        access: "{}".to_owned(),
+        sealed: None,
+        limits: StoreLimits::default(),
+        found: None,
+        found_at: None,
+        own_id: Some(archive.id()),
+        is_given: false,
+        is_default: false,
+        created: one.catalog.seams.clock.now(),
+    };
+    let transaction = one.catalog.begin().await.unwrap();
+    transaction.add_repository(&row).await.unwrap();
+    transaction.commit().await.unwrap();
+    let put = one.request("put", "/api/v1/repositories/archive/default", Some(&token));
+    assert_eq!(one.ask(put).await.status, StatusCode::NO_CONTENT);
+    // The other one was told nothing. Its save names none, and goes to what is the default one now.
+    let save = two.post("/api/v1/saves", &token, &json!({"site": "desk", "namespace": "shop"})).await;
+    assert_eq!(save.status, StatusCode::ACCEPTED, "{}", save.body);
+    assert_eq!(place.ask("SELECT repository FROM operations"), row.id.to_string());
+    let busy = one.ask(one.request("delete", "/api/v1/repositories/archive", Some(&token))).await;
+    assert_eq!(busy.status, StatusCode::CONFLICT, "{}", busy.body);
 }
 
 /// A blob that nothing uses.
@@ -628,7 +673,7 @@ async fn a_leader_frozen_before_it_renews_a_pin_makes_none_of_what_has_ended_sin
     let token = server.token(&server.actor, Role::Operator).await;
     let begun = server.post("/api/v1/saves", &token, &json!({"site": "desk", "namespace": "shop"})).await;
     let id: OperationId = begun.body["operation"].as_str().unwrap().parse().unwrap();
-    let repository = server.coordinator.repository.read().await.clone();
+    let repository = (*server.coordinator.repository(None).await.unwrap()).clone();
     repository.pin(id, &[]).await.unwrap();
     until("it is frozen in the midst", async || frozen.is_frozen()).await;
     let cancel = server.ask(server.request("post", &format!("/api/v1/operations/{id}/cancel"), Some(&token))).await;

@@ -109,7 +109,7 @@ fn the_head_is_magic_version_kind_and_trace() {
             Any::Spec(_) => (4, sealed(&message, TRACE)),
         };
         assert_eq!(&bytes[..4], b"OCPA", "{name}");
-        assert_eq!(&bytes[4..6], [2, 0], "{name}: version, little endian");
+        assert_eq!(&bytes[4..6], [3, 0], "{name}: version, little endian");
         assert_eq!(bytes[6], kind, "{name}");
         assert_eq!(usize::from(bytes[7]), TRACE.len(), "{name}");
         assert_eq!(&bytes[8..8 + TRACE.len()], TRACE.as_bytes(), "{name}");
@@ -125,17 +125,17 @@ fn invitations_and_openings_are_written_as_they_always_were() {
     let id = uuid::Uuid::from_bytes([0x11; 16]);
     let invitation = Invitation { session: id.into(), coordinator: Some(id) };
     let id = "11".repeat(16);
-    let expected = format!("4f4350410200050010{id}0110{id}");
+    let expected = format!("4f4350410300050010{id}0110{id}");
     assert_eq!(hex::encode(seal(&invitation, "").unwrap()), expected);
     let (namespace, component) = ("shop".to_owned(), Some("db".to_owned()));
     let logs =
         Opening { wish: Wish::Logs { namespace: namespace.clone(), component, follow: true }, key: Secret32([2; 32]) };
     let key = "02".repeat(32);
     let written = hex::encode(seal(&logs, "").unwrap());
-    assert_eq!(written, format!("4f43504102000600000473686f700102646201{key}"));
+    assert_eq!(written, format!("4f43504103000600000473686f700102646201{key}"));
     let wish = Wish::Exec { namespace, component: None, command: vec!["ls".to_owned()], stdin: true, tty: false };
     let written = hex::encode(seal(&Opening { wish, key: Secret32([2; 32]) }, "").unwrap());
-    assert_eq!(written, format!("4f43504102000600010473686f700001026c730100{key}"));
+    assert_eq!(written, format!("4f43504103000600010473686f700001026c730100{key}"));
 }
 
 /// One payload by hand, so that the golden bytes can't all be wrong together.
@@ -143,7 +143,7 @@ fn invitations_and_openings_are_written_as_they_always_were() {
 fn a_hint_is_written_as_specified() {
     let task: ocopea_protocol::ids::TaskId = "018bcfe5-6800-7e77-bf29-38d7549ebf19".parse().unwrap();
     let hint = TaskHint { task, kind: ocopea_protocol::task::TaskKind::CopyData, least_version: 1 };
-    let mut expected = b"OCPA\x02\x00\x01\x00".to_vec();
+    let mut expected = b"OCPA\x03\x00\x01\x00".to_vec();
     // A UUID is a byte string: its length, its bytes. A variant is its number. A small number is one byte.
     expected.push(16);
     expected.extend_from_slice(task.0.as_bytes());

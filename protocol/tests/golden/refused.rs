@@ -33,7 +33,7 @@ fn another_version_is_refused_and_said_which_side_is_old() {
     for (name, message) in values::all() {
         let mut bytes = sealed(&message, TRACE);
         for (theirs, advice) in
-            [(0u16, "upgrade the sender"), (1, "upgrade the sender"), (3, "upgrade this side"), (u16::MAX, "this side")]
+            [(0u16, "upgrade the sender"), (2, "upgrade the sender"), (4, "upgrade this side"), (u16::MAX, "this side")]
         {
             bytes[4..6].copy_from_slice(&theirs.to_le_bytes());
             // Not even its payload is looked at: it may be anything.
@@ -153,7 +153,7 @@ fn a_flipped_bit_is_refused_or_read_as_what_it_says() {
 fn a_length_that_lies_costs_no_memory() {
     // A poll's answer that says it holds 2^62 hints, and a text that says it is 2^40 bytes long.
     for payload in [&[5u8, 253, 0, 0, 0, 0, 0, 0, 0, 64][..], &[1, 253, 0, 0, 0, 0, 0, 1, 0, 0, b'x']] {
-        let bytes = [&b"OCPA\x02\x00\x03\x00"[..], payload].concat();
+        let bytes = [&b"OCPA\x03\x00\x03\x00"[..], payload].concat();
         let error = open::<Answer>(&bytes).unwrap_err();
         assert!(matches!(error, EnvelopeError::Payload(_)), "{error}");
     }
@@ -181,7 +181,7 @@ fn what_is_too_long_is_refused_when_it_is_written_and_when_it_is_read() {
 
 #[test]
 fn a_trace_that_is_no_text_is_refused() {
-    let bytes = b"OCPA\x02\x00\x03\x02\xff\xfe\x03";
+    let bytes = b"OCPA\x03\x00\x03\x02\xff\xfe\x03";
     let error = open::<Answer>(bytes).unwrap_err();
     assert!(matches!(error, EnvelopeError::Head(why) if why.contains("UTF-8")), "{error}");
 }

@@ -8,10 +8,10 @@ use ocopea_protocol::{
     ids::{EnvironmentId, InstanceId, OperationId, SessionId, TaskId},
     image::{
         BaseAccess, ComponentCopied, Consistency, ConsistencyLevel, DataKind, ImageAccess, Location, StoreKeys,
-        StreamInfo,
+        StoreLimits, StreamInfo,
     },
     inventory::{Binding, ContainerFound, DataFound, DeployedFrom, Gap, Inventory, ObjectRef},
-    message::{Answer, ApplicationFound, HolderOrder, Request, SiteReport, SiteState, TaskHint},
+    message::{Answer, ApplicationFound, HolderOrder, Request, SiteLimits, SiteReport, SiteState, TaskHint},
     names::Digest,
     plan::{ApplyPhase, ContainerPlacement, DataPlacement, PlanStep, Refusal, RestorePlan, StepAction, VersionChoice},
     secret::{Secret, Secret32},
@@ -162,6 +162,7 @@ fn access() -> ImageAccess {
             components: vec![("config".parse().unwrap(), Digest([0x44; 32]))],
         }),
         store_keys: None,
+        limits: StoreLimits::default(),
     }
 }
 
@@ -179,7 +180,8 @@ fn access_in_a_bucket() -> ImageAccess {
         token: Some(Secret::new("token")),
         expires: Some(Timestamp(1_795_680_000_000)),
     });
-    ImageAccess { location, store_keys, ..access() }
+    let limits = StoreLimits { requests: Some(8), upload: Some(50 << 20), download: None };
+    ImageAccess { location, store_keys, limits, ..access() }
 }
 
 fn mark() -> EnvironmentMark {
@@ -379,6 +381,11 @@ fn report(state: SiteState) -> SiteReport {
             data: vec!["mongodb".to_owned()],
             claimed_bytes: 1 << 30,
         }],
+        limits: matches!(state, SiteState::Ready).then_some(SiteLimits {
+            copies: 4,
+            upload: Some(1 << 20),
+            download: None,
+        }),
         state,
     }
 }
@@ -417,6 +424,9 @@ fn requests() -> Vec<(String, Request)> {
     }
     all.push(("push".to_owned(), Request::Push { session, instance, number: 251, sealed: vec![3; 40] }));
     all.push(("pull".to_owned(), Request::Pull { session, instance, number: u64::MAX }));
+    for (name, refused) in [("store-keys", None), ("store-keys.refused", Some("AKIDEXAMPLE".to_owned()))] {
+        all.push((name.to_owned(), Request::StoreKeys { claimed: claimed(), refused }));
+    }
     all
 }
 
@@ -436,7 +446,8 @@ fn answers() -> Vec<(String, Answer)> {
     }
     let sealed = Sealed { encapsulated: vec![1; 32], bytes: vec![2; 300] };
     all.push(("granted".to_owned(), Answer::Granted { claimed: claimed(), lease_ms: 20_000, sealed: sealed.clone() }));
-    all.push(("attached".to_owned(), Answer::Attached { sealed }));
+    all.push(("attached".to_owned(), Answer::Attached { sealed: sealed.clone() }));
+    all.push(("store-keys".to_owned(), Answer::StoreKeys { sealed }));
     all.push(("piece".to_owned(), Answer::Piece { sealed: Some(vec![4; 40]) }));
     all.push(("piece.none".to_owned(), Answer::Piece { sealed: None }));
     all

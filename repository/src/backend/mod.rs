@@ -22,10 +22,13 @@ use crate::error::{Error, Result};
 pub mod conformance;
 pub(crate) mod directory;
 pub(crate) mod hooked;
+pub(crate) mod limited;
+mod rate;
 pub mod s3;
 
 pub use directory::DirectoryBackend;
 pub use hooked::{Action, Hook, HookedBackend};
+pub use limited::{LEAST_RATE, MOST_REQUESTS, USUAL_REQUESTS, check_limits};
 pub use s3::{S3Backend, StoreAccess};
 
 /// What came of a create.
@@ -145,12 +148,11 @@ pub trait Upload: Send {
 
 /// The backend for a location; `make` makes a directory that is missing.
 pub async fn open(location: &Location, access: &StoreAccess, seams: &Seams, make: bool) -> Result<Arc<dyn Backend>> {
-    match location {
-        Location::Directory { path } => {
-            Ok(Arc::new(DirectoryBackend::open(Path::new(path), seams.clone(), make).await?))
-        }
-        Location::S3 { .. } => Ok(Arc::new(access.open_s3(location, seams).await?)),
-    }
+    let inner: Arc<dyn Backend> = match location {
+        Location::Directory { path } => Arc::new(DirectoryBackend::open(Path::new(path), seams.clone(), make).await?),
+        Location::S3 { .. } => Arc::new(access.open_s3(location, seams).await?),
+    };
+    Ok(access.limited(inner, location, &access.limits, seams))
 }
 
 /// Whether a place holds nothing but objects and prefixes of these names.

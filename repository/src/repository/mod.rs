@@ -12,7 +12,7 @@ use std::sync::Arc;
 use futures::stream::{self, BoxStream, StreamExt};
 use ocopea_protocol::{
     ids::ImageId,
-    image::{BaseAccess, ImageAccess, Location},
+    image::{BaseAccess, ImageAccess, Location, StoreKeys},
     names::Digest,
     seams::Seams,
 };
@@ -49,6 +49,8 @@ pub struct Repository {
 
 pub(crate) struct Inner {
     pub(crate) location: Location,
+    /// Of its description; once that is there.
+    pub(crate) id: std::sync::OnceLock<Uuid>,
     /// How its store is got at, where it lies behind a network.
     pub(crate) stores: StoreAccess,
     pub(crate) store: Store,
@@ -78,12 +80,12 @@ pub(crate) async fn check_format(store: &Store) -> Result<Description> {
     }
 }
 
-/// For people.
-fn place(location: &Location) -> String {
+/// A location for people.
+pub fn place(location: &Location) -> String {
     match location {
         Location::Directory { path } => path.clone(),
         Location::S3 { endpoint, bucket, prefix, .. } => {
-            format!("s3://{bucket}/{prefix} at {endpoint}")
+            format!("s3://{bucket}/{prefix} at {endpoint}").replace("/ at", " at")
         }
     }
 }
@@ -140,6 +142,7 @@ impl Repository {
         match store.create_small(DESCRIPTION, &description).await? {
             Put::Created => {
                 repository.forget_foreign_keys().await?;
+                repository.inner.id.get_or_init(|| description.id);
                 Ok(repository)
             }
             Put::Existed => Err(occupied()),
@@ -170,10 +173,11 @@ impl Repository {
         seams: &Seams,
     ) -> Result<Self> {
         let repository = Self::with(backend, location, stores, keyring, seams);
-        check_format(&repository.inner.store).await.map_err(|error| match error {
+        let description = check_format(&repository.inner.store).await.map_err(|error| match error {
             Error::NoRepository { .. } => Error::NoRepository { place: place(location) },
             other => other,
         })?;
+        repository.inner.id.get_or_init(|| description.id);
         repository.check_keyring().await?;
         Ok(repository)
     }
@@ -192,6 +196,7 @@ impl Repository {
     ) -> Self {
         let inner = Inner {
             location: location.clone(),
+            id: std::sync::OnceLock::new(),
             stores: stores.clone(),
             store: Store::new(backend, seams.clone()),
             keyring: std::sync::RwLock::new(keyring.clone()),
@@ -204,6 +209,16 @@ impl Repository {
 
     pub(crate) fn store(&self) -> &Store {
         &self.inner.store
+    }
+
+    /// The id that it has wherever it lies: a copy of it has the same.
+    pub fn id(&self) -> Uuid {
+        self.inner.id.get().copied().unwrap_or_default()
+    }
+
+    /// Where it lies.
+    pub fn location(&self) -> &Location {
+        &self.inner.location
     }
 
     /// How its store is got at.
@@ -283,8 +298,15 @@ impl Repository {
         };
         let hash_key = self.team_keys(key.team).await?.hash_key;
         let location = self.inner.location.clone();
-        let store_keys = self.inner.stores.to_share(&location, &self.store().seams).await?;
-        Ok(ImageAccess { location, image_key: self.unwrap(key).await?, hash_key, base, store_keys })
+        let store_keys = self.store_keys(None).await?;
+        let limits = self.inner.stores.limits;
+        Ok(ImageAccess { location, image_key: self.unwrap(key).await?, hash_key, base, store_keys, limits })
+    }
+
+    /// The keys of its store that agents get, where they have none of their own; `refused` is the id of those that the
+    /// store refuses already.
+    pub async fn store_keys(&self, refused: Option<&str>) -> Result<Option<StoreKeys>> {
+        self.inner.stores.to_share(&self.inner.location, refused, &self.store().seams).await
     }
 
     async fn base_access(&self, key: &WrappedKey, record: &Digest) -> Result<Option<BaseAccess>> {

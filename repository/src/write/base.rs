@@ -243,7 +243,7 @@ mod tests {
     use bytes::Bytes;
     use futures::TryStreamExt;
     use ocopea_protocol::{
-        image::{BaseAccess, DataKind, ImageAccess, Location},
+        image::{BaseAccess, DataKind, ImageAccess, Location, StoreLimits},
         names::ComponentName,
     };
 
@@ -275,6 +275,7 @@ mod tests {
                 hash_key: hash_key.clone(),
                 base: base.take(),
                 store_keys: None,
+                limits: StoreLimits::default(),
             };
             let session = ImageSession::open(&access, &StoreAccess::default(), &seams()).await.unwrap();
             let writer = session.component(&name, DataKind::Volume).await.unwrap();

@@ -1,6 +1,7 @@
 //! A small repository in a temporary directory, and ways to fill it.
 #![allow(dead_code, unused_macros, unused_imports, reason = "each test binary uses a part of it")]
 
+pub mod lender;
 pub mod proxy;
 pub mod s3;
 

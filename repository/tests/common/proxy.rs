@@ -82,6 +82,8 @@ pub struct Proxy {
     pub asked: Arc<AtomicUsize>,
     /// Requests that weren't just passed on.
     pub harmed: Arc<AtomicUsize>,
+    /// The most requests that the server was asked at the same time.
+    pub most: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -101,7 +103,9 @@ impl Proxy {
         let rule = Arc::new(Mutex::new(pass));
         let (asked, harmed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let server = server.trim_start_matches("http://").to_owned();
-        let (rules, counts) = (rule.clone(), (asked.clone(), harmed.clone()));
+        let most = Arc::new(AtomicUsize::new(0));
+        let counts = Counts { asked: asked.clone(), harmed: harmed.clone(), now: Arc::default(), most: most.clone() };
+        let rules = rule.clone();
         let task = tokio::spawn(async move {
             let mut open = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
@@ -110,7 +114,7 @@ impl Proxy {
                 open.spawn(async move { drop(serve(client, &server, &rules, &counts).await) });
             }
         });
-        Self { endpoint, rule, asked, harmed, task }
+        Self { endpoint, rule, asked, harmed, most, task }
     }
 
     pub fn rule(&self, rule: impl Fn(&Asked) -> Do + Send + Sync + 'static) {
@@ -154,23 +158,26 @@ async fn forever() -> io::Result<()> {
     std::future::pending().await
 }
 
-async fn serve(
-    mut client: TcpStream,
-    server: &str,
-    rules: &Mutex<Rule>,
-    (asked, harmed): &(Arc<AtomicUsize>, Arc<AtomicUsize>),
-) -> io::Result<()> {
+#[derive(Clone)]
+struct Counts {
+    asked: Arc<AtomicUsize>,
+    harmed: Arc<AtomicUsize>,
+    now: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+async fn serve(mut client: TcpStream, server: &str, rules: &Mutex<Rule>, counts: &Counts) -> io::Result<()> {
     let mut rest = Vec::new();
     while let Some(head) = head_of(&mut client, &mut rest).await? {
         let headers = headers(&head);
         let length: usize = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
         let mut words = head.split(' ').map(str::to_owned);
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let number = asked.fetch_add(1, SeqCst);
+        let number = counts.asked.fetch_add(1, SeqCst);
         let request = Asked { method, path, headers, length, number };
         let rule = rules.lock().unwrap().clone();
         let todo = rule(&request);
-        harmed.fetch_add(usize::from(!matches!(todo, Do::Pass)), SeqCst);
+        counts.harmed.fetch_add(usize::from(!matches!(todo, Do::Pass)), SeqCst);
         match todo {
             Do::Reset => {
                 reset(&client);
@@ -188,13 +195,16 @@ async fn serve(
         }
         let later = rest.split_off(length);
         let body = std::mem::replace(&mut rest, later);
-        let mut answered = match todo {
-            Do::Refuse(status, code) => refusal(status, code),
+        counts.most.fetch_max(counts.now.fetch_add(1, SeqCst) + 1, SeqCst);
+        let answered = match todo {
+            Do::Refuse(status, code) => Ok(refusal(status, code)),
             Do::Unconditional(ref keys) if request.headers.contains_key("if-none-match") => {
-                passed_on(server, &unconditional(&head, &request, keys), &body).await?
+                passed_on(server, &unconditional(&head, &request, keys), &body).await
             }
-            _ => passed_on(server, &head, &body).await?,
+            _ => passed_on(server, &head, &body).await,
         };
+        counts.now.fetch_sub(1, SeqCst);
+        let mut answered = answered?;
         if request.method == "HEAD" {
             answered.body.clear();
         }

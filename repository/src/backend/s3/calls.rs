@@ -18,7 +18,6 @@ use object_store::{
     client::{CredentialProvider, HttpClient, HttpRequestBody},
 };
 use ocopea_protocol::seams::Seams;
-use tokio::sync::Semaphore;
 
 use super::{
     fault::Fault,
@@ -27,12 +26,10 @@ use super::{
     transport::{Patience, Seen, Transport},
 };
 use crate::{
-    backend::{Entry, Put},
+    backend::{Entry, Put, limited::Throttle},
     error::{Error, Result, Trouble},
 };
 
-/// Requests of one process to one place at once.
-const AT_ONCE: usize = 32;
 /// Set aside for an object before its bytes come.
 const SET_ASIDE: u64 = 4 << 20;
 /// Metadata of objects that are made only where there is none: which call made them.
@@ -47,7 +44,7 @@ pub(crate) struct Common {
     pub(crate) seen: Arc<Seen>,
     transport: Transport,
     http: HttpClient,
-    requests: Semaphore,
+    throttle: Arc<Throttle>,
     retries: AtomicU64,
 }
 
@@ -75,7 +72,7 @@ impl Calls {
         transport: Transport,
         keys: Arc<Renewing>,
         seen: Arc<Seen>,
-        patience: Patience,
+        (patience, throttle): (Patience, Arc<Throttle>),
         seams: &Seams,
     ) -> Result<Self> {
         let common = Common {
@@ -86,7 +83,7 @@ impl Calls {
             seen,
             http: transport.http(),
             transport,
-            requests: Semaphore::new(AT_ONCE),
+            throttle,
             retries: AtomicU64::new(0),
         };
         let common = Arc::new(common);
@@ -119,7 +116,7 @@ impl Calls {
         loop {
             let used = common.keys.id();
             let done = {
-                let _turn = common.requests.acquire().await;
+                let _turn = common.throttle.turn().await;
                 once(tries).await
             };
             let fault = match done {

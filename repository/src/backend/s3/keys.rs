@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -53,8 +53,50 @@ pub struct WebIdentity {
 /// A source of keys of one's own.
 #[async_trait]
 pub trait GivesKeys: fmt::Debug + Send + Sync {
-    /// Keys that are in force now; the error is told to people.
-    async fn keys(&self) -> std::result::Result<StoreKeys, String>;
+    /// Keys that are in force now; `refused` is the id of those that the store refuses already. The error is told to
+    /// people.
+    async fn keys(&self, refused: Option<&str>) -> std::result::Result<StoreKeys, String>;
+}
+
+/// Keys that came with tasks, and the tasks' ways to ask for newer ones. All tasks of a process that work with one place
+/// share them: each of these ways works for as long as its own task does.
+#[derive(Debug, Default)]
+pub(crate) struct Lent {
+    first: Mutex<Option<StoreKeys>>,
+    ways: Mutex<Vec<Weak<dyn GivesKeys>>>,
+}
+
+impl Lent {
+    pub(crate) fn new(first: StoreKeys) -> Self {
+        Self { first: Mutex::new(Some(first)), ways: Mutex::default() }
+    }
+
+    /// Another task works with the place.
+    pub(crate) fn add(&self, way: &Arc<dyn GivesKeys>) {
+        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        ways.retain(|way| way.strong_count() > 0);
+        ways.push(Arc::downgrade(way));
+    }
+}
+
+#[async_trait]
+impl GivesKeys for Lent {
+    async fn keys(&self, refused: Option<&str>) -> std::result::Result<StoreKeys, String> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(first) = first.filter(|first| refused != Some(first.id.as_str())) {
+            return Ok(first);
+        }
+        let ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut why = "they came with a task that is over".to_owned();
+        // The newest task has the longest to go.
+        for way in ways.iter().rev().filter_map(Weak::upgrade) {
+            match way.keys(refused).await {
+                Ok(keys) => return Ok(keys),
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
+    }
 }
 
 /// Whether what is given as keys can stand in a request.
@@ -116,18 +158,26 @@ impl Renewing {
         if let Some(held) = self.held().filter(|held| self.is_early(held)) {
             return Ok(held);
         }
-        let _one = self.asking.lock().await;
+        let in_force = |held: &Held| held.keys.expires.is_none_or(|end| self.seams.clock.now() < end);
+        let _one = match self.asking.try_lock() {
+            Ok(one) => one,
+            // One is enough to wait for a source that takes its time.
+            Err(_) => match self.held().filter(in_force) {
+                Some(held) => return Ok(held),
+                None => self.asking.lock().await,
+            },
+        };
         // Another one may have asked meanwhile.
         let old = self.held();
         if let Some(held) = old.clone().filter(|held| self.is_early(held)) {
             return Ok(held);
         }
-        match self.ask().await {
+        match self.ask(None).await {
             Ok(held) => Ok(held),
             Err(fault) => {
                 // What is still in force goes on; it is asked again soon.
                 let now = self.seams.clock.now();
-                let old = old.filter(|held| held.keys.expires.is_none_or(|end| now < end)).ok_or(fault.clone())?;
+                let old = old.filter(in_force).ok_or(fault.clone())?;
                 tracing::warn!(%fault, "newer keys of the store can't be had yet");
                 let later = Held { renew: Some(now.plus(PAUSE).0), ..old };
                 *self.now.lock().unwrap_or_else(PoisonError::into_inner) = Some(later.clone());
@@ -140,8 +190,24 @@ impl Renewing {
         held.renew.is_none_or(|renew| self.seams.clock.now().0 < renew)
     }
 
-    async fn ask(&self) -> Result<Held, Fault> {
-        let keys = check(sources::ask(&self.source, &self.context).await?)?;
+    async fn ask(&self, refused: Option<&str>) -> Result<Held, Fault> {
+        self.hold(sources::ask(&self.source, &self.context, refused).await?)
+    }
+
+    /// Keys came with another task: they are used unless the ones in use live longer.
+    pub(crate) fn offer(&self, keys: &StoreKeys) {
+        let end = |keys: &StoreKeys| keys.expires.map_or(i64::MAX, |end| end.0);
+        let shorter = |held: Held| held.keys.expires.is_some() && end(keys) < end(&held.keys);
+        if self.held().is_some_and(shorter) {
+            return;
+        }
+        if let Err(fault) = self.hold(keys.clone()) {
+            tracing::warn!(%fault, "the store's keys that came with a task can't be used");
+        }
+    }
+
+    fn hold(&self, keys: StoreKeys) -> Result<Held, Fault> {
+        let keys = check(keys)?;
         let now = self.seams.clock.now().0;
         let early = i64::try_from(EARLY.as_millis()).unwrap_or(0);
         let renew = keys.expires.map(|end| end.0 - early.min((end.0 - now).max(0) / 3));
@@ -168,7 +234,7 @@ impl Renewing {
         if self.id().as_deref() != used {
             return true;
         }
-        match self.ask().await {
+        match self.ask(used).await {
             Ok(held) => Some(held.keys.id.as_str()) != used,
             Err(fault) => {
                 tracing::warn!(%fault, "newer keys of the store can't be had");
@@ -218,7 +284,7 @@ mod tests {
 
     #[async_trait]
     impl GivesKeys for Numbered {
-        async fn keys(&self) -> std::result::Result<StoreKeys, String> {
+        async fn keys(&self, _: Option<&str>) -> std::result::Result<StoreKeys, String> {
             let mut state = self.0.lock().unwrap();
             let life = state.1.pop().ok_or("none left")?;
             state.0 += 1;
@@ -254,6 +320,94 @@ mod tests {
         held.keys.expires = Some(Timestamp(1));
         *keys.now.lock().unwrap() = Some(held);
         assert!(keys.keys().await.is_err());
+    }
+
+    fn lent(id: &str, life: i64) -> StoreKeys {
+        let expires = Some(Timestamp(seams().clock.now().0 + life));
+        StoreKeys { expires, ..plain(id.to_owned(), "s".to_owned(), None) }
+    }
+
+    /// Answers first at once, then when it is told.
+    #[derive(Debug, Default)]
+    struct Slow {
+        asked: Mutex<u32>,
+        told: tokio::sync::Notify,
+    }
+
+    #[async_trait]
+    impl GivesKeys for Slow {
+        async fn keys(&self, _: Option<&str>) -> std::result::Result<StoreKeys, String> {
+            let number = {
+                let mut asked = self.asked.lock().unwrap();
+                *asked += 1;
+                *asked
+            };
+            if number > 1 {
+                self.told.notified().await;
+            }
+            Ok(lent(&format!("K{number}"), 3000))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_source_that_takes_its_time_holds_up_one_while_the_old_keys_are_in_force() {
+        let source = Arc::new(Slow::default());
+        let keys = Renewing::new(KeySource::Custom(source.clone()), sources::Context::none(), &seams());
+        assert_eq!(keys.keys().await.unwrap().id, "K1");
+        seams().clock.sleep(Duration::from_millis(2050)).await;
+        let others = async {
+            while *source.asked.lock().unwrap() < 2 {
+                tokio::task::yield_now().await;
+            }
+            for _ in 0..3 {
+                assert_eq!(keys.keys().await.unwrap().id, "K1");
+            }
+            source.told.notify_one();
+        };
+        let (first, ()) = tokio::join!(keys.keys(), others);
+        assert_eq!(first.unwrap().id, "K2");
+        assert_eq!(keys.keys().await.unwrap().id, "K2");
+    }
+
+    #[tokio::test]
+    async fn keys_that_came_with_a_task_are_asked_for_anew_by_whichever_task_still_runs() {
+        let source = Arc::new(Lent::new(lent("T", 900)));
+        let keys = Renewing::new(KeySource::Custom(source.clone()), sources::Context::none(), &seams());
+        let way = |lives: &[Option<i64>]| -> Arc<dyn GivesKeys> {
+            Arc::new(Numbered(Mutex::new((0, lives.iter().rev().copied().collect()))))
+        };
+        let (over, none_left, one) = (way(&[None]), way(&[]), way(&[Some(900)]));
+        for way in [&one, &none_left, &over] {
+            source.add(way);
+        }
+        drop(over);
+        assert_eq!(keys.keys().await.unwrap().id, "T");
+        seams().clock.sleep(Duration::from_millis(650)).await;
+        assert_eq!(keys.keys().await.unwrap().id, "K1");
+        // No task is left: what is held is used to its end, then that is said.
+        drop((none_left, one));
+        assert!(!keys.renew(Some("K1")).await);
+        seams().clock.sleep(Duration::from_millis(950)).await;
+        let fault = keys.keys().await.unwrap_err().to_string();
+        assert!(fault.contains("a task that is over"), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn of_keys_that_tasks_bring_those_that_live_longest_are_used() {
+        let source = Arc::new(Lent::new(lent("A", 60_000)));
+        let keys = Renewing::new(KeySource::Custom(source), sources::Context::none(), &seams());
+        assert_eq!(keys.keys().await.unwrap().id, "A");
+        for (offered, used) in [(lent("B", 30_000), "A"), (lent("C", 90_000), "C"), (lent("D", -1), "C")] {
+            keys.offer(&offered);
+            assert_eq!(keys.keys().await.unwrap().id, used);
+        }
+        // Keys without an end are replaced by whatever comes: somebody has changed them.
+        for id in ["E", "F"] {
+            keys.offer(&plain(id.to_owned(), "s".to_owned(), None));
+            assert_eq!(keys.keys().await.unwrap().id, id);
+        }
+        keys.offer(&lent("G", 5000));
+        assert_eq!(keys.keys().await.unwrap().id, "G");
     }
 
     #[tokio::test]

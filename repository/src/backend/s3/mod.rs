@@ -31,7 +31,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use ocopea_protocol::{
-    image::{Location, StoreKeys},
+    image::{Location, StoreKeys, StoreLimits},
     seams::Seams,
 };
 
@@ -43,17 +43,22 @@ use self::{
     calls::{Calls, Failed},
     claims::CLAIMS,
     fault::Fault,
-    keys::Renewing,
+    keys::{Lent, Renewing},
     place::Place,
     sources::Context,
     transport::{Seen, Transport},
     upload::{S3Upload, TEMPORARY},
 };
-use super::{Backend, Deletion, Entry, Put, StoreAbilities, Upload, check_name};
+use super::{
+    Backend, Deletion, Entry, Put, StoreAbilities, Upload, check_name,
+    limited::{LimitedBackend, Throttle, Throttles},
+};
 use crate::error::{Error, Result};
 
 /// Bytes at which a pack ends: three of them fit into the memory that uploads may hold.
 const PACK: u64 = 12 << 20;
+/// Stands for whose the keys are, where they came with tasks.
+const LENT: &str = "lent";
 /// Stores that one process keeps open.
 const MOST_OPEN: usize = 64;
 /// What a creation that stopped, and a probe, may leave.
@@ -64,14 +69,24 @@ pub(crate) const MADE_BY_PROBE: [&str; 2] = ["probe", "claims"];
 pub struct StoreAccess {
     /// Where the keys come from.
     pub keys: KeySource,
-    /// Whether tasks bring the keys to agents, which then need none of their own. They travel sealed. Keys that were
-    /// lent for a time can't be renewed there: give agents a source of their own instead.
+    /// Whether tasks bring the keys to agents, which then need none of their own. They travel sealed. Where they were
+    /// lent for a time, agents ask for newer ones.
     pub shared_with_agents: bool,
     /// Certificate authorities beside the machine's own, PEM. Empty: those of the file that `AWS_CA_BUNDLE` names.
     pub roots: Vec<u8>,
     /// How long and how often stores are asked.
     pub patience: Patience,
-    open: Arc<tokio::sync::Mutex<HashMap<String, S3Backend>>>,
+    /// What every process may ask of them; told to agents with each task.
+    pub limits: StoreLimits,
+    open: Arc<tokio::sync::Mutex<HashMap<String, Open>>>,
+    pub(crate) throttles: Arc<Throttles>,
+}
+
+/// A place that is open.
+struct Open {
+    backend: S3Backend,
+    /// Where its keys came with tasks.
+    lent: Option<Arc<Lent>>,
 }
 
 impl fmt::Debug for StoreAccess {
@@ -84,6 +99,17 @@ impl StoreAccess {
     /// With keys from there.
     pub fn with_keys(keys: KeySource) -> Self {
         Self { keys, ..Self::default() }
+    }
+
+    /// The same for another repository: with other keys and limits, sharing what the process may move in all.
+    pub fn for_repository(&self, keys: KeySource, limits: StoreLimits) -> Self {
+        // What is open is told apart by static keys alone: another source is another process's, as it were.
+        Self { keys, limits, open: Arc::default(), ..self.clone() }
+    }
+
+    /// What this process may move in all, in bytes per second, to and from all stores.
+    pub fn limit_process(&self, upload: Option<u64>, download: Option<u64>) {
+        self.throttles.limit(upload, download);
     }
 
     /// The same with the keys that a task brought, if it brought some.
@@ -104,22 +130,57 @@ impl StoreAccess {
 
     /// Opens a bucket, and finds out what its service can. Opened once more, it is the one that is open already.
     pub(crate) async fn open_s3(&self, location: &Location, seams: &Seams) -> Result<S3Backend> {
+        let (name, place) = self.named(location, &self.identity())?;
+        // One at a time: several tasks that begin at once need one probe.
+        let mut open = self.open.lock().await;
+        if let Some(open) = open.get(&name) {
+            return Ok(open.backend.clone());
+        }
+        let backend = S3Backend::open(place, self, self.throttles.of(location), seams).await?;
+        keep(&mut open, name, Open { backend: backend.clone(), lent: None });
+        Ok(backend)
+    }
+
+    /// Opens a bucket with keys that a task brought; `way` asks for newer ones for as long as it lives.
+    pub(crate) async fn open_lent(
+        &self,
+        location: &Location,
+        brought: &StoreKeys,
+        way: &Arc<dyn GivesKeys>,
+        seams: &Seams,
+    ) -> Result<S3Backend> {
+        let (name, place) = self.named(location, LENT)?;
+        let mut open = self.open.lock().await;
+        if let Some(Open { backend, lent: Some(lent) }) = open.get(&name) {
+            lent.add(way);
+            backend.calls.common.keys.offer(brought);
+            return Ok(backend.clone());
+        }
+        let lent = Arc::new(Lent::new(brought.clone()));
+        lent.add(way);
+        let access = Self { keys: KeySource::Custom(lent.clone()), ..self.clone() };
+        let backend = S3Backend::open(place, &access, self.throttles.of(location), seams).await?;
+        keep(&mut open, name, Open { backend: backend.clone(), lent: Some(lent) });
+        Ok(backend)
+    }
+
+    /// Another one who works with a store, bounded by what the process and the store's users may.
+    pub(crate) fn limited(
+        &self,
+        inner: Arc<dyn Backend>,
+        location: &Location,
+        limits: &StoreLimits,
+        seams: &Seams,
+    ) -> Arc<dyn Backend> {
+        Arc::new(LimitedBackend::new(inner, location, &self.throttles, limits, seams))
+    }
+
+    fn named(&self, location: &Location, whose: &str) -> Result<(String, Place)> {
         let Location::S3 { endpoint, region, bucket, prefix, path_style } = location else {
             return Err(Error::Misuse("a directory was to be opened as a bucket".to_owned()));
         };
-        let name = format!("{endpoint}\n{region}\n{bucket}\n{prefix}\n{path_style}\n{}", self.identity());
-        // One at a time: several tasks that begin at once need one probe.
-        let mut open = self.open.lock().await;
-        if let Some(backend) = open.get(&name) {
-            return Ok(backend.clone());
-        }
-        let place = Place::new(endpoint, region, bucket, prefix, *path_style)?;
-        let backend = S3Backend::open(place, self, seams).await?;
-        if open.len() >= MOST_OPEN {
-            open.clear();
-        }
-        open.insert(name, backend.clone());
-        Ok(backend)
+        let name = format!("{endpoint}\n{region}\n{bucket}\n{prefix}\n{path_style}\n{whose}");
+        Ok((name, Place::new(endpoint, region, bucket, prefix, *path_style)?))
     }
 
     /// Tells keys apart without holding them.
@@ -135,15 +196,31 @@ impl StoreAccess {
         }
     }
 
-    /// The keys to be brought to agents.
-    pub(crate) async fn to_share(&self, location: &Location, seams: &Seams) -> Result<Option<StoreKeys>> {
+    /// The keys to be brought to agents; others than `refused`, where the source has others.
+    pub(crate) async fn to_share(
+        &self,
+        location: &Location,
+        refused: Option<&str>,
+        seams: &Seams,
+    ) -> Result<Option<StoreKeys>> {
         if !self.shared_with_agents || !matches!(location, Location::S3 { .. }) {
             return Ok(None);
         }
         let backend = self.open_s3(location, seams).await?;
-        let keys = backend.calls.common.keys.keys().await;
+        let renewing = &backend.calls.common.keys;
+        if refused.is_some() && renewing.id().as_deref() == refused {
+            renewing.renew(refused).await;
+        }
+        let keys = renewing.keys().await;
         keys.map(Some).map_err(|fault| backend.calls.failed("read", "the keys", Failed { fault, tries: 1 }))
     }
+}
+
+fn keep(open: &mut HashMap<String, Open>, name: String, one: Open) {
+    if open.len() >= MOST_OPEN {
+        open.clear();
+    }
+    open.insert(name, one);
 }
 
 /// Objects in a bucket.
@@ -156,7 +233,7 @@ pub struct S3Backend {
 }
 
 impl S3Backend {
-    async fn open(place: Place, access: &StoreAccess, seams: &Seams) -> Result<Self> {
+    async fn open(place: Place, access: &StoreAccess, throttle: Arc<Throttle>, seams: &Seams) -> Result<Self> {
         let told = place.to_string();
         let failed = |fault: Fault| fault.into_error("open", "the store", &told, 1);
         let roots = access.roots()?;
@@ -169,7 +246,7 @@ impl S3Backend {
             seams: Some(seams.clone()),
         };
         let keys = Arc::new(Renewing::new(access.keys.clone(), context, seams));
-        let calls = Calls::new(place, transport, keys, seen, access.patience, seams)?;
+        let calls = Calls::new(place, transport, keys, seen, (access.patience, throttle), seams)?;
         let (calls, abilities) = probe::probe(&calls).await?;
         tracing::info!(place = %told, ?abilities, "the store was looked at");
         Ok(Self { calls, abilities, tidying: Arc::default() })

@@ -88,10 +88,10 @@ fn none(why: impl Into<String>) -> Fault {
 }
 
 /// Asks a source.
-pub(crate) async fn ask(source: &KeySource, context: &Context) -> Result<StoreKeys, Fault> {
+pub(crate) async fn ask(source: &KeySource, context: &Context, refused: Option<&str>) -> Result<StoreKeys, Fault> {
     match source {
         KeySource::Static(keys) => Ok(keys.clone()),
-        KeySource::Custom(source) => source.keys().await.map_err(none),
+        KeySource::Custom(source) => source.keys(refused).await.map_err(none),
         KeySource::Profile(name) => profile(name, context).await.map_err(none),
         KeySource::WebIdentity(identity) => web_identity(identity, context).await.map_err(none),
         KeySource::Environment => environment(context).await.map_err(none),
@@ -260,11 +260,11 @@ mod tests {
     #[tokio::test]
     async fn variables_come_first_and_must_be_both() {
         let both = [("AWS_ACCESS_KEY_ID", "A"), ("AWS_SECRET_ACCESS_KEY", "B"), ("AWS_SESSION_TOKEN", "C")];
-        let keys = ask(&KeySource::Environment, &context(&both)).await.unwrap();
+        let keys = ask(&KeySource::Environment, &context(&both), None).await.unwrap();
         let token = keys.token.as_ref().map(Secret::reveal);
         assert_eq!((keys.id.as_str(), keys.secret.reveal(), token), ("A", "B", Some("C")));
         for one in [&both[..1], &both[1..2]] {
-            let error = ask(&KeySource::Environment, &context(one)).await.unwrap_err().to_string();
+            let error = ask(&KeySource::Environment, &context(one), None).await.unwrap_err().to_string();
             assert!(error.contains("is not"), "{error}");
         }
     }
@@ -285,7 +285,7 @@ mod tests {
         )
         .unwrap();
         let home = place.path().to_str().unwrap();
-        let of = async |pairs: &[(&str, &str)]| ask(&KeySource::Environment, &context(pairs)).await;
+        let of = async |pairs: &[(&str, &str)]| ask(&KeySource::Environment, &context(pairs), None).await;
         let keys = of(&[("HOME", home)]).await.unwrap();
         assert_eq!((keys.id.as_str(), keys.secret.reveal()), ("D", "E="));
         let keys = of(&[("HOME", home), ("AWS_PROFILE", "team")]).await.unwrap();
@@ -294,7 +294,7 @@ mod tests {
         assert!(error.contains("sso_session"), "{error}");
         let error = of(&[("HOME", "/absent")]).await.unwrap_err().to_string();
         assert!(error.contains("/absent/.aws/credentials"), "{error}");
-        let keys = ask(&KeySource::Profile("team".to_owned()), &context(&[("HOME", home)])).await.unwrap();
+        let keys = ask(&KeySource::Profile("team".to_owned()), &context(&[("HOME", home)]), None).await.unwrap();
         assert_eq!(keys.id, "T");
     }
 
