@@ -566,15 +566,10 @@ pub struct KeyOptions {
     /// Keys of this profile of the tools of AWS, at the coordinator
     #[arg(long, conflicts_with_all = ["role", "access_key_id"])]
     pub profile: Option<String>,
-    /// Keys that a token service lends for this role (web identity)
-    #[arg(long, requires_all = ["token_file", "token_service"], conflicts_with = "access_key_id")]
+    /// Keys that a token service lends for this role: web identity, with the token file and the service of the
+    /// coordinators' environment (AWS_WEB_IDENTITY_TOKEN_FILE, AWS_ENDPOINT_URL_STS)
+    #[arg(long, conflicts_with = "access_key_id")]
     pub role: Option<String>,
-    /// The file with the token, at the coordinator
-    #[arg(long, value_name = "FILE", requires = "role")]
-    pub token_file: Option<String>,
-    /// The token service: https://sts.REGION.amazonaws.com
-    #[arg(long, value_name = "URL", requires = "role")]
-    pub token_service: Option<String>,
     /// The id of a key; its secret is read from --secret-key-file and kept sealed
     #[arg(long, value_name = "ID", requires = "secret_key_file")]
     pub access_key_id: Option<String>,

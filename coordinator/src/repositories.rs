@@ -19,10 +19,7 @@ use ocopea_protocol::{
     image::{Location, StoreKeys, StoreLimits},
     secret::Secret,
 };
-use ocopea_repository::{
-    Error, Keyring, Repository, StoreAbilities,
-    backend::s3::{KeySource, WebIdentity},
-};
+use ocopea_repository::{Error, Keyring, Repository, StoreAbilities, backend::s3::KeySource};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OnceCell, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
@@ -44,16 +41,13 @@ pub enum Keys {
         /// Its name.
         profile: String,
     },
-    /// Lent for a token in a file.
+    /// Lent for the token of the coordinator's environment, by the token service of its environment: were these said here,
+    /// whoever adds repositories could have any file of the coordinator's sent anywhere.
     WebIdentity {
         /// The role.
         role: String,
-        /// The file, at every coordinator.
-        token_file: String,
         /// For the service's logs.
         session: String,
-        /// The token service.
-        endpoint: String,
     },
     /// These; the secret is sealed beside it.
     Static {
@@ -229,9 +223,7 @@ fn source(row: &rows::Repository, access: &Access, vault: &Vault) -> Result<KeyS
     Ok(match access.keys.clone() {
         Keys::Environment => KeySource::Environment,
         Keys::Profile { profile } => KeySource::Profile(profile),
-        Keys::WebIdentity { role, token_file, session, endpoint } => {
-            KeySource::WebIdentity(WebIdentity { role, token_file: token_file.into(), session, endpoint })
-        }
+        Keys::WebIdentity { role, session } => KeySource::Role { role, session },
         Keys::Static { id } => {
             let fault = |error| Unusable::Sealed { name: row.name.clone(), error };
             let plain = vault.open(row.sealed.as_deref().unwrap_or_default()).map_err(fault)?;

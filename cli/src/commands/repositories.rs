@@ -54,15 +54,10 @@ pub(super) async fn repositories(
 
 /// Where keys come from, if that was said.
 fn keys(options: KeyOptions) -> Result<Option<RepositoryKeys>, Failure> {
-    let KeyOptions { profile, role, token_file, token_service, access_key_id, secret_key_file } = options;
+    let KeyOptions { profile, role, access_key_id, secret_key_file } = options;
     Ok(match (profile, role, access_key_id, secret_key_file) {
         (Some(profile), ..) => Some(RepositoryKeys::Profile { profile }),
-        (None, Some(role), ..) => Some(RepositoryKeys::WebIdentity {
-            role,
-            token_file: token_file.unwrap_or_default(),
-            session: None,
-            endpoint: token_service.unwrap_or_default(),
-        }),
+        (None, Some(role), ..) => Some(RepositoryKeys::WebIdentity { role, session: None }),
         (None, None, Some(id), Some(file)) => {
             let fault = |error| Failure::usage(format!("{} can't be read: {error}", file.display()));
             let secret = std::fs::read_to_string(&file).map_err(fault)?.trim().to_owned();

@@ -145,11 +145,9 @@ fn keys_of(input: &RepositoryKeys) -> Result<(Keys, Option<SecretKeys>), Problem
     let keys = match input {
         RepositoryKeys::Environment => Keys::Environment,
         RepositoryKeys::Profile { profile } => Keys::Profile { profile: word("profile", profile)? },
-        RepositoryKeys::WebIdentity { role, token_file, session, endpoint } => Keys::WebIdentity {
+        RepositoryKeys::WebIdentity { role, session } => Keys::WebIdentity {
             role: word("role", role)?,
-            token_file: word("token_file", token_file)?,
             session: session.as_deref().map_or(Ok("ocopea".to_owned()), |session| word("session", session))?,
-            endpoint: word("endpoint", endpoint)?,
         },
         RepositoryKeys::Static { id, secret, token } => {
             word("secret", secret)?;

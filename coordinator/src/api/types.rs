@@ -473,13 +473,9 @@ pub enum RepositoryKeys {
     WebIdentity {
         /// The role.
         role: String,
-        /// The file with the token, at every coordinator.
-        token_file: String,
-        /// A name for the session, in the service's logs.
+        /// A name for the session, for the service's logs; `ocopea` unless given.
         #[serde(default)]
         session: Option<String>,
-        /// The token service: `https://sts.REGION.amazonaws.com`.
-        endpoint: String,
     },
     /// These. Sealed in the catalog, and never shown again.
     Static {

@@ -33,6 +33,13 @@ pub enum KeySource {
     Static(StoreKeys),
     /// Keys lent for a token in a file, by a security token service.
     WebIdentity(WebIdentity),
+    /// The same, with the token file and the service of the environment.
+    Role {
+        /// The role.
+        role: String,
+        /// A name for the session, for logs of the service.
+        session: String,
+    },
     /// Whatever gives keys.
     Custom(Arc<dyn GivesKeys>),
 }
@@ -262,6 +269,7 @@ impl KeySource {
             Self::Profile(name) => format!("the profile {name:.80?}"),
             Self::Static(_) => "the configuration".to_owned(),
             Self::WebIdentity(identity) => format!("the token service {:.200}", identity.endpoint),
+            Self::Role { role, .. } => format!("the role {role:.200}"),
             Self::Custom(_) => "the given source".to_owned(),
         }
     }

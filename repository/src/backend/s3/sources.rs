@@ -94,6 +94,10 @@ pub(crate) async fn ask(source: &KeySource, context: &Context, refused: Option<&
         KeySource::Custom(source) => source.keys(refused).await.map_err(none),
         KeySource::Profile(name) => profile(name, context).await.map_err(none),
         KeySource::WebIdentity(identity) => web_identity(identity, context).await.map_err(none),
+        KeySource::Role { role, session } => match context.set("AWS_WEB_IDENTITY_TOKEN_FILE") {
+            Some(file) => as_role(role.clone(), file, session.clone(), context).await.map_err(none),
+            None => Err(none("AWS_WEB_IDENTITY_TOKEN_FILE is not set, and no token is sent but that one's")),
+        },
         KeySource::Environment => environment(context).await.map_err(none),
     }
 }
@@ -107,9 +111,7 @@ async fn environment(context: &Context) -> Result<StoreKeys, String> {
     }
     if let (Some(file), Some(role)) = (context.set("AWS_WEB_IDENTITY_TOKEN_FILE"), context.set("AWS_ROLE_ARN")) {
         let session = context.set("AWS_ROLE_SESSION_NAME").unwrap_or_else(|| "ocopea".to_owned());
-        let endpoint = context.set("AWS_ENDPOINT_URL_STS");
-        let endpoint = endpoint.unwrap_or_else(|| format!("https://sts.{}.amazonaws.com", context.region));
-        return web_identity(&WebIdentity { role, token_file: file.into(), session, endpoint }, context).await;
+        return as_role(role, file, session, context).await;
     }
     if let Some(name) = context.set("AWS_PROFILE") {
         return profile(&name, context).await;
@@ -121,6 +123,12 @@ async fn environment(context: &Context) -> Result<StoreKeys, String> {
         return container(&format!("{CONTAINER_HOST}{path}"), context).await;
     }
     profile("default", context).await.map_err(|why| format!("neither the environment nor a profile has keys ({why})"))
+}
+
+async fn as_role(role: String, file: String, session: String, context: &Context) -> Result<StoreKeys, String> {
+    let endpoint = context.set("AWS_ENDPOINT_URL_STS");
+    let endpoint = endpoint.unwrap_or_else(|| format!("https://sts.{}.amazonaws.com", context.region));
+    web_identity(&WebIdentity { role, token_file: file.into(), session, endpoint }, context).await
 }
 
 /// The sections of an INI file as the tools of AWS write it.
