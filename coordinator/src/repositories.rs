@@ -142,15 +142,17 @@ impl Way {
     }
 }
 
-/// What is open, or is being opened, and how it was got at.
-type Added = (Way, Arc<OnceCell<Repository>>);
+struct Opened {
+    way: Way,
+    repository: Arc<OnceCell<Repository>>,
+}
 
 /// See the module.
 pub struct Repositories {
     given: Repository,
     /// Written to while keys change; nothing is saved or read then.
     keys: Arc<RwLock<()>>,
-    added: Mutex<HashMap<RepositoryId, Added>>,
+    added: Mutex<HashMap<RepositoryId, Opened>>,
     /// The given one's row.
     row: OnceCell<rows::Repository>,
 }
@@ -182,11 +184,12 @@ impl Repositories {
     fn cell(&self, row: &rows::Repository) -> Arc<OnceCell<Repository>> {
         let way = Way::of(row);
         let mut added = self.added.lock().unwrap_or_else(PoisonError::into_inner);
-        let (opened, cell) = added.entry(row.id).or_insert_with(|| (way.clone(), Arc::default()));
-        if *opened != way {
-            (*opened, *cell) = (way, Arc::default());
+        let fresh = |way| Opened { way, repository: Arc::default() };
+        let opened = added.entry(row.id).or_insert_with(|| fresh(way.clone()));
+        if opened.way != way {
+            *opened = fresh(way);
         }
-        Arc::clone(cell)
+        Arc::clone(&opened.repository)
     }
 
     /// What is open of one that was removed.
