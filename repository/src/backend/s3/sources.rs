@@ -306,6 +306,16 @@ mod tests {
         assert_eq!(keys.id, "T");
     }
 
+    #[tokio::test]
+    async fn a_role_is_asked_for_with_the_token_of_the_environment_and_no_other() {
+        let role = KeySource::Role { role: "arn:aws:iam::1:role/r".to_owned(), session: "s".to_owned() };
+        let why = ask(&role, &context(&[("AWS_ROLE_ARN", "r")]), None).await.unwrap_err().to_string();
+        assert!(why.contains("AWS_WEB_IDENTITY_TOKEN_FILE is not set"), "{why}");
+        let named = [("AWS_WEB_IDENTITY_TOKEN_FILE", "/absent/token")];
+        let why = ask(&role, &context(&named), None).await.unwrap_err().to_string();
+        assert!(why.contains("/absent/token"), "{why}");
+    }
+
     #[test]
     fn ends_of_lent_keys_are_read_or_refused() {
         let keys = || plain("a".to_owned(), "b".to_owned(), None);
