@@ -326,7 +326,16 @@ pub(super) async fn remove(
         transaction.remove_repository(row.id).await?;
         noted(transaction, &actor, "repository.remove", &row).await
     };
-    coordinator.catalog.again(remove).await?;
+    match coordinator.catalog.again(remove).await {
+        Ok(()) => {}
+        Err(error @ CatalogError::Conflict(_)) => {
+            return Err(Problem {
+                next: format!("see what lies in it: ocopea images --repository {}", row.name),
+                ..error.into()
+            });
+        }
+        Err(error) => return Err(error.into()),
+    }
     coordinator.repositories.forget(row.id);
     Ok(StatusCode::NO_CONTENT)
 }
