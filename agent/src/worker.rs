@@ -243,11 +243,13 @@ impl Worker {
                 pause = (pause * 2).min(self.limits.unwanted);
             }
             tokio::select! {
+                biased;
                 () = hints => {}
                 () = polls => {}
             }
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = working => {}
         }

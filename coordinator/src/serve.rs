@@ -41,6 +41,7 @@ pub(crate) fn start(coordinator: &Arc<Coordinator>, stop: &CancellationToken) {
             loop {
                 let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
                 let incoming = tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
                     incoming = coordinator.bus.next_request() => incoming,
                 };

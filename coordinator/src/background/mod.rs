@@ -40,6 +40,7 @@ impl Coordinator {
     /// to stop.
     async fn rung<T>(&self, seen: &mut watch::Receiver<T>, stop: &CancellationToken, at_most: Duration) -> bool {
         tokio::select! {
+            biased;
             () = stop.cancelled() => false,
             // The sender lives as long as this coordinator.
             _ = seen.changed() => true,

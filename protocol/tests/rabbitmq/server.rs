@@ -110,7 +110,6 @@ impl Node {
     pub fn certificates(&self) -> Option<String> {
         (!self.said["CA"].is_empty()).then(|| std::fs::read_to_string(&self.said["CA"]).unwrap())
     }
-
 }
 
 impl Server {
