@@ -301,7 +301,8 @@ impl Worker {
             let poll = self.speaker.poll(POLL, &self.seams);
             let pause = match self.ask(&poll).await {
                 Ok(Answer::Tasks(hints)) => {
-                    hints.into_iter().for_each(|hint| self.take(hint));
+                    let hints = hints.into_iter().filter(|_| !self.seams.planted("polls-ignored"));
+                    hints.for_each(|hint| self.take(hint));
                     self.limits.poll
                 }
                 Ok(Answer::SignIn) if self.sign_in().await => continue,
@@ -373,7 +374,9 @@ impl Worker {
         let worker = Arc::clone(self);
         let attended = self.running.track_future(async move {
             worker.attend(&hint).await;
-            worker.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&hint.task);
+            if !worker.seams.planted("task-stays-taken") {
+                worker.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&hint.task);
+            }
         });
         self.seams.spawner.spawn("worker.attend", Box::pin(attended));
     }
@@ -529,7 +532,7 @@ impl Worker {
                 }
                 _ => {}
             }
-            if now() >= lease_end {
+            if now() >= lease_end && !self.seams.planted("lost-lease-kept") {
                 stop.cancel();
                 return Ended::Lost;
             }
@@ -547,6 +550,7 @@ impl Worker {
                         (granted, asked + Duration::from_millis(granted), asked, progress);
                     holder.order(order);
                 }
+                Ok(Answer::Cancel) if self.seams.planted("cancel-unheard") => {}
                 Ok(Answer::Cancel) => {
                     // The lease stays ours while we clean up.
                     (lease_end, beaten) = (asked + Duration::from_millis(lease_ms), asked);
@@ -555,6 +559,7 @@ impl Worker {
                         halt = Some(Halt::Cancelled { until: now() + LET_GO });
                     }
                 }
+                Ok(Answer::Refused { .. }) if self.seams.planted("refusal-unheard") => {}
                 Ok(Answer::Refused { why } | Answer::Ended { why }) => {
                     tracing::warn!(why, "heartbeat refused");
                     stop.cancel();
@@ -585,8 +590,12 @@ impl Worker {
             }
             *latest = progress;
         });
-        let job = Job { claimed, stop: stop.clone(), progress, holder };
-        let (work, abandoned) = (Arc::clone(&self.work), abandon.clone());
+        let (work, mut abandoned) = (Arc::clone(&self.work), abandon.clone());
+        let mut asked_to_stop = stop.clone();
+        if self.seams.planted("work-goes-on") {
+            (abandoned, asked_to_stop) = (CancellationToken::new(), CancellationToken::new());
+        }
+        let job = Job { claimed, stop: asked_to_stop, progress, holder };
         let work = async move {
             tokio::select! {
                 biased;

@@ -77,6 +77,9 @@ impl Coordinator {
                     let hint = TaskHint { task: row.task, kind, least_version: envelope::PROTOCOL_VERSION };
                     envelope::seal(&hint, "").map_err(|error| error.to_string())
                 });
+                if self.seams.planted("hint-forgotten-first") {
+                    self.catalog.published(row.id).await?;
+                }
                 match sealed {
                     Ok(sealed) => match self.bus.publish(row.site, sealed).await {
                         Ok(()) => {

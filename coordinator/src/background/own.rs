@@ -88,7 +88,7 @@ impl Coordinator {
         }
         // Two collections never run against each other, whichever coordinators they were asked of.
         let claimed = match ready.kind.as_str() {
-            "collect" => transaction.claim_alone(ready, self.instance, LEASE).await?,
+            "collect" if !self.seams.planted("two-collections") => transaction.claim_alone(ready, self.instance, LEASE).await?,
             _ => transaction.claim(ready.id, None, self.instance, LEASE).await?,
         };
         let Some(task) = claimed else { return Ok(()) };
@@ -221,6 +221,8 @@ impl Coordinator {
             move |error: ocopea_repository::Error| repository_failure(&what, &error)
         };
         match spec {
+            OwnTask::Pin { .. } if self.seams.planted("pin-skipped") => Ok("{}".to_owned()),
+            OwnTask::Unpin if self.seams.planted("pin-stays") => Ok("{}".to_owned()),
             OwnTask::Pin { records } => {
                 repository.pin(operation.id, &records).await.map_err(failed("can't pin what is being used"))?;
                 Ok("{}".to_owned())

@@ -12,12 +12,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use ocopea_protocol::{
     bus::{AgentBus, BusError, CoordinatorBus, Hint, Incoming},
-    ids::SiteId,
+    envelope::open,
+    ids::{SiteId, TaskId},
+    message::{Answer, Request, TaskHint},
     seams::Seams,
+    task::Outcome,
 };
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
+    database::SimDatabase,
     runtime::{Pid, Sim, WORLD, lock},
     scenario::Weather,
 };
@@ -33,20 +37,23 @@ struct Inner {
     hints: BTreeMap<SiteId, VecDeque<Bytes>>,
     asked: VecDeque<Asked>,
     cut_off: BTreeSet<SiteId>,
+    /// Tasks that were hinted at.
+    hinted: BTreeSet<TaskId>,
 }
 
 pub struct Bus {
     sim: Sim,
     weather: Weather,
+    database: Arc<SimDatabase>,
     inner: Mutex<Inner>,
     /// Something came, or a way is open again.
     news: Notify,
 }
 
 impl Bus {
-    pub fn new(sim: &Sim, weather: &Weather) -> Arc<Self> {
+    pub fn new(sim: &Sim, weather: &Weather, database: Arc<SimDatabase>) -> Arc<Self> {
         let (sim, weather) = (sim.clone(), weather.clone());
-        Arc::new(Self { sim, weather, inner: Mutex::default(), news: Notify::new() })
+        Arc::new(Self { sim, weather, database, inner: Mutex::default(), news: Notify::new() })
     }
 
     pub fn coordinator(self: &Arc<Self>, pid: Pid) -> Arc<dyn CoordinatorBus> {
@@ -79,6 +86,25 @@ impl Bus {
         lock(&self.inner).asked.clear();
     }
 
+    /// Whether a hint at the task was ever put into its site's queue.
+    pub fn was_hinted(&self, task: &str) -> bool {
+        task.parse().is_ok_and(|task| lock(&self.inner).hinted.contains(&task))
+    }
+
+    /// A success that was taken must be that of the last attempt.
+    fn look_at(&self, request: &Bytes, answer: &Bytes) {
+        let (Ok(request), Ok(answer)) = (open::<Request>(request), open::<Answer>(answer)) else { return };
+        let Request::Finish { claimed, outcome: Outcome::Succeeded(_) } = request.message else { return };
+        let sql = format!(
+            "SELECT attempt FROM tasks WHERE id = x'{}' AND attempt <> {}",
+            claimed.task.0.simple(),
+            claimed.attempt
+        );
+        if matches!(answer.message, Answer::Recorded) && !self.database.ask(&sql).is_empty() {
+            self.sim.wrong("the outcome of an older attempt was taken".to_owned());
+        }
+    }
+
     fn is_cut_off(&self, site: SiteId) -> bool {
         lock(&self.inner).cut_off.contains(&site)
     }
@@ -96,6 +122,9 @@ impl Bus {
     }
 
     fn enqueue(self: &Arc<Self>, site: SiteId, hint: Bytes) {
+        if let Ok(opened) = open::<TaskHint>(&hint) {
+            lock(&self.inner).hinted.insert(opened.message.task);
+        }
         let (bus, latency) = (self.clone(), self.latency());
         let work = async move {
             bus.sim.sleep(latency).await;
@@ -164,9 +193,10 @@ impl CoordinatorBus for CoordinatorEnd {
         let asked = bus.wait(|inner| inner.asked.pop_front()).await;
         let (reply, answer) = oneshot::channel();
         let (site, request, back) = (asked.site, asked.bytes, asked.back);
-        let way_back = bus.clone();
+        let (way_back, question) = (bus.clone(), request.clone());
         let work = async move {
             let Ok(answer) = answer.await else { return };
+            way_back.look_at(&question, &answer);
             if way_back.happens(|rates| rates.bus_loses) {
                 return;
             }

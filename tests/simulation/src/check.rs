@@ -85,6 +85,32 @@ fn catalog(world: &World) {
         "one request was written down twice",
     );
     none(world, "SELECT kind FROM operations WHERE ended IS NULL", "an operation has no end");
+    none(
+        world,
+        "SELECT title FROM operations WHERE cancel_requested IS NOT NULL AND state = 'succeeded'",
+        "an operation succeeded though it was to stop",
+    );
+    let noted: BTreeSet<String> =
+        world.database.ask("SELECT subject FROM audit WHERE action LIKE '%.request'").into_iter().collect();
+    for operation in world.database.ask("SELECT id FROM operations") {
+        if !noted.contains(&operation) {
+            world.sim.wrong("an operation was not written down for the audit".to_owned());
+        }
+    }
+    for task in world.database.ask("SELECT id FROM tasks WHERE site IS NOT NULL AND attempt > 0") {
+        if !world.bus.was_hinted(&task) {
+            world.sim.wrong("a task was never hinted at".to_owned());
+        }
+    }
+    // Nobody takes away what a save has stored, or what a restore has pinned.
+    none(
+        world,
+        "SELECT operations.kind || ' ' || label || ': ' || tasks.failure FROM tasks JOIN operations ON \
+         operations.id = operation WHERE (operations.kind = 'save' OR label LIKE 'load:%' OR label LIKE 'push:%') AND \
+         (tasks.failure LIKE '%repository.blobs-missing%' OR tasks.failure LIKE '%repository.missing%' OR \
+         tasks.failure LIKE '%repository.damaged%')",
+        "something is missing in the repository",
+    );
     let there: BTreeSet<String> = world.database.ask("SELECT id FROM operations").into_iter().collect();
     for (key, operation) in lock(&world.accepted).iter() {
         if !there.contains(&operation.to_string()) {
@@ -178,6 +204,8 @@ async fn images(world: &World) -> anyhow::Result<BTreeMap<String, Contents>> {
     }
     let mut found = BTreeMap::new();
     for image in rows.iter().filter(|image| refs.contains(&image.id.to_string())) {
+        // Lists come without records.
+        let image = catalog.image(world.actor.team, &image.id.to_string()).await?;
         let record: Record = serde_json::from_str(&image.body)?;
         match contents(world, &repository, &record, &image.record).await {
             Ok(contents) => {

@@ -28,6 +28,9 @@ BEGIN INSERT INTO wrong VALUES ('a task became ' || NEW.state || ' after it had 
 CREATE TRIGGER task_claimed_twice AFTER UPDATE OF instance ON tasks
 WHEN OLD.state = 'claimed' AND NEW.state = 'claimed' AND NEW.instance IS NOT OLD.instance
 BEGIN INSERT INTO wrong VALUES ('a claimed task was given to another'); END;
+CREATE TRIGGER two_collections AFTER UPDATE OF state ON tasks
+WHEN NEW.kind = 'collect' AND NEW.state = 'claimed' AND (SELECT count(*) FROM tasks WHERE kind = 'collect' AND state = 'claimed') > 1
+BEGIN INSERT INTO wrong VALUES ('two collections run at the same time'); END;
 CREATE TRIGGER output_changed AFTER UPDATE OF output ON tasks
 WHEN OLD.output IS NOT NULL AND NEW.output IS NOT OLD.output
 BEGIN INSERT INTO wrong VALUES ('the outcome of a task was written twice'); END;

@@ -26,6 +26,9 @@ use crate::chance::Chance;
 /// When the simulated world begins, in milliseconds: November 2026.
 const BEGINNING: i64 = 1_795_000_000_000;
 
+/// Polls of one seed: many times what any needs.
+const MOST_POLLS: u64 = 3_000_000;
+
 /// A process, as long as it lives. One that is started again is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pid(u32);
@@ -244,7 +247,7 @@ impl Sim {
         };
         self.spawn(WORLD, "main", Box::pin(work));
         while !over.load(std::sync::atomic::Ordering::SeqCst) {
-            if !self.step() {
+            if self.inner().polls > MOST_POLLS || !self.step() {
                 return false;
             }
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ocopea_agent::worker::{Identity, Limits, Worker};
-use ocopea_catalog_db::{Catalog, CatalogError, access::Actor};
+use ocopea_catalog_db::{Catalog, access::Actor};
 use ocopea_coordinator::{Coordinator, vault::Vault};
 use ocopea_protocol::{
     identity::SiteKey,
@@ -18,7 +18,7 @@ use ocopea_protocol::{
     seams::BoxFuture,
     secret::Secret32,
 };
-use ocopea_repository::{Keyring, Repository, StoreAccess};
+use ocopea_repository::{Keyring, Repository};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -135,7 +135,7 @@ pub struct World {
     pub actor: Actor,
     pub sites: Vec<(SiteId, SiteKey)>,
     pub clusters: Vec<Site>,
-    bus: Arc<Bus>,
+    pub bus: Arc<Bus>,
     keyring: Keyring,
     coordinators: Arc<Mutex<Vec<Option<Running>>>>,
     agents: Arc<Mutex<Vec<Option<(Pid, CancellationToken)>>>>,
@@ -156,7 +156,7 @@ pub fn run(template: &Template, seed: u64, loud: bool, planted: Option<String>) 
     let (sim, weather) = (Sim::new(seed, loud, planted), Weather::default());
     let database = Arc::new(SimDatabase::new(&sim, &weather, &template.database)?);
     let world = World {
-        bus: Bus::new(&sim, &weather),
+        bus: Bus::new(&sim, &weather, database.clone()),
         store: Store::new(&sim, &weather, template.objects.clone()),
         database,
         actor: template.actor.clone(),
@@ -497,6 +497,14 @@ impl World {
                 return true;
             }
             if self.sim.now() - begun > at_most {
+                for task in self.database.ask(
+                    "SELECT operations.kind || ' ' || label || ' ' || tasks.state || ' attempt ' || attempt || ' lease ' || \
+                     coalesce(lease_until, '-') || ' not before ' || not_before FROM tasks JOIN operations ON \
+                     operations.id = operation WHERE tasks.state NOT IN ('succeeded', 'failed', 'cancelled')",
+                ) {
+                    let now = self.sim.database_seams(WORLD).clock.now().0;
+                    self.sim.note(|| format!("not over: {task} (now {now})"));
+                }
                 self.sim.wrong("an operation does not end".to_owned());
                 return false;
             }
@@ -513,10 +521,6 @@ impl World {
     /// A catalog of our own, to look at.
     pub fn catalog(&self) -> Catalog {
         Catalog::driven(self.database.clone(), self.sim.database_seams(WORLD))
-    }
-
-    pub fn stores(&self) -> StoreAccess {
-        StoreAccess::default()
     }
 
     /// Lets go of everything: processes refer to each other.
