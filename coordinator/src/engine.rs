@@ -251,6 +251,11 @@ async fn undo(
     operation.state = if cancelled { OperationState::Cancelled } else { OperationState::Failed };
     transaction.save_operation(operation).await?;
     match (operation.kind.as_str(), operation.image) {
+        ("delete-image", Some(image))
+            if plan::repository::is_gone(&Tasks(&now)) && !transaction.seams.planted("deletion-not-looked-at") =>
+        {
+            transaction.remove_image(image).await?;
+        }
         ("delete-image", Some(image)) => transaction.show_image(image).await?,
         // A reindex may have seen the ref between the commit and its undo.
         ("save", Some(image)) => transaction.remove_image(image).await?,

@@ -88,7 +88,9 @@ impl Coordinator {
         }
         // Two collections never run against each other, whichever coordinators they were asked of.
         let claimed = match ready.kind.as_str() {
-            "collect" if !self.seams.planted("two-collections") => transaction.claim_alone(ready, self.instance, LEASE).await?,
+            "collect" if !self.seams.planted("two-collections") => {
+                transaction.claim_alone(ready, self.instance, LEASE).await?
+            }
             _ => transaction.claim(ready.id, None, self.instance, LEASE).await?,
         };
         let Some(task) = claimed else { return Ok(()) };
@@ -244,6 +246,16 @@ impl Coordinator {
             OwnTask::DeleteRef { image } => {
                 let reclaim = repository.delete_image(image).await.map_err(failed("can't delete the image"))?;
                 plan::encode(&reclaim)
+            }
+            OwnTask::LookForRef { image } => {
+                let found = repository.image(image).await;
+                // What can't be read is there.
+                let there = match found {
+                    Ok(found) => found.is_some(),
+                    Err(error) if error.is_breakage() => true,
+                    Err(error) => return Err(failed("can't look for the image")(error)),
+                };
+                Ok(if there { "{}".to_owned() } else { plan::repository::GONE.to_owned() })
             }
             OwnTask::Collect { grace_s } => {
                 let options =

@@ -49,12 +49,7 @@ impl Coordinator {
 
     /// Leases stand in the catalog by the machine's wall clock, or by its server's. When that one was set, all that are
     /// held begin anew: nobody loses a task because of it, and no dead one's task waits for hours.
-    async fn reap_once(
-        &self,
-        epoch: Epoch,
-        before: Moment,
-        moment: Moment,
-    ) -> Result<(), CatalogError> {
+    async fn reap_once(&self, epoch: Epoch, before: Moment, moment: Moment) -> Result<(), CatalogError> {
         let (now, _) = moment;
         let jump = set_by(before, moment);
         // A lease that ends later than any that is given now was written before the clock was put back, unseen by this one.

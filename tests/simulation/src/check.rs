@@ -181,7 +181,8 @@ async fn images(world: &World) -> anyhow::Result<BTreeMap<String, Contents>> {
         world.sim.wrong(format!("an image is broken: {} {}", broken.object, broken.why));
     }
     // A save that succeeded has its image, unless somebody deleted it; none other has one.
-    let deleted = "SELECT image FROM operations WHERE kind = 'delete-image' AND state = 'succeeded'";
+    let deleted = "SELECT image FROM operations WHERE kind = 'delete-image' AND (state = 'succeeded' OR id IN (SELECT operation \
+                   FROM tasks WHERE label = 'undo:look' AND output = 'null'))";
     none(
         world,
         &format!(

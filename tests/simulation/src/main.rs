@@ -2,7 +2,8 @@
 //!
 //! The coordinator, the agent's worker, the catalog and the repository are the real ones. Below them are a database, a
 //! store, a bus and clusters in memory (`database`, `store`, `bus`, `site` and `work`), which fail as chance says.
-//! `scenario` is what happens in a seed, `check` what must hold behind it. `docs/decisions/simulation.md` says why so.
+//! `scenario` is what happens in a seed, `check` what must hold behind it, `planted` what breaks it on purpose.
+//! `docs/decisions/simulation.md` says why so.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,7 +11,7 @@
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::disallowed_methods,
-    reason = "a simulation stops at the first surprise, and says so"
+    reason = "a simulation stops at the first surprise, and says so; it takes real time to run"
 )]
 
 mod bus;
@@ -18,64 +19,66 @@ mod chance;
 mod check;
 mod database;
 mod people;
+mod planted;
+mod runner;
 mod runtime;
 mod scenario;
 mod site;
 mod store;
 mod work;
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
-/// Simulates seeds.
+/// Simulates seeds: coordinators and agents with faults, in virtual time.
 #[derive(Parser)]
 struct Arguments {
-    /// One seed, with all that happens
+    /// Plays one seed, and tells what happens
     #[arg(long)]
     seed: Option<u64>,
     /// Seeds from FIRST up to LAST (without it)
-    #[arg(long, default_value = "0..300")]
-    seeds: String,
+    #[arg(long, value_name = "FIRST..LAST", default_value = "0..10000")]
+    seeds: runner::Seeds,
+    /// Ends after so many seconds, whatever was done
+    #[arg(long = "for", value_name = "SECONDS")]
+    at_most: Option<u64>,
+    /// Processes; as many as there are cores
+    #[arg(long)]
+    jobs: Option<u64>,
     /// With the logs of coordinators and agents
     #[arg(long)]
     log: bool,
-    /// The protection that is broken
-    #[arg(long)]
+    /// Breaks this protection
+    #[arg(long, value_name = "NAME")]
     plant: Option<String>,
+    /// Breaks this protection, or one after the other, until it is noticed; prints who noticed what
+    #[arg(long, value_name = "NAME|all", conflicts_with_all = ["seed", "plant"])]
+    planted: Option<String>,
+    /// One of the processes: every so many-th seed, from its own
+    #[arg(long, hide = true, value_name = "OWN/ALL")]
+    share: Option<String>,
+    /// Ends with the first seed that is wrong
+    #[arg(long, hide = true)]
+    first: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     if arguments.log {
-        tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::DEBUG)
-            .with_writer(std::io::stderr)
-            .without_time()
-            .with_ansi(false)
-            .init();
+        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr);
+        log.without_time().with_ansi(false).init();
     }
-    let place = tempfile::tempdir()?;
-    let template = scenario::Template::new(place.path())?;
+    let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get() as u64);
+    let jobs = arguments.jobs.unwrap_or(cores).max(1);
     if let Some(seed) = arguments.seed {
-        let ended = scenario::run(&template, seed, true, arguments.plant)?;
-        println!(
-            "{:?} trace {:016x} polls {} virtual {:?}",
-            ended.operations, ended.trace, ended.polls, ended.virtual_time
-        );
-        for wrong in ended.wrong {
-            println!("seed {seed}: {wrong}");
-        }
-        return Ok(());
+        return runner::one(seed, arguments.plant);
     }
-    let (first, last) = arguments.seeds.split_once("..").unwrap_or(("0", "300"));
-    let begun = std::time::Instant::now();
-    let mut count = 0;
-    for seed in first.parse::<u64>()?..last.parse()? {
-        let ended = scenario::run(&template, seed, false, arguments.plant.clone())?;
-        count += 1;
-        for wrong in ended.wrong {
-            println!("seed {seed}: {wrong}");
-        }
+    if let Some(share) = &arguments.share {
+        return runner::share(&arguments.seeds, share, arguments.plant, arguments.first);
     }
-    println!("{count} seeds in {:?}", begun.elapsed());
-    Ok(())
+    if let Some(planted) = &arguments.planted {
+        return runner::planted(planted, &arguments.seeds, jobs);
+    }
+    runner::all(&arguments.seeds, arguments.at_most, jobs, arguments.plant.as_deref())
 }
