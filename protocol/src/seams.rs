@@ -50,6 +50,9 @@ pub trait Faults: Send + Sync {
     }
 }
 
+/// Whether protections can be broken: in builds for development, where [`Faults::planted`] counts.
+pub const CAN_PLANT: bool = cfg!(debug_assertions);
+
 /// All seams together; cheap to clone.
 #[derive(Clone)]
 pub struct Seams {
@@ -84,7 +87,7 @@ impl Seams {
     /// Whether a test wants to know what happens without the protection `name` (`docs/reliability.md` lists them). Never
     /// outside of builds for development.
     pub fn planted(&self, name: &str) -> bool {
-        cfg!(debug_assertions) && self.faults.planted(name)
+        CAN_PLANT && self.faults.planted(name)
     }
 
     /// A UUID version 7 of this moment.

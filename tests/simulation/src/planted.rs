@@ -66,10 +66,6 @@ pub const PLANTED: &[Planted] = &[
     Planted {
         name: "epoch-unchecked",
         what: "a leader that was replaced goes on changing things",
-        noticed: Noticed::ByTest(
-            "ocopea-coordinator",
-            "api",
-            "a_leader_frozen_before_it_takes_a_task_back_thaws_without_effect",
-        ),
+        noticed: Noticed::ByTest("ocopea-catalog-db", "catalog", "what_was_begun_in_an_epoch_that_is_over_is_refused"),
     },
 ];
