@@ -39,7 +39,7 @@ fn none(world: &World, sql: &str, what: &str) {
 /// After the faults, when every operation has ended.
 pub async fn after_recovery(world: &World) {
     // What was still under way when the last operation ended comes to its end.
-    world.sim.sleep(std::time::Duration::from_secs(30)).await;
+    world.sim.sleep(std::time::Duration::from_secs(12)).await;
     catalog(world);
     match images(world).await {
         Ok(images) => environments(world, &images),

@@ -107,7 +107,7 @@ fn cell(value: ValueRef<'_>) -> Result<Cell, Fault> {
         ValueRef::Null => Cell::Null,
         ValueRef::Integer(number) => Cell::Integer(number),
         ValueRef::Real(_) => return Err(refused("a fraction")),
-        ValueRef::Text(text) => Cell::Text(String::from_utf8_lossy(text).into_owned()),
+        ValueRef::Text(text) => Cell::Text(std::str::from_utf8(text).map_err(|_| refused("such a text"))?.to_owned()),
         ValueRef::Blob(bytes) => Cell::Id(bytes.try_into().map_err(|_| refused("a blob"))?),
     })
 }

@@ -292,11 +292,19 @@ pub async fn clear(world: &World) {
     for image in catalog.images(world.actor.team, &search).await.unwrap_or_default() {
         ask_for(world, format!("clear {}", image.id), Wish::Delete { image: image.id }).await;
     }
-    while !world.database.ask("SELECT id FROM operations WHERE state IN ('running', 'undoing')").is_empty() {
-        world.sim.sleep(Duration::from_millis(500)).await;
-    }
+    all_over(world).await;
     for round in 0..2 {
-        ask_for(world, format!("clear collect {round}"), Wish::Collect { grace_s: 1 }).await;
-        world.sim.sleep(Duration::from_secs(4)).await;
+        ask_for(world, format!("clear collect {round}"), Wish::Collect { grace_s: 0 }).await;
+        all_over(world).await;
+    }
+}
+
+/// As long as it takes: who waits for it knows how long that may be.
+async fn all_over(world: &World) {
+    let begun = world.sim.now();
+    while !world.database.ask("SELECT id FROM operations WHERE state IN ('running', 'undoing')").is_empty()
+        && world.sim.now() - begun < Duration::from_secs(1500)
+    {
+        world.sim.sleep(Duration::from_millis(300)).await;
     }
 }

@@ -259,12 +259,11 @@ impl Sim {
             let mut inner = self.inner();
             let mut ready = lock(&self.ready);
             ready.retain(|id| inner.tasks.contains_key(id));
-            let able: Vec<u64> = ready
-                .iter()
-                .copied()
-                .filter(|id| inner.tasks.get(id).is_some_and(|task| !inner.processes[task.pid.0 as usize].frozen))
-                .collect();
-            let picked = able.get(inner.chance.below(able.len() as u64) as usize).copied();
+            let able = |id: &u64| inner.tasks.get(id).is_some_and(|task| !inner.processes[task.pid.0 as usize].frozen);
+            let count = ready.iter().filter(|id| able(id)).count() as u64;
+            let picked = inner.chance.below(count) as usize;
+            let able = |id: &u64| inner.tasks.get(id).is_some_and(|task| !inner.processes[task.pid.0 as usize].frozen);
+            let picked = ready.iter().copied().filter(able).nth(picked);
             if let Some(id) = picked {
                 ready.remove(&id);
             }
