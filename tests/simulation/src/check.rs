@@ -39,7 +39,14 @@ fn none(world: &World, sql: &str, what: &str) {
 /// After the faults, when every operation has ended.
 pub async fn after_recovery(world: &World) {
     // What was still under way when the last operation ended comes to its end.
-    world.sim.sleep(std::time::Duration::from_secs(12)).await;
+    world.sim.sleep(std::time::Duration::from_secs(10)).await;
+    // Hints of one who died are the leader's, and it may take the time of a leader's lease until there is one.
+    for _ in 0..30 {
+        if world.database.ask("SELECT id FROM outbox").is_empty() {
+            break;
+        }
+        world.sim.sleep(std::time::Duration::from_secs(1)).await;
+    }
     catalog(world);
     match images(world).await {
         Ok(images) => environments(world, &images),
@@ -277,6 +284,7 @@ fn environments(world: &World, images: &BTreeMap<String, Contents>) {
 
 /// After everything was removed: what is left was leaked.
 pub async fn after_clearing(world: &World) {
+    world.sim.sleep(std::time::Duration::from_secs(1)).await;
     catalog(world);
     none(world, "SELECT name FROM images", "an image can't be deleted");
     none(

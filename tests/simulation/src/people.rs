@@ -123,7 +123,7 @@ async fn choose(world: &World, number: u64, wish: u64) -> Option<Wish> {
             Wish::Remove { environment: there.get(one as usize)?.parse().ok()? }
         }
         78..88 => Wish::Delete { image: image()? },
-        88..97 => Wish::Collect { grace_s: world.sim.chance(|chance| chance.within(0..6)) },
+        88..97 => Wish::Collect { grace_s: world.sim.chance(|chance| chance.within(1..16)) },
         _ => Wish::Verify,
     })
 }
@@ -294,7 +294,7 @@ pub async fn clear(world: &World) {
     }
     all_over(world).await;
     for round in 0..2 {
-        ask_for(world, format!("clear collect {round}"), Wish::Collect { grace_s: 0 }).await;
+        ask_for(world, format!("clear collect {round}"), Wish::Collect { grace_s: 1 }).await;
         all_over(world).await;
     }
 }

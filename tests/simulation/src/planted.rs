@@ -26,6 +26,7 @@ pub const PLANTED: &[Planted] = &[
     seeds("hint-forgotten-first", "the relay forgets a hint before the bus has it"),
     seeds("result-unfenced", "the outcome of an older attempt counts"),
     seeds("heartbeat-unfenced", "a heartbeat counts, whoever holds the task, and though it is over"),
+    seeds("holder-goes-back", "a heartbeat that comes late makes a snapshot that is open one that waits to be opened"),
     seeds("hand-back-unfenced", "whoever hands a task back takes it from the attempt that holds it now"),
     seeds("claimed-twice", "a claimed task is given to another"),
     seeds("attempt-not-counted", "a claim makes no new attempt"),

@@ -139,6 +139,8 @@ pub struct World {
     keyring: Keyring,
     coordinators: Arc<Mutex<Vec<Option<Running>>>>,
     agents: Arc<Mutex<Vec<Option<(Pid, CancellationToken)>>>>,
+    /// When the database's clock was set last.
+    clock_set: Arc<Mutex<Option<Duration>>>,
     /// What people were told: the operations that their requests stand for.
     pub accepted: Arc<Mutex<BTreeMap<String, OperationId>>>,
 }
@@ -165,6 +167,7 @@ pub fn run(template: &Template, seed: u64, loud: bool, planted: Option<String>) 
         keyring: template.keyring.clone(),
         coordinators: Arc::default(),
         agents: Arc::default(),
+        clock_set: Arc::default(),
         accepted: Arc::default(),
         sim: sim.clone(),
         weather,
@@ -301,6 +304,15 @@ impl World {
         all[at] = Some((pid, stop));
     }
 
+    /// A clock that is put forward while no coordinator looks costs leases: nobody can know (`docs/reliability.md`).
+    fn excuse_lost_leases(&self) {
+        let count = lock(&self.coordinators).iter().flatten().count();
+        let set = lock(&self.clock_set).is_some_and(|set| self.sim.now() < set + Duration::from_secs(8));
+        if set && count < lock(&self.coordinators).len() {
+            self.clusters.iter().for_each(Site::lease_may_be_lost);
+        }
+    }
+
     fn kill(&self, pid: Pid) {
         self.sim.kill(pid);
         self.clusters.iter().for_each(|cluster| cluster.process_ended(pid));
@@ -388,6 +400,7 @@ impl World {
                 self.sleep(1..3000).await;
             }
             self.kill(running.pid);
+            self.excuse_lost_leases();
             self.rages(&storm, 100..12_000).await;
             self.start_coordinator(at);
         }
@@ -421,6 +434,10 @@ impl World {
             self.sim.note(|| format!("{pid:?} is frozen"));
             self.sim.freeze(*pid, true);
             self.clusters.iter().for_each(|cluster| cluster.process_frozen(*pid));
+            let set = lock(&self.clock_set).is_some_and(|set| self.sim.now() < set + Duration::from_secs(8));
+            if set {
+                self.clusters.iter().for_each(Site::lease_may_be_lost);
+            }
             self.rages(&storm, 1000..40_000).await;
             self.sim.note(|| format!("{pid:?} goes on"));
             self.sim.freeze(*pid, false);
@@ -449,6 +466,8 @@ impl World {
                 None => {
                     self.sim.note(|| format!("the database's clock is set: {ahead} ms"));
                     self.sim.set_database_clock(ahead);
+                    *lock(&self.clock_set) = Some(self.sim.now());
+                    self.excuse_lost_leases();
                 }
             }
         }

@@ -65,6 +65,7 @@ pub struct Snapshot {
 pub struct Doing {
     pub pid: Pid,
     pub attempt: u32,
+    /// It may go on for a while where another has begun.
     pub was_frozen: bool,
 }
 
@@ -97,6 +98,11 @@ impl Site {
         for doing in state.doing.values_mut() {
             doing.retain(|doing| doing.pid != pid);
         }
+    }
+
+    /// Whoever works may be taken for dead.
+    pub fn lease_may_be_lost(&self) {
+        self.state().doing.values_mut().flatten().for_each(|doing| doing.was_frozen = true);
     }
 
     /// Somebody who was frozen may go on where another began.

@@ -105,6 +105,15 @@ impl Inner {
         Ok(())
     }
 
+    /// Whether a list that was written by `then` condemns it.
+    fn was_condemned(&self, digest: &str, then: i64) -> bool {
+        let lists =
+            self.objects.range("condemned/".to_owned()..).take_while(|(name, _)| name.starts_with("condemned/"));
+        lists
+            .filter(|(_, (_, modified))| *modified <= then)
+            .any(|(_, (bytes, _))| bytes.windows(digest.len()).any(|window| window == digest.as_bytes()))
+    }
+
     fn find(&self, name: &str) -> Result<&Bytes> {
         let found = self.objects.get(name).map(|(bytes, _)| bytes);
         found.ok_or_else(|| Error::Missing { object: name.to_owned() })
@@ -166,7 +175,14 @@ impl Backend for Store {
     }
 
     async fn delete(&self, name: &str) -> Result<()> {
-        self.call("delete", name, |inner, _| {
+        self.call("delete", name, |inner, now| {
+            // Every collection here has a grace time of a second at least.
+            if let Some(digest) = name.strip_prefix("blobs/sha256/")
+                && inner.objects.contains_key(name)
+                && !inner.was_condemned(digest, now - 1000)
+            {
+                self.sim.wrong("a blob was deleted before its grace time was over".to_owned());
+            }
             inner.objects.remove(name);
             Ok(())
         })
