@@ -28,6 +28,7 @@ use crate::{
 
 struct Asked {
     site: SiteId,
+    by: Pid,
     bytes: Bytes,
     back: Arc<Mutex<Option<oneshot::Sender<Bytes>>>>,
 }
@@ -37,6 +38,8 @@ struct Inner {
     hints: BTreeMap<SiteId, VecDeque<Bytes>>,
     asked: VecDeque<Asked>,
     cut_off: BTreeSet<SiteId>,
+    /// Agents that are cut off alone.
+    alone: BTreeSet<Pid>,
     /// Tasks that were hinted at.
     hinted: BTreeSet<TaskId>,
 }
@@ -56,8 +59,8 @@ impl Bus {
         Arc::new(Self { sim, weather, database, inner: Mutex::default(), news: Notify::new() })
     }
 
-    pub fn coordinator(self: &Arc<Self>, pid: Pid) -> Arc<dyn CoordinatorBus> {
-        Arc::new(CoordinatorEnd { bus: self.clone(), pid })
+    pub fn coordinator(self: &Arc<Self>) -> Arc<dyn CoordinatorBus> {
+        Arc::new(CoordinatorEnd { bus: self.clone() })
     }
 
     pub fn agent(self: &Arc<Self>, pid: Pid, site: SiteId, seams: Seams) -> Arc<dyn AgentBus> {
@@ -71,6 +74,18 @@ impl Bus {
             inner.cut_off.insert(site);
         } else {
             inner.cut_off.remove(&site);
+        }
+        drop(inner);
+        self.news.notify_waiters();
+    }
+
+    /// Cuts one agent off, or joins it again.
+    pub fn cut_off_alone(&self, agent: Pid, cut: bool) {
+        let mut inner = lock(&self.inner);
+        if cut {
+            inner.alone.insert(agent);
+        } else {
+            inner.alone.remove(&agent);
         }
         drop(inner);
         self.news.notify_waiters();
@@ -105,8 +120,9 @@ impl Bus {
         }
     }
 
-    fn is_cut_off(&self, site: SiteId) -> bool {
-        lock(&self.inner).cut_off.contains(&site)
+    fn is_cut_off(&self, site: SiteId, agent: Pid) -> bool {
+        let inner = lock(&self.inner);
+        inner.cut_off.contains(&site) || inner.alone.contains(&agent)
     }
 
     fn latency(&self) -> Duration {
@@ -166,7 +182,6 @@ impl Bus {
 
 struct CoordinatorEnd {
     bus: Arc<Bus>,
-    pid: Pid,
 }
 
 #[async_trait]
@@ -192,7 +207,7 @@ impl CoordinatorBus for CoordinatorEnd {
         let bus = &self.bus;
         let asked = bus.wait(|inner| inner.asked.pop_front()).await;
         let (reply, answer) = oneshot::channel();
-        let (site, request, back) = (asked.site, asked.bytes, asked.back);
+        let Asked { site, by, bytes: request, back } = asked;
         let (way_back, question) = (bus.clone(), request.clone());
         let work = async move {
             let Ok(answer) = answer.await else { return };
@@ -201,7 +216,7 @@ impl CoordinatorBus for CoordinatorEnd {
                 return;
             }
             way_back.sim.sleep(way_back.latency()).await;
-            while way_back.is_cut_off(site) {
+            while way_back.is_cut_off(site, by) {
                 way_back.sim.sleep(Duration::from_millis(500)).await;
             }
             let asker = lock(&back).take();
@@ -212,7 +227,6 @@ impl CoordinatorBus for CoordinatorEnd {
         };
         // What is on its way back doesn't depend on who sent it.
         bus.sim.spawn(WORLD, "bus.answer", Box::pin(work));
-        let _ = self.pid;
         Ok(Incoming { site, request, reply })
     }
 
@@ -233,8 +247,13 @@ impl AgentBus for AgentEnd {
         if bus.happens(|rates| rates.bus_refuses) {
             return Err(BusError::Unavailable("the connection was lost".to_owned()));
         }
+        let pid = self.pid;
         let take = |inner: &mut Inner| {
-            if inner.cut_off.contains(&site) { None } else { inner.hints.get_mut(&site)?.pop_front() }
+            if inner.cut_off.contains(&site) || inner.alone.contains(&pid) {
+                None
+            } else {
+                inner.hints.get_mut(&site)?.pop_front()
+            }
         };
         let bytes = bus.wait(take).await;
         let (way_back, pid, again) = (bus.clone(), self.pid, bytes.clone());
@@ -248,18 +267,18 @@ impl AgentBus for AgentEnd {
 
     async fn request(&self, request: Bytes, patience_ms: u64) -> Result<Bytes, BusError> {
         let bus = &self.bus;
-        if bus.is_cut_off(self.site) && bus.happens(|_| 500) {
+        if bus.is_cut_off(self.site, self.pid) && bus.happens(|_| 500) {
             bus.sim.sleep(bus.latency()).await;
             return Err(BusError::Unavailable("the broker can't be reached".to_owned()));
         }
         let (back, answer) = oneshot::channel();
         let back = Arc::new(Mutex::new(Some(back)));
         let exchange = async {
-            while bus.is_cut_off(self.site) {
+            while bus.is_cut_off(self.site, self.pid) {
                 bus.sim.sleep(Duration::from_millis(500)).await;
             }
             let (lost, doubled) = (bus.happens(|rates| rates.bus_loses), bus.happens(|rates| rates.bus_doubles));
-            let asked = || Asked { site: self.site, bytes: request.clone(), back: back.clone() };
+            let asked = || Asked { site: self.site, by: self.pid, bytes: request.clone(), back: back.clone() };
             if !lost {
                 bus.ask(asked());
             }

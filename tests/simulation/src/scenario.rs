@@ -267,7 +267,7 @@ impl World {
             let Ok(vault) = Vault::new(&Secret32([7; 32])) else {
                 return world.sim.wrong("a coordinator could not start".to_owned());
             };
-            let coordinator = Coordinator::new(catalog, opened, vault, world.bus.coordinator(pid), seams);
+            let coordinator = Coordinator::new(catalog, opened, vault, world.bus.coordinator(), seams);
             coordinator.start(&stop);
             *lock(&slot) = Some(coordinator);
         };
@@ -446,7 +446,18 @@ impl World {
 
     async fn partitions(self, storm: CancellationToken) {
         while self.rages(&storm, 500..15_000).await {
-            let at = self.sim.chance(|chance| chance.below(self.sites.len() as u64));
+            let (at, alone) = self.sim.chance(|chance| (chance.below(self.sites.len() as u64), chance.per_mille(600)));
+            if alone {
+                let agents: Vec<Pid> = lock(&self.agents).iter().flatten().map(|(pid, _)| *pid).collect();
+                let one = self.sim.chance(|chance| chance.below(agents.len() as u64));
+                let Some(agent) = agents.get(one as usize) else { continue };
+                self.sim.note(|| format!("{agent:?} is cut off"));
+                self.bus.cut_off_alone(*agent, true);
+                self.rages(&storm, 500..45_000).await;
+                self.sim.note(|| format!("{agent:?} is there again"));
+                self.bus.cut_off_alone(*agent, false);
+                continue;
+            }
             let site = self.sites[at as usize].0;
             self.sim.note(|| format!("{} is cut off", SITES[at as usize]));
             self.bus.cut_off(site, true);
