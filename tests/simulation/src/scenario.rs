@@ -125,6 +125,9 @@ struct Running {
     coordinator: Arc<Mutex<Option<Arc<Coordinator>>>>,
 }
 
+/// An agent that runs, and what tells it to stop.
+type RunningAgent = (Pid, CancellationToken);
+
 /// Everything of one seed; cheap to clone.
 #[derive(Clone)]
 pub struct World {
@@ -138,7 +141,7 @@ pub struct World {
     pub bus: Arc<Bus>,
     keyring: Keyring,
     coordinators: Arc<Mutex<Vec<Option<Running>>>>,
-    agents: Arc<Mutex<Vec<Option<(Pid, CancellationToken)>>>>,
+    agents: Arc<Mutex<Vec<Option<RunningAgent>>>>,
     /// When the database's clock was set last.
     clock_set: Arc<Mutex<Option<Duration>>>,
     /// What people were told: the operations that their requests stand for.
@@ -560,7 +563,7 @@ impl World {
             self.sim.kill(running.pid);
             lock(&running.coordinator).take();
         }
-        let agents: Vec<(Pid, CancellationToken)> = lock(&self.agents).drain(..).flatten().collect();
+        let agents: Vec<RunningAgent> = lock(&self.agents).drain(..).flatten().collect();
         agents.into_iter().for_each(|(pid, _)| self.sim.kill(pid));
         self.sim.kill(WORLD);
     }

@@ -397,7 +397,11 @@ impl SimWork {
             () = job.holder.ordered(HolderOrder::Release) => true,
         };
         // Whoever is told to let go does so, however often it takes.
-        while self.call(&what, |state| Ok(release(state, &application, service, operation))).await.is_err() {
+        let let_go = |state: &mut crate::site::State| {
+            release(state, &application, service, operation);
+            Ok(())
+        };
+        while self.call(&what, let_go).await.is_err() {
             self.sim.sleep(Duration::from_millis(500)).await;
         }
         if released { Ok(TaskOutput::SnapshotReleased { frozen_ms: 0 }) } else { Err(TaskFailure::cancelled(what)) }
