@@ -408,8 +408,9 @@ impl Coordinator {
     async fn hand_back(&self, claimed: &Claimed) -> Result<Answer, CatalogError> {
         let transaction = self.catalog.begin().await?;
         let held = transaction.task(claimed.task).await?.filter(|task| {
-            let own = task.attempt == claimed.attempt && task.instance == Some(claimed.instance);
-            task.state == TaskState::Claimed && (own || self.seams.planted("hand-back-unfenced"))
+            task.state == TaskState::Claimed
+                && task.attempt == claimed.attempt
+                && task.instance == Some(claimed.instance)
         });
         if let Some(task) = held {
             self.give_back(&transaction, &task, "its agent stopped").await?;

@@ -24,10 +24,7 @@ const fn seeds(name: &'static str, what: &'static str) -> Planted {
 pub const PLANTED: &[Planted] = &[
     seeds("outbox-row-lost", "a task becomes ready without a hint in the outbox"),
     seeds("hint-forgotten-first", "the relay forgets a hint before the bus has it"),
-    seeds("result-unfenced", "the outcome of an older attempt counts"),
     seeds("heartbeat-unfenced", "a heartbeat counts, whoever holds the task, and though it is over"),
-    seeds("holder-goes-back", "a heartbeat that comes late makes a snapshot that is open one that waits to be opened"),
-    seeds("hand-back-unfenced", "whoever hands a task back takes it from the attempt that holds it now"),
     seeds("claimed-twice", "a claimed task is given to another"),
     seeds("attempt-not-counted", "a claim makes no new attempt"),
     seeds("attempt-stays-open", "what is handed back leaves its attempt open"),
@@ -56,8 +53,25 @@ pub const PLANTED: &[Planted] = &[
     seeds("no-grace", "what was condemned is deleted with the next collection, whatever the grace time"),
     seeds("refs-not-looked-at-again", "what was condemned is deleted though a ref names it since"),
     seeds("stored-again-unseen", "what was condemned is deleted though it was stored again since"),
-    seeds("condemned-used-again", "a save takes for present what a collection has condemned"),
     seeds("two-collections", "two collections are claimed at the same time"),
+    Planted {
+        name: "result-unfenced",
+        what: "the outcome of an older attempt counts",
+        noticed: Noticed::ByTest(
+            "ocopea-catalog-db",
+            "catalog",
+            "an_outcome_counts_only_from_the_attempt_that_holds_the_task",
+        ),
+    },
+    Planted {
+        name: "holder-goes-back",
+        what: "a heartbeat that comes late makes a snapshot that is open one that waits to be opened",
+        noticed: Noticed::ByTest(
+            "ocopea-catalog-db",
+            "catalog",
+            "a_holders_heartbeat_that_comes_late_closes_no_snapshot",
+        ),
+    },
     Planted {
         name: "deletion-not-looked-at",
         what: "a deletion that failed behind the deed shows the image again",
@@ -70,7 +84,11 @@ pub const PLANTED: &[Planted] = &[
     Planted {
         name: "instance-unchecked",
         what: "whoever speaks is believed, signed in or not",
-        noticed: Noticed::ByTest("ocopea-coordinator", "api", "agents::"),
+        noticed: Noticed::ByTest(
+            "ocopea-coordinator",
+            "api",
+            "a_task_is_for_a_signed_in_agent_of_its_site_and_nobody_else_can_read_or_end_it",
+        ),
     },
     Planted {
         name: "epoch-unchecked",
