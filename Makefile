@@ -43,6 +43,10 @@ test: ## all tests, against real parts (sets up what it needs)
 faults: testbed testbed-images ## ends Ocopea at every step of every operation and at 50 random moments, and looks at what is left (about an hour)
 	@tests/faults.sh
 
+.PHONY: simulate
+simulate: ## coordinators and agents with faults in virtual time: 10 000 seeds in ten minutes (SEEDS=FIRST..LAST or a number, FOR=seconds, SEED=N tells all of one, PLANTED=NAME|all breaks protections)
+	@tests/simulate.sh "$(SEEDS)" "$(FOR)" "$(SEED)" "$(PLANTED)" "$(PLANT)"
+
 .PHONY: soak soak-quick
 soak: testbed testbed-images ## kills a fleet's agents, coordinators, broker and database some 700 times in the midst of saves and restores (HOURS=6 at most; SEED=N, RESUME=yes goes on)
 	@tests/soak.py full $(if $(SEED),--seed $(SEED)) $(if $(RESUME),--resume)

@@ -262,11 +262,13 @@ impl Worker {
                 pause = (pause * 2).min(self.limits.unwanted);
             }
             tokio::select! {
+                biased;
                 () = hints => {}
                 () = polls => {}
             }
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = working => {}
         }
@@ -319,7 +321,8 @@ impl Worker {
             let poll = self.speaker.poll(POLL, &self.seams);
             let pause = match self.ask(&poll).await {
                 Ok(Answer::Tasks(hints)) => {
-                    hints.into_iter().for_each(|hint| self.take(hint));
+                    let hints = hints.into_iter().filter(|_| !self.seams.planted("polls-ignored"));
+                    hints.for_each(|hint| self.take(hint));
                     let calm = self.taken.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
                     idle = if calm { (idle * 2).min(self.limits.idle) } else { self.limits.poll };
                     idle
@@ -401,7 +404,9 @@ impl Worker {
         let worker = Arc::clone(self);
         let attended = self.running.track_future(async move {
             worker.attend(&hint).await;
-            worker.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&hint.task);
+            if !worker.seams.planted("task-stays-taken") {
+                worker.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&hint.task);
+            }
         });
         self.seams.spawner.spawn("worker.attend", Box::pin(attended));
     }
@@ -565,7 +570,7 @@ impl Worker {
                 }
                 _ => {}
             }
-            if now() >= lease_end {
+            if now() >= lease_end && !self.seams.planted("lost-lease-kept") {
                 stop.cancel();
                 return Ended::Lost;
             }
@@ -583,6 +588,7 @@ impl Worker {
                         (granted, asked + Duration::from_millis(granted), asked, progress);
                     holder.order(order);
                 }
+                Ok(Answer::Cancel) if self.seams.planted("cancel-unheard") => {}
                 Ok(Answer::Cancel) => {
                     // The lease stays ours while we clean up.
                     (lease_end, beaten) = (asked + Duration::from_millis(lease_ms), asked);
@@ -591,6 +597,7 @@ impl Worker {
                         halt = Some(Halt::Cancelled { until: now() + LET_GO });
                     }
                 }
+                Ok(Answer::Refused { .. }) if self.seams.planted("refusal-unheard") => {}
                 Ok(Answer::Refused { why } | Answer::Ended { why }) => {
                     tracing::warn!(why, "heartbeat refused");
                     stop.cancel();
@@ -621,8 +628,12 @@ impl Worker {
             }
             *latest = progress;
         });
-        let job = Job { claimed, stop: stop.clone(), progress, holder, way };
-        let (work, abandoned) = (Arc::clone(&self.work), abandon.clone());
+        let (work, mut abandoned) = (Arc::clone(&self.work), abandon.clone());
+        let mut asked_to_stop = stop.clone();
+        if self.seams.planted("work-goes-on") {
+            (abandoned, asked_to_stop) = (CancellationToken::new(), CancellationToken::new());
+        }
+        let job = Job { claimed, stop: asked_to_stop, progress, holder, way };
         let work = async move {
             tokio::select! {
                 biased;

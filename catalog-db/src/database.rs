@@ -14,7 +14,11 @@ use sea_orm::{
 };
 use sea_orm_migration::MigratorTrait;
 
-use crate::{clock::DatabaseClock, migrations::Migrator};
+use crate::{
+    clock::DatabaseClock,
+    driver::{Committed, Driver},
+    migrations::Migrator,
+};
 
 /// Why the catalog could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +144,10 @@ pub(crate) fn storable(what: &'static str, texts: &[&str]) -> Result<(), Catalog
 #[derive(Clone)]
 pub struct Catalog {
     pub(crate) database: DatabaseConnection,
+    /// A database that the caller brought.
+    driver: Option<Arc<dyn Driver>>,
+    /// Whether other coordinators may work on it, too.
+    shared: bool,
     /// The server's clock, where several coordinators share it.
     clock: Option<Arc<DatabaseClock>>,
     /// Tells hints that were written through here from those of other coordinators.
@@ -151,6 +159,7 @@ pub struct Catalog {
 /// A transaction of the catalog.
 pub struct Transaction {
     pub(crate) inner: DatabaseTransaction,
+    driver: Option<Arc<dyn Driver>>,
     pub(crate) origin: uuid::Uuid,
     /// Clock and chance.
     pub seams: Seams,
@@ -228,6 +237,13 @@ impl Catalog {
         Self::open(Self::connect_to_server(url).await?, None, seams).await
     }
 
+    /// On a database that the caller brings, migrated by [`Self::sqlite`] before. Several catalogs may share it.
+    pub fn driven(driver: Arc<dyn Driver>, seams: Seams) -> Self {
+        let database = crate::driver::connect(Arc::clone(&driver));
+        let origin = seams.uuid();
+        Self { database, driver: Some(driver), shared: true, clock: None, origin, seams }
+    }
+
     async fn connect_to_server(url: &str) -> Result<DatabaseConnection, CatalogError> {
         let mut options = ConnectOptions::new(url.to_owned());
         options.max_connections(CONNECTIONS).acquire_timeout(PATIENCE).sqlx_logging(false);
@@ -257,13 +273,13 @@ impl Catalog {
             clock.keep(&transaction).await?;
         }
         transaction.commit().await?;
-        let origin = seams.uuid();
-        Ok(Self { database, clock, origin, seams })
+        let (origin, shared) = (seams.uuid(), is_shared(&database));
+        Ok(Self { database, driver: None, shared, clock, origin, seams })
     }
 
     /// Whether other coordinators may work on the same catalog.
     pub fn is_shared(&self) -> bool {
-        is_shared(&self.database)
+        self.shared
     }
 
     /// By how much two coordinators' times of one moment may differ.
@@ -273,11 +289,14 @@ impl Catalog {
 
     /// Begins a transaction; dropping it rolls back.
     pub async fn begin(&self) -> Result<Transaction, CatalogError> {
+        if let Some(driver) = &self.driver {
+            driver.pause().await;
+        }
         let inner = self.database.begin().await?;
         if let Some(clock) = &self.clock {
             clock.keep(&inner).await?;
         }
-        Ok(Transaction { inner, origin: self.origin, seams: self.seams.clone() })
+        Ok(Transaction { inner, driver: self.driver.clone(), origin: self.origin, seams: self.seams.clone() })
     }
 
     /// Does `work`, which is one whole transaction or none, and does it again while what stopped it passes: another
@@ -315,7 +334,15 @@ impl Transaction {
                 CatalogError::Database(error)
             }
             _ => CatalogError::InDoubt(error),
-        })
+        })?;
+        let Some(driver) = self.driver else { return Ok(()) };
+        let committed = driver.committed();
+        driver.pause().await;
+        match committed {
+            Committed::NotDone => Err(CatalogError::Database(crate::driver::cut())),
+            Committed::InDoubt => Err(CatalogError::InDoubt(crate::driver::cut())),
+            Committed::Done => Ok(()),
+        }
     }
 }
 

@@ -80,6 +80,7 @@ impl Catalog {
         }
         match find.one(&transaction.inner).await? {
             Some(_) => Ok(transaction),
+            None if self.seams.planted("epoch-unchecked") => Ok(transaction),
             None => Err(CatalogError::Superseded),
         }
     }

@@ -9,6 +9,7 @@ pub mod access;
 pub mod agents;
 mod clock;
 mod database;
+pub mod driver;
 pub mod enrolment;
 mod entities;
 pub mod environments;

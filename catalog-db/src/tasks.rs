@@ -216,12 +216,25 @@ impl Catalog {
 
     /// Tasks whose lease had run out at `now`.
     pub async fn expired_tasks(&self, now: Timestamp) -> Result<Vec<Task>, CatalogError> {
+        if self.seams.planted("lease-never-ends") {
+            return Ok(Vec::new());
+        }
         let rows = tasks::Entity::find()
             .filter(tasks::Column::State.eq(TaskState::Claimed.as_str()))
             .filter(tasks::Column::LeaseUntil.lt(now.0))
             .all(&self.database)
             .await?;
         rows.into_iter().map(task).collect()
+    }
+
+    /// Whether a task is held for longer than until `then`.
+    pub async fn is_leased_beyond(&self, then: Timestamp) -> Result<bool, CatalogError> {
+        let held = tasks::Entity::find()
+            .select_only()
+            .column(tasks::Column::Id)
+            .filter(tasks::Column::State.eq(TaskState::Claimed.as_str()))
+            .filter(tasks::Column::LeaseUntil.gt(then.0));
+        Ok(held.into_tuple::<uuid::Uuid>().one(&self.database).await?.is_some())
     }
 
     /// Tasks that only a site could do that is none of ours any more.
@@ -295,6 +308,9 @@ impl Transaction {
     /// The task, locked, if this attempt of it holds it.
     pub async fn held(&self, claimed: &Claimed) -> Result<Option<Task>, CatalogError> {
         let task = self.locked_task(claimed.task).await?;
+        if self.seams.planted("result-unfenced") {
+            return Ok(task.filter(|task| task.state == TaskState::Claimed));
+        }
         Ok(task.filter(|task| {
             task.state == TaskState::Claimed
                 && task.operation == claimed.operation
@@ -349,7 +365,7 @@ impl Transaction {
         let states: BTreeMap<&str, TaskState> = all.iter().map(|t| (t.label.as_str(), t.state)).collect();
         for one in all.iter().filter(|t| t.state == TaskState::Waiting) {
             let met = one.needs.iter().all(|need| states.get(need.as_str()) == Some(&TaskState::Succeeded));
-            if met {
+            if met || self.seams.planted("needs-ignored") {
                 self.make_ready(one, self.seams.clock.now()).await?;
             }
         }
@@ -367,7 +383,7 @@ impl Transaction {
             ..Default::default()
         };
         tasks::Entity::update_many().set(row).filter(tasks::Column::Id.eq(one.id.0)).exec(&self.inner).await?;
-        if let Some(site) = one.site {
+        if let Some(site) = one.site.filter(|_| !self.seams.planted("outbox-row-lost")) {
             let row = outbox::ActiveModel {
                 id: Set(self.seams.uuid()),
                 site: Set(site.0),
@@ -391,12 +407,14 @@ impl Transaction {
     ) -> Result<Option<Task>, CatalogError> {
         let Some(before) = self.locked_task(id).await? else { return Ok(None) };
         let now = self.seams.clock.now();
-        if before.site != site || before.state != TaskState::Ready {
+        let free = before.state == TaskState::Ready
+            || before.state == TaskState::Claimed && self.seams.planted("claimed-twice");
+        if before.site != site || !free {
             return Ok(None);
         }
         let row = tasks::ActiveModel {
             state: Set(TaskState::Claimed.as_str().to_owned()),
-            attempt: Set(i64::from(before.attempt) + 1),
+            attempt: Set(i64::from(before.attempt) + i64::from(!self.seams.planted("attempt-not-counted"))),
             instance: Set(Some(instance.0)),
             lease_until: Set(Some(now.plus(lease).0)),
             started: Set(Some(now.0)),
@@ -407,7 +425,7 @@ impl Transaction {
         let taken = tasks::Entity::update_many()
             .set(row)
             .filter(tasks::Column::Id.eq(id.0))
-            .filter(tasks::Column::State.eq(TaskState::Ready.as_str()))
+            .filter(tasks::Column::State.eq(before.state.as_str()))
             .filter(tasks::Column::Attempt.eq(i64::from(before.attempt)))
             .filter(due(now))
             .exec(&self.inner)
@@ -456,7 +474,13 @@ impl Transaction {
         holder: Option<&HolderState>,
         lease: Duration,
     ) -> Result<Option<Beat>, CatalogError> {
+        if self.seams.planted("heartbeat-unfenced") {
+            return Ok(self.task(claimed.task).await?.map(|task| Beat { task, written: false }));
+        }
         let Some(before) = self.held(claimed).await? else { return Ok(None) };
+        // A heartbeat that comes late, or again, takes back nothing: who holds a snapshot open isn't waiting for it any more.
+        let behind = matches!((&before.holder, holder), (Some(HolderState::Open { .. }), Some(HolderState::Prepared)));
+        let holder = holder.filter(|_| !behind || self.seams.planted("holder-goes-back"));
         let now = self.seams.clock.now();
         let young =
             before.lease_until.is_some_and(|until| until > now.plus(lease.mul_f64(0.75)) && until <= now.plus(lease));
@@ -502,7 +526,11 @@ impl Transaction {
             ended: Set(Some(now)),
             ..Default::default()
         };
-        let ended = tasks::Entity::update_many().set(row).filter(held_by(claimed)).exec(&self.inner).await?;
+        let fence = match self.seams.planted("result-unfenced") {
+            true => Condition::all().add(tasks::Column::Id.eq(claimed.task.0)),
+            false => held_by(claimed),
+        };
+        let ended = tasks::Entity::update_many().set(row).filter(fence).exec(&self.inner).await?;
         if ended.rows_affected == 1 {
             self.end_attempt(claimed.task, claimed.attempt, None).await?;
         }
@@ -542,7 +570,9 @@ impl Transaction {
         let Some(one) = one.filter(|one| one.state == TaskState::Claimed && one.attempt == seen.attempt) else {
             return Ok(None);
         };
-        self.end_attempt(one.id, one.attempt, Some(why)).await?;
+        if !self.seams.planted("attempt-stays-open") {
+            self.end_attempt(one.id, one.attempt, Some(why)).await?;
+        }
         if one.attempt >= one.most_attempts + LOST_TRIES {
             self.end_as_failed(one.id, why).await?;
             return Ok(Some(TaskState::Failed));

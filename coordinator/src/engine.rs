@@ -126,9 +126,10 @@ async fn accept_once(
         transaction.hide_image(request.image).await?;
     }
     let subject = operation.id.to_string();
-    transaction
-        .audit(Some(actor.team), Some(actor.user), &format!("{}.request", operation.kind), &subject, &operation.title)
-        .await?;
+    if !catalog.seams.planted("audit-row-lost") {
+        let action = format!("{}.request", operation.kind);
+        transaction.audit(Some(actor.team), Some(actor.user), &action, &subject, &operation.title).await?;
+    }
     settle(&transaction, operation.id).await?;
     catalog.seams.point("accept", &operation.kind, "before");
     transaction.commit().await?;
@@ -163,7 +164,9 @@ pub async fn settle(transaction: &Transaction, id: OperationId) -> Result<(), Ca
         let mut context: Context = serde_json::from_str(&operation.context)?;
         let tasks = transaction.tasks(id).await?;
         let again = match operation.state {
-            OperationState::Running if operation.cancel_requested.is_some() => {
+            OperationState::Running
+                if operation.cancel_requested.is_some() && !transaction.seams.planted("cancel-loses") =>
+            {
                 let failure = TaskFailure::cancelled(format!("can't finish: {}", operation.title));
                 begin_undo(transaction, &mut operation, failure).await?
             }
@@ -217,10 +220,16 @@ async fn undo(
     context: &Context,
     tasks: &[Task],
 ) -> Result<bool, CatalogError> {
-    if tasks.iter().any(|task| !task.undo && !task.state.is_terminal()) {
+    let under_way = tasks.iter().any(|task| !task.undo && !task.state.is_terminal());
+    if under_way && !transaction.seams.planted("undo-too-early") {
         return Ok(false);
     }
     let wanted = match plan::undo(operation, context, tasks) {
+        Ok(_) if transaction.seams.planted("undo-skipped") => Vec::new(),
+        Ok(mut wanted) if transaction.seams.planted("ref-not-undone") => {
+            wanted.retain(|task| task.label != "undo:ref");
+            wanted
+        }
         Ok(wanted) => wanted,
         Err(failure) => return Err(CatalogError::Malformed(failure.to_string())),
     };
@@ -246,12 +255,17 @@ async fn undo(
     operation.state = if cancelled { OperationState::Cancelled } else { OperationState::Failed };
     transaction.save_operation(operation).await?;
     match (operation.kind.as_str(), operation.image) {
+        ("delete-image", Some(image))
+            if plan::repository::is_gone(&Tasks(&now)) && !transaction.seams.planted("deletion-not-looked-at") =>
+        {
+            transaction.remove_image(image).await?;
+        }
         ("delete-image", Some(image)) => transaction.show_image(image).await?,
         // A reindex may have seen the ref between the commit and its undo.
         ("save", Some(image)) => transaction.remove_image(image).await?,
         _ => {}
     }
-    if let Some(environment) = operation.environment {
+    if let Some(environment) = operation.environment.filter(|_| !transaction.seams.planted("environment-stays-open")) {
         let now = transaction.environment(environment).await?;
         let state = match now.state {
             EnvironmentState::Creating => EnvironmentState::Failed,
@@ -352,6 +366,11 @@ async fn cancel_once(catalog: &Catalog, actor: &Actor, id: OperationId) -> Resul
     catalog.operation(actor.team, id).await?;
     let transaction = catalog.begin().await?;
     let mut operation = transaction.operation(id).await?;
+    if operation.state.is_terminal() && catalog.seams.planted("end-left-again") {
+        operation.state = OperationState::Undoing;
+        transaction.save_operation(&operation).await?;
+        return transaction.commit().await;
+    }
     if operation.state.is_terminal() {
         return Err(CatalogError::Conflict(format!("the operation has {} already", operation.state.as_str())));
     }

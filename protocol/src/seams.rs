@@ -37,13 +37,21 @@ pub trait Spawner: Send + Sync {
     fn spawn_blocking(&self, name: &'static str, work: Box<dyn FnOnce() + Send + 'static>);
 }
 
-/// Points in front of and behind every step, at which tests end the process.
+/// Points in front of and behind every step, at which tests end the process; and bugs that tests plant.
 pub trait Faults: Send + Sync {
     /// Whether anybody listens; nothing is made up for nobody.
     fn is_on(&self) -> bool;
     /// The point `name` is reached. May not return.
     fn reached(&self, name: &str);
+    /// Whether the protection `name` is to be broken.
+    fn planted(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
 }
+
+/// Whether protections can be broken: in builds for development, where [`Faults::planted`] counts.
+pub const CAN_PLANT: bool = cfg!(debug_assertions);
 
 /// All seams together; cheap to clone.
 #[derive(Clone)]
@@ -74,6 +82,12 @@ impl Seams {
         if self.faults.is_on() {
             self.faults.reached(&format!("{who}.{step}.{moment}"));
         }
+    }
+
+    /// Whether a test wants to know what happens without the protection `name` (`docs/reliability.md` lists them). Never
+    /// outside of builds for development.
+    pub fn planted(&self, name: &str) -> bool {
+        CAN_PLANT && self.faults.planted(name)
     }
 
     /// A UUID version 7 of this moment.
@@ -192,17 +206,24 @@ mod real {
 
     /// Failpoints as the environment says, in builds for development only: `OCOPEA_FAILPOINT=NAME[#N]` ends the
     /// process without a further instruction when NAME is reached for the Nth time; `OCOPEA_FAILPOINTS_SEEN=FILE`
-    /// writes down what is reached.
+    /// writes down what is reached; `OCOPEA_PLANTED=NAME[,NAME…]` breaks protections.
     pub(super) fn faults() -> Arc<dyn Faults> {
         let read = |name| std::env::var(name).ok().filter(|_| cfg!(debug_assertions));
         let wanted = read("OCOPEA_FAILPOINT").map(|text| match text.split_once('#') {
             Some((name, number)) => (name.to_owned(), number.parse().unwrap_or(1)),
             None => (text, 1),
         });
-        Arc::new(Environment { wanted, seen: read("OCOPEA_FAILPOINTS_SEEN"), count: std::sync::Mutex::default() })
+        let planted = read("OCOPEA_PLANTED").map(|text| text.split(',').map(str::to_owned).collect());
+        Arc::new(Environment {
+            wanted,
+            seen: read("OCOPEA_FAILPOINTS_SEEN"),
+            planted: planted.unwrap_or_default(),
+            count: std::sync::Mutex::default(),
+        })
     }
 
     struct Environment {
+        planted: Vec<String>,
         wanted: Option<(String, u32)>,
         seen: Option<String>,
         count: std::sync::Mutex<std::collections::BTreeMap<String, u32>>,
@@ -211,6 +232,10 @@ mod real {
     impl Faults for Environment {
         fn is_on(&self) -> bool {
             self.wanted.is_some() || self.seen.is_some()
+        }
+
+        fn planted(&self, name: &str) -> bool {
+            self.planted.iter().any(|planted| planted == name)
         }
 
         fn reached(&self, name: &str) {

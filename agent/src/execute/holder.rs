@@ -56,12 +56,14 @@ impl HolderCell {
         });
     }
 
-    pub(crate) fn set(&self, state: HolderState) {
+    /// How far the holder is.
+    pub fn set(&self, state: HolderState) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
         self.changed.notify_one();
     }
 
-    pub(crate) async fn ordered(&self, least: HolderOrder) {
+    /// Waits for this order, or one behind it.
+    pub async fn ordered(&self, least: HolderOrder) {
         let mut orders = self.orders.subscribe();
         // The sender lives as long as this cell does.
         let _ = orders.wait_for(|order| rank(*order) >= rank(least)).await;

@@ -29,6 +29,7 @@ on_both_engines! {
     a_lost_attempt_is_no_try,
     a_clock_that_is_set_costs_nobody_a_lease_and_delays_nothing,
     a_heartbeat_without_news_writes_nothing,
+    a_holders_heartbeat_that_comes_late_closes_no_snapshot,
     a_permanent_failure_ends_the_task,
     a_lease_that_ran_out_gives_the_task_to_another,
     a_task_that_is_lost_again_and_again_fails_at_last,
@@ -420,6 +421,21 @@ async fn a_permanent_failure_ends_the_task(world: &World) {
         let ended = now(world, &task).await;
         assert_eq!((ended.state, ended.failure), (end, Some(failure)));
     }
+}
+
+async fn a_holders_heartbeat_that_comes_late_closes_no_snapshot(world: &World) {
+    let team = world.admin("one").await.team;
+    let operation = world.running(team, &[new_task("open:db:0", None, &[])]).await;
+    let task = world.only_task(&operation).await;
+    let claimed = claim(&world.catalog, &task, world.instance()).await.unwrap();
+    let open = HolderState::Open { snapshot: "{}".to_owned(), at: world.catalog.seams.clock.now() };
+    for said in [&HolderState::Prepared, &open, &HolderState::Prepared] {
+        let beat = async |t: &ocopea_catalog_db::Transaction| {
+            t.heartbeat(&claimed, &Progress::default(), Some(said), LEASE).await.unwrap().unwrap()
+        };
+        commit(&world.catalog, beat).await;
+    }
+    assert_eq!(now(world, &task).await.holder, Some(open));
 }
 
 async fn a_lease_that_ran_out_gives_the_task_to_another(world: &World) {

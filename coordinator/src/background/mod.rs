@@ -50,6 +50,7 @@ impl Coordinator {
     /// to stop.
     async fn rung<T>(&self, seen: &mut watch::Receiver<T>, stop: &CancellationToken, at_most: Duration) -> bool {
         tokio::select! {
+            biased;
             () = stop.cancelled() => false,
             // The sender lives as long as this coordinator.
             _ = seen.changed() => true,
@@ -86,6 +87,9 @@ impl Coordinator {
                     let hint = TaskHint { task: row.task, kind, least_version: envelope::PROTOCOL_VERSION };
                     envelope::seal(&hint, "").map_err(|error| error.to_string())
                 });
+                if self.seams.planted("hint-forgotten-first") {
+                    self.catalog.published(row.id).await?;
+                }
                 match sealed {
                     Ok(sealed) => match self.bus.publish(row.site, sealed).await {
                         Ok(()) => {

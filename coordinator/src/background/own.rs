@@ -88,7 +88,9 @@ impl Coordinator {
         }
         // Two collections never run against each other, whichever coordinators they were asked of.
         let claimed = match ready.kind.as_str() {
-            "collect" => transaction.claim_alone(ready, self.instance, LEASE).await?,
+            "collect" if !self.seams.planted("two-collections") => {
+                transaction.claim_alone(ready, self.instance, LEASE).await?
+            }
             _ => transaction.claim(ready.id, None, self.instance, LEASE).await?,
         };
         let Some(task) = claimed else { return Ok(()) };
@@ -222,6 +224,8 @@ impl Coordinator {
             move |error: ocopea_repository::Error| repository_failure(&what, &error)
         };
         match spec {
+            OwnTask::Pin { .. } if self.seams.planted("pin-skipped") => Ok("{}".to_owned()),
+            OwnTask::Unpin if self.seams.planted("pin-stays") => Ok("{}".to_owned()),
             OwnTask::Pin { records } => {
                 repository.pin(operation.id, &records).await.map_err(failed("can't pin what is being used"))?;
                 Ok("{}".to_owned())
@@ -243,6 +247,16 @@ impl Coordinator {
             OwnTask::DeleteRef { image } => {
                 let reclaim = repository.delete_image(image).await.map_err(failed("can't delete the image"))?;
                 plan::encode(&reclaim)
+            }
+            OwnTask::LookForRef { image } => {
+                let found = repository.image(image).await;
+                // What can't be read is there.
+                let there = match found {
+                    Ok(found) => found.is_some(),
+                    Err(error) if error.is_breakage() => true,
+                    Err(error) => return Err(failed("can't look for the image")(error)),
+                };
+                Ok(if there { "{}".to_owned() } else { plan::repository::GONE.to_owned() })
             }
             OwnTask::Collect { grace_s } => {
                 let options =

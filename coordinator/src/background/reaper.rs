@@ -14,6 +14,16 @@ const REAP: Duration = Duration::from_secs(2);
 /// milliseconds.
 const CLOCK_SET: u64 = 1500;
 
+/// One moment by the catalog's clock and by the monotonic one.
+type Moment = (Timestamp, Duration);
+
+/// By how many milliseconds the catalog's clock was set between two looks, if it was.
+fn set_by((before, monotonic_before): Moment, (now, monotonic): Moment) -> Option<i64> {
+    let passed = i64::try_from(monotonic.saturating_sub(monotonic_before).as_millis()).unwrap_or(i64::MAX);
+    let jump = now.0.saturating_sub(before.0).saturating_sub(passed);
+    (jump.unsigned_abs() > CLOCK_SET).then_some(jump)
+}
+
 impl Coordinator {
     pub(super) async fn reap(&self, stop: &CancellationToken) {
         let mut before = (self.seams.clock.now(), self.seams.clock.monotonic());
@@ -21,11 +31,13 @@ impl Coordinator {
         loop {
             let moment = (self.seams.clock.now(), self.seams.clock.monotonic());
             let reaped = match self.leading() {
-                Some(epoch) => self.reap_once(epoch, before, moment).await,
-                None => Ok(()),
+                Some(epoch) => self.reap_once(epoch, before, moment).await.map(|()| true),
+                // Whoever leads sees to a clock that was set. Nobody may lead just now: it is not forgotten.
+                None => Ok(set_by(before, moment).is_none()),
             };
             match reaped {
-                Ok(()) => before = moment,
+                Ok(true) => before = moment,
+                Ok(false) => {}
                 Err(CatalogError::Superseded) => tracing::info!("another coordinator looks through the leases now"),
                 Err(error) => tracing::error!(%error, "leases could not be looked through"),
             }
@@ -37,20 +49,19 @@ impl Coordinator {
 
     /// Leases stand in the catalog by the machine's wall clock, or by its server's. When that one was set, all that are
     /// held begin anew: nobody loses a task because of it, and no dead one's task waits for hours.
-    async fn reap_once(
-        &self,
-        epoch: Epoch,
-        before: (Timestamp, Duration),
-        (now, monotonic): (Timestamp, Duration),
-    ) -> Result<(), CatalogError> {
-        let passed = i64::try_from(monotonic.saturating_sub(before.1).as_millis()).unwrap_or(i64::MAX);
-        let jump = now.0.saturating_sub(before.0.0).saturating_sub(passed);
-        if jump.unsigned_abs() > CLOCK_SET {
+    async fn reap_once(&self, epoch: Epoch, before: Moment, moment: Moment) -> Result<(), CatalogError> {
+        let (now, _) = moment;
+        let jump = set_by(before, moment);
+        // A lease that ends later than any that is given now was written before the clock was put back, unseen by this one.
+        let set = jump.is_some() || self.catalog.is_leased_beyond(now.plus(2 * LEASE)).await?;
+        if set && !self.seams.planted("clock-set-unseen") {
             tracing::warn!(by_ms = jump, "the clock was set: leases begin anew");
             let transaction = self.catalog.begin_leading(epoch).await?;
             transaction.renew_leases(now.plus(LEASE)).await?;
             transaction.commit().await?;
         }
+        let early = self.seams.planted("lease-ends-early");
+        let now = if early { now.plus(LEASE.mul_f64(0.9)) } else { now };
         for task in self.catalog.expired_tasks(now).await? {
             self.seams.point("leader", "reap", "found");
             match self.catalog.again(|| self.reap_one(epoch, &task, now)).await {

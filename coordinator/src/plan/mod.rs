@@ -105,6 +105,7 @@ pub fn undo(operation: &Operation, context: &Context, tasks: &[Task]) -> Result<
     match &request {
         Request::Save(request) => save::undo(operation, request, context, &tasks),
         Request::Restore(request) => restore::undo(operation, request, context, &tasks),
+        Request::DeleteImage(request) => repository::undo(request, &tasks),
         _ => Ok(Vec::new()),
     }
 }
@@ -186,6 +187,11 @@ pub enum OwnTask {
         /// Which.
         image: ImageId,
     },
+    /// Finds out whether an image's ref is there.
+    LookForRef {
+        /// Which.
+        image: ImageId,
+    },
     /// Collects.
     Collect {
         /// The grace time in seconds.
@@ -205,6 +211,7 @@ impl OwnTask {
             Self::Unpin => "unpin",
             Self::Commit => "commit",
             Self::DeleteRef { .. } => "delete-ref",
+            Self::LookForRef { .. } => "look-for-ref",
             Self::Collect { .. } => "collect",
             Self::Verify { .. } => "verify",
         }

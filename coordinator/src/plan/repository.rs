@@ -1,9 +1,10 @@
 //! What the coordinator does with the repository itself.
 
+use ocopea_catalog_db::tasks::NewTask;
 use ocopea_protocol::{failure::TaskFailure, ids::ImageId};
 use serde::{Deserialize, Serialize};
 
-use super::{Next, OwnTask, Tasks, own_task};
+use super::{Next, OwnTask, Tasks, as_undo, own_task};
 
 /// Which image to delete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,23 @@ fn single(task: OwnTask, tasks: &Tasks<'_>) -> Result<Next, TaskFailure> {
 pub fn delete(request: &DeleteRequest, tasks: &Tasks<'_>) -> Result<Next, TaskFailure> {
     single(OwnTask::DeleteRef { image: request.image }, tasks)
 }
+
+/// A deletion can't be taken back: one that was called off, or failed behind the deed, is looked at.
+pub fn undo(request: &DeleteRequest, tasks: &Tasks<'_>) -> Result<Vec<NewTask>, TaskFailure> {
+    if !tasks.begun("do") {
+        return Ok(Vec::new());
+    }
+    Ok(vec![as_undo(own_task(LOOK, &[], &OwnTask::LookForRef { image: request.image })?)])
+}
+
+/// Whether the image of a deletion that did not succeed is gone all the same.
+pub fn is_gone(tasks: &Tasks<'_>) -> bool {
+    tasks.get(LOOK).is_some_and(|task| tasks.succeeded(LOOK) && task.output.as_deref() == Some(GONE))
+}
+
+const LOOK: &str = "undo:look";
+/// What is answered where there is no ref.
+pub const GONE: &str = "null";
 
 /// Collects.
 pub fn collect(request: &CollectRequest, tasks: &Tasks<'_>) -> Result<Next, TaskFailure> {

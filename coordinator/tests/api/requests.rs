@@ -1,5 +1,17 @@
 //! Requests: what nobody should send, repeated ones, long ones.
 
+use ocopea_catalog_db::model::OperationState;
+use ocopea_coordinator::{
+    engine::{self, Order},
+    plan::{Context, Request, repository::DeleteRequest, save::SaveRequest},
+};
+use ocopea_protocol::{
+    ids::OperationId,
+    seams::{BoxFuture, Clock},
+    task::{Claimed, Source},
+    time::Timestamp,
+};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -343,4 +355,139 @@ async fn every_rule_for_alerts_speaks_of_metrics_that_there_are() {
         }
     }
     assert!(seen >= 9, "{seen}");
+}
+
+/// Ends a task of the coordinator's own, as a coordinator does, and what follows from it.
+async fn end_own(catalog: &Catalog, operation: OperationId, actor: &Actor, label: &str, output: &str) {
+    let all = catalog.tasks(actor.team, operation).await.unwrap();
+    let task = all.iter().find(|task| task.label == label).unwrap();
+    let transaction = catalog.begin().await.unwrap();
+    let instance = InstanceId::generate(&catalog.seams);
+    let claimed = transaction.claim(task.id, None, instance, Duration::from_secs(20)).await.unwrap().unwrap();
+    transaction.commit().await.unwrap();
+    if !task.undo {
+        // Too late: it is being done.
+        engine::cancel(catalog, actor, operation).await.unwrap();
+    }
+    let claimed = Claimed { task: task.id, operation, attempt: claimed.attempt, instance };
+    let transaction = catalog.begin().await.unwrap();
+    assert!(transaction.succeed(&claimed, output).await.unwrap());
+    engine::settle(&transaction, operation).await.unwrap();
+    transaction.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deletion_that_is_stopped_behind_its_deed_shows_no_image_without_a_ref() {
+    let directory = tempfile::tempdir().unwrap();
+    let seams = Seams::real(TaskTracker::new());
+    let catalog = Catalog::sqlite(&directory.path().join("catalog"), seams.clone()).await.unwrap();
+    let actor = catalog.ensure_first_user("team", "dana").await.unwrap();
+    for (found, shown) in [("null", false), ("{}", true)] {
+        let mut record = [0u8; 32];
+        seams.entropy.fill(&mut record);
+        let image = Image {
+            id: ImageId::generate(&seams),
+            team: actor.team,
+            record: Digest(record),
+            name: "shop".to_owned(),
+            application: "shop".to_owned(),
+            site: "desk".to_owned(),
+            creator: "dana".to_owned(),
+            comment: String::new(),
+            bytes: 1,
+            new_bytes: 1,
+            created: seams.clock.now(),
+            labels: BTreeMap::new(),
+            body: "{}".to_owned(),
+        };
+        let transaction = catalog.begin().await.unwrap();
+        transaction.add_image(&image).await.unwrap();
+        transaction.commit().await.unwrap();
+        let order = Order {
+            request: Request::DeleteImage(DeleteRequest { image: image.id }),
+            title: "delete image".to_owned(),
+            site: None,
+            context: Context::default(),
+            image: Some(image.id),
+            environment: None,
+            removing: None,
+        };
+        let operation = engine::accept(&catalog, &actor, order, None).await.unwrap();
+        end_own(&catalog, operation, &actor, "do", "{}").await;
+        end_own(&catalog, operation, &actor, "undo:look", found).await;
+        let ended = catalog.operation(actor.team, operation).await.unwrap();
+        assert_eq!(ended.state, OperationState::Cancelled);
+        let there = catalog.image(actor.team, &image.id.to_string()).await.is_ok();
+        assert_eq!(there, shown, "the ref: {found}");
+    }
+}
+
+/// A clock that is ahead by so many milliseconds.
+struct Ahead(Arc<dyn Clock>, i64);
+
+impl Clock for Ahead {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.now().0 + self.1)
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn sleep(&self, span: Duration) -> BoxFuture<()> {
+        self.0.sleep(span)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_from_before_the_clock_was_put_back_begins_anew_though_nobody_saw_it_set() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", directory.path().join("catalog.sqlite").display());
+    let seams = Seams::real(TaskTracker::new());
+    let (site, operation, actor) = {
+        let ahead = Seams { clock: Arc::new(Ahead(Arc::clone(&seams.clock), 13 * 3_600_000)), ..seams.clone() };
+        let catalog = Catalog::connect(&url, ahead.clone()).await.unwrap();
+        let actor = catalog.ensure_first_user("team", "dana").await.unwrap();
+        let site = catalog.ensure_site("desk").await.unwrap();
+        let source = Source {
+            namespace: "shop".parse().unwrap(),
+            selector: None,
+            without: vec![],
+            credentials: vec![],
+            freeze: false,
+        };
+        let request = SaveRequest {
+            source,
+            sealed_credentials: None,
+            name: "shop".to_owned(),
+            labels: BTreeMap::new(),
+            comment: String::new(),
+        };
+        let order = Order {
+            request: Request::Inspect(request),
+            title: "inspect".to_owned(),
+            site: Some(site),
+            context: Context::default(),
+            image: None,
+            environment: None,
+            removing: None,
+        };
+        let operation = engine::accept(&catalog, &actor, order, None).await.unwrap();
+        let task = catalog.tasks(actor.team, operation).await.unwrap()[0].id;
+        let transaction = catalog.begin().await.unwrap();
+        let dead = InstanceId::generate(&ahead);
+        transaction.claim(task, Some(site), dead, Duration::from_secs(20)).await.unwrap().unwrap();
+        transaction.commit().await.unwrap();
+        (site, operation, actor)
+    };
+    let server = Server::on(&url, directory.path(), seams.clone(), None).await;
+    assert_eq!(server.catalog.site("desk").await.unwrap().id, site);
+    for _ in 0..100 {
+        let task = server.catalog.tasks(actor.team, operation).await.unwrap().remove(0);
+        if task.lease_until.is_some_and(|until| until <= seams.clock.now().plus(Duration::from_secs(20))) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("a dead one's task waits for hours");
 }
