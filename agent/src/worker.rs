@@ -540,6 +540,8 @@ impl Worker {
         let mut halt: Option<Halt> = None;
         loop {
             let tick = if holder.is_eager() { EAGER } else { BEAT.min(Duration::from_millis(lease_ms / 4)) };
+            // Not a moment longer than the lease: another may have the task then.
+            let tick = tick.min(lease_end.saturating_sub(now()));
             let mut changed = false;
             tokio::select! {
                 biased;
