@@ -17,6 +17,7 @@ mod server;
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
@@ -29,7 +30,7 @@ use ocopea_agent::worker::{Begun, Identity, Job, Limits, Work, Worker};
 use ocopea_catalog_db::{Catalog, access::Actor, model::Role};
 use ocopea_coordinator::{
     Coordinator,
-    api::{self, KeyFile, OpenConnection, SiteAccess, enrolment::SiteBroker, exec},
+    api::{self, KeyFile, SiteAccess, enrolment::SiteBroker, exec},
     tokens,
     vault::Vault,
 };
@@ -44,7 +45,7 @@ use ocopea_protocol::{
     names::Digest,
     seams::{BoxFuture, Seams},
     secret::Secret32,
-    session::Wish,
+    session::{BoxedStream, Way, Wish},
     task::{TaskOutput, TaskSpec},
 };
 use ocopea_repository::{

@@ -386,6 +386,7 @@ async fn a_deletion_that_is_stopped_behind_its_deed_shows_no_image_without_a_ref
         let mut record = [0u8; 32];
         seams.entropy.fill(&mut record);
         let image = Image {
+            repository: None,
             id: ImageId::generate(&seams),
             team: actor.team,
             record: Digest(record),
@@ -404,6 +405,7 @@ async fn a_deletion_that_is_stopped_behind_its_deed_shows_no_image_without_a_ref
         transaction.add_image(&image).await.unwrap();
         transaction.commit().await.unwrap();
         let order = Order {
+            repository: None,
             request: Request::DeleteImage(DeleteRequest { image: image.id }),
             title: "delete image".to_owned(),
             site: None,
@@ -464,6 +466,7 @@ async fn a_lease_from_before_the_clock_was_put_back_begins_anew_though_nobody_sa
             comment: String::new(),
         };
         let order = Order {
+            repository: None,
             request: Request::Inspect(request),
             title: "inspect".to_owned(),
             site: Some(site),
