@@ -149,6 +149,7 @@ fn report(worker: &Worker, seams: &Seams) -> SiteReport {
         storage_classes: vec!["standard".to_owned()],
         missing: Vec::new(),
         applications: Vec::new(),
+        limits: None,
     }
 }
 
