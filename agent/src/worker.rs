@@ -344,6 +344,7 @@ impl Worker {
                 }
             };
             tokio::select! {
+                biased;
                 () = self.seams.clock.sleep(self.seams.jittered(pause)) => {}
                 // Where one task came, others may follow, and their hints be lost.
                 () = self.stirred.notified() => {

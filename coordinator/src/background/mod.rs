@@ -36,6 +36,7 @@ pub(crate) fn start(coordinator: &Arc<Coordinator>, stop: &CancellationToken) {
         "repositories",
         Box::pin(async move {
             tokio::select! {
+                biased;
                 () = token.cancelled() => {}
                 () = one.look_at_repositories() => {}
             }

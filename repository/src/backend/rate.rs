@@ -157,6 +157,7 @@ impl Rate {
                 Turn::Go => return,
                 Turn::Wait => woken.notified().await,
                 Turn::Sleep(span) => tokio::select! {
+                    biased;
                     () = clock.sleep(span) => {}
                     () = woken.notified() => {}
                 },
