@@ -6,13 +6,15 @@ use ocopea_protocol::{
     plan::ContainerPlacement,
     time::Timestamp,
 };
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, EntityTrait, ExprTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+};
 
 use crate::{
     Catalog, CatalogError, Transaction,
     database::{is_storable, storable, unless_there},
     entities::{environments, operations},
-    model::EnvironmentState,
+    model::{EnvironmentState, OperationState},
 };
 
 /// An environment.
@@ -43,6 +45,7 @@ pub struct Environment {
 }
 
 /// States in which nothing of an environment is left, its name included.
+const REMOVABLE: [EnvironmentState; 2] = [EnvironmentState::Running, EnvironmentState::Incomplete];
 const GONE: [EnvironmentState; 2] = [EnvironmentState::Removed, EnvironmentState::Failed];
 
 fn environment(row: environments::Model) -> Result<Environment, CatalogError> {
@@ -137,7 +140,7 @@ impl Transaction {
         )))
     }
 
-    /// Begins to remove one that runs; of two at once, the second is refused. One that is being made or removed is
+    /// Begins to remove one that runs, or that could not be taken back; of two at once, the second is refused. One that is being made or removed is
     /// left to the operation that does so. `by` is the one that wants to.
     pub async fn begin_removing(&self, id: EnvironmentId, by: OperationId) -> Result<(), CatalogError> {
         let row = environments::ActiveModel {
@@ -147,7 +150,7 @@ impl Transaction {
         let begun = environments::Entity::update_many()
             .set(row)
             .filter(environments::Column::Id.eq(id.0))
-            .filter(environments::Column::State.eq(EnvironmentState::Running.as_str()))
+            .filter(environments::Column::State.is_in(REMOVABLE.map(EnvironmentState::as_str)))
             .exec(&self.inner)
             .await?;
         if begun.rows_affected == 1 {
@@ -193,6 +196,15 @@ impl Transaction {
             .exec(&self.inner)
             .await?;
         Ok(())
+    }
+
+    /// Whether it ever ran whole.
+    pub async fn was_made(&self, id: EnvironmentId) -> Result<bool, CatalogError> {
+        let made = operations::Entity::find()
+            .filter(operations::Column::Environment.eq(id.0))
+            .filter(operations::Column::Kind.eq("restore"))
+            .filter(operations::Column::State.eq(OperationState::Succeeded.as_str()));
+        Ok(made.count(&self.inner).await? > 0)
     }
 
     /// Notes what was found out about it.

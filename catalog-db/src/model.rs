@@ -106,6 +106,8 @@ states! {
         Removed = "removed",
         /// Could not be made; nothing of it is left.
         Failed = "failed",
+        /// Could not be made, and not all of it could be taken back: it can be removed.
+        Incomplete = "incomplete",
     }
 }
 
@@ -143,9 +145,9 @@ impl TaskState {
 impl EnvironmentState {
     fn may_become(self, next: Self) -> bool {
         match self {
-            Self::Creating => matches!(next, Self::Running | Self::Failed | Self::Removing),
-            Self::Running => next == Self::Removing,
-            Self::Removing => matches!(next, Self::Removed | Self::Running),
+            Self::Creating => matches!(next, Self::Running | Self::Failed | Self::Incomplete | Self::Removing),
+            Self::Running | Self::Incomplete => next == Self::Removing,
+            Self::Removing => matches!(next, Self::Removed | Self::Running | Self::Incomplete),
             Self::Removed | Self::Failed => false,
         }
     }

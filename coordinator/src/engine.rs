@@ -239,16 +239,21 @@ async fn undo(
     if now.iter().any(|task| task.undo && matches!(task.state, TaskState::Ready | TaskState::Claimed)) {
         return Ok(false);
     }
-    let left: Vec<String> = now
-        .iter()
-        .filter(|task| task.undo && task.state != TaskState::Succeeded)
-        .map(|task| {
-            let why = task.failure.as_ref().map(|f| f.cause.clone()).unwrap_or_default();
-            format!("{} ({why})", task.label.trim_start_matches("undo:"))
-        })
-        .collect();
+    // What waits for something that failed is never begun.
+    transaction.cancel_waiting(operation.id, true).await?;
+    let left: Vec<&Task> = now.iter().filter(|task| task.undo && task.state != TaskState::Succeeded).collect();
+    let is_there = left.iter().any(|task| task.site.is_some());
     if let (Some(failure), false) = (&mut operation.failure, left.is_empty()) {
-        failure.cause = format!("{}; and could not be taken back: {}", failure.cause, left.join(", "));
+        let told = left.iter().map(|task| {
+            let why = task.failure.as_ref().map_or("what it waits for failed", |failure| &failure.cause);
+            format!("{} ({why})", task.label.trim_start_matches("undo:"))
+        });
+        let told: Vec<String> = told.collect();
+        failure.cause = format!("{}; and could not be taken back: {}", failure.cause, told.join(", "));
+        if let (true, "restore", Some(id)) = (is_there, operation.kind.as_str(), operation.environment) {
+            let name = transaction.environment(id).await?.name;
+            failure.next = format!("when that is mended, remove what is left: ocopea remove {name}");
+        }
     }
     let cancelled = operation.cancel_requested.is_some()
         && operation.failure.as_ref().is_some_and(|f| f.class == ocopea_protocol::failure::FailureClass::Cancelled);
@@ -266,16 +271,33 @@ async fn undo(
         _ => {}
     }
     if let Some(environment) = operation.environment.filter(|_| !transaction.seams.planted("environment-stays-open")) {
-        let now = transaction.environment(environment).await?;
-        let state = match now.state {
-            EnvironmentState::Creating => EnvironmentState::Failed,
-            // What could not be removed is still there.
-            EnvironmentState::Removing => EnvironmentState::Running,
-            other => other,
-        };
-        transaction.set_environment_state(environment, state).await?;
+        close_environment(transaction, environment, tasks, is_there).await?;
     }
     Ok(false)
+}
+
+/// An environment whose operation did not succeed: what is `there` of it stays known, so that it can be removed.
+async fn close_environment(
+    transaction: &Transaction,
+    environment: EnvironmentId,
+    tasks: &[Task],
+    there: bool,
+) -> Result<(), CatalogError> {
+    let now = transaction.environment(environment).await?;
+    let state = match now.state {
+        EnvironmentState::Creating if there => {
+            let plan = restore::plan(&Tasks(tasks)).map_err(|failure| CatalogError::Malformed(failure.to_string()))?;
+            let placements = plan.map(|plan| plan.containers).unwrap_or_default();
+            transaction.set_environment_facts(environment, None, &placements).await?;
+            EnvironmentState::Incomplete
+        }
+        EnvironmentState::Creating => EnvironmentState::Failed,
+        // What could not be removed is still there.
+        EnvironmentState::Removing if transaction.was_made(environment).await? => EnvironmentState::Running,
+        EnvironmentState::Removing => EnvironmentState::Incomplete,
+        other => other,
+    };
+    transaction.set_environment_state(environment, state).await
 }
 
 async fn finish(

@@ -372,7 +372,7 @@ pub struct EnvironmentView {
     pub name: String,
     /// Where it runs.
     pub site: String,
-    /// `creating`, `running`, `removing`.
+    /// `creating`, `running`, `removing`, or `incomplete`: it could not be made, and not all of it could be taken back.
     pub state: String,
     /// The image it came from.
     pub image: String,

@@ -9,6 +9,7 @@
 
 mod access;
 mod agents;
+mod ends;
 mod repositories;
 mod requests;
 mod server;

@@ -1,14 +1,12 @@
 //! Requests: what nobody should send, repeated ones, long ones.
 
-use ocopea_catalog_db::model::OperationState;
 use ocopea_coordinator::{
     engine::{self, Order},
-    plan::{Context, Request, repository::DeleteRequest, save::SaveRequest},
+    plan::{Context, Request, save::SaveRequest},
 };
 use ocopea_protocol::{
-    ids::OperationId,
     seams::{BoxFuture, Clock},
-    task::{Claimed, Source},
+    task::Source,
     time::Timestamp,
 };
 
@@ -355,73 +353,6 @@ async fn every_rule_for_alerts_speaks_of_metrics_that_there_are() {
         }
     }
     assert!(seen >= 9, "{seen}");
-}
-
-/// Ends a task of the coordinator's own, as a coordinator does, and what follows from it.
-async fn end_own(catalog: &Catalog, operation: OperationId, actor: &Actor, label: &str, output: &str) {
-    let all = catalog.tasks(actor.team, operation).await.unwrap();
-    let task = all.iter().find(|task| task.label == label).unwrap();
-    let transaction = catalog.begin().await.unwrap();
-    let instance = InstanceId::generate(&catalog.seams);
-    let claimed = transaction.claim(task.id, None, instance, Duration::from_secs(20)).await.unwrap().unwrap();
-    transaction.commit().await.unwrap();
-    if !task.undo {
-        // Too late: it is being done.
-        engine::cancel(catalog, actor, operation).await.unwrap();
-    }
-    let claimed = Claimed { task: task.id, operation, attempt: claimed.attempt, instance };
-    let transaction = catalog.begin().await.unwrap();
-    assert!(transaction.succeed(&claimed, output).await.unwrap());
-    engine::settle(&transaction, operation).await.unwrap();
-    transaction.commit().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_deletion_that_is_stopped_behind_its_deed_shows_no_image_without_a_ref() {
-    let directory = tempfile::tempdir().unwrap();
-    let seams = Seams::real(TaskTracker::new());
-    let catalog = Catalog::sqlite(&directory.path().join("catalog"), seams.clone()).await.unwrap();
-    let actor = catalog.ensure_first_user("team", "dana").await.unwrap();
-    for (found, shown) in [("null", false), ("{}", true)] {
-        let mut record = [0u8; 32];
-        seams.entropy.fill(&mut record);
-        let image = Image {
-            repository: None,
-            id: ImageId::generate(&seams),
-            team: actor.team,
-            record: Digest(record),
-            name: "shop".to_owned(),
-            application: "shop".to_owned(),
-            site: "desk".to_owned(),
-            creator: "dana".to_owned(),
-            comment: String::new(),
-            bytes: 1,
-            new_bytes: 1,
-            created: seams.clock.now(),
-            labels: BTreeMap::new(),
-            body: "{}".to_owned(),
-        };
-        let transaction = catalog.begin().await.unwrap();
-        transaction.add_image(&image).await.unwrap();
-        transaction.commit().await.unwrap();
-        let order = Order {
-            repository: None,
-            request: Request::DeleteImage(DeleteRequest { image: image.id }),
-            title: "delete image".to_owned(),
-            site: None,
-            context: Context::default(),
-            image: Some(image.id),
-            environment: None,
-            removing: None,
-        };
-        let operation = engine::accept(&catalog, &actor, order, None).await.unwrap();
-        end_own(&catalog, operation, &actor, "do", "{}").await;
-        end_own(&catalog, operation, &actor, "undo:look", found).await;
-        let ended = catalog.operation(actor.team, operation).await.unwrap();
-        assert_eq!(ended.state, OperationState::Cancelled);
-        let there = catalog.image(actor.team, &image.id.to_string()).await.is_ok();
-        assert_eq!(there, shown, "the ref: {found}");
-    }
 }
 
 /// A clock that is ahead by so many milliseconds.

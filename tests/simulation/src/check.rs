@@ -8,12 +8,14 @@ use std::{
 use bytes::Bytes;
 use futures::TryStreamExt;
 use ocopea_catalog_db::images::ImageSearch;
+use ocopea_protocol::ids::OperationId;
 use ocopea_repository::{Body, ImageSession, Record, Repository, Scope, VerifyProgress};
 
 use crate::{
     runtime::{WORLD, lock},
     scenario::World,
-    site::{SERVICES, STREAMS, items},
+    site::{Mover, SERVICES, STREAMS, Site, items},
+    work::MOVER,
 };
 
 /// The contents of an image: streams of its data services.
@@ -52,6 +54,7 @@ pub async fn after_recovery(world: &World) {
         Ok(images) => environments(world, &images),
         Err(error) => world.sim.wrong(format!("the images can't be looked at: {error}")),
     }
+    movers(world).await;
     for cluster in &world.clusters {
         let state = cluster.state();
         for (id, snapshot) in &state.snapshots {
@@ -60,19 +63,34 @@ pub async fn after_recovery(world: &World) {
         for application in state.applications.values().filter(|application| !application.frozen.is_empty()) {
             world.sim.wrong(format!("writes are still held ({})", application.name));
         }
-        let unfinished = |id: &ocopea_protocol::ids::OperationId| {
+        if state.doing.values().any(|doing| !doing.is_empty()) {
+            world.sim.wrong("an agent still works on a task that is over".to_owned());
+        }
+    }
+}
+
+/// No helper of what failed is left, but those that an agent began behind the clean-up, being late: they end by themselves.
+async fn movers(world: &World) {
+    let left = |late: bool| {
+        let unfinished = |id: &OperationId| {
             let sql = format!(
                 "SELECT id FROM operations WHERE hex(id) = '{}' AND state = 'succeeded'",
                 id.0.simple().to_string().to_uppercase()
             );
             world.database.ask(&sql).is_empty()
         };
-        for (operation, service) in state.movers.values().filter(|(operation, _)| unfinished(operation)) {
-            world.sim.wrong(format!("a helper is left over ({service}, {operation})"));
-        }
-        if state.doing.values().any(|doing| !doing.is_empty()) {
-            world.sim.wrong("an agent still works on a task that is over".to_owned());
-        }
+        let movers = |cluster: &Site| cluster.state().movers.values().cloned().collect::<Vec<_>>();
+        let mut all: Vec<Mover> = world.clusters.iter().flat_map(movers).collect();
+        all.retain(|mover| mover.late == late && unfinished(&mover.operation));
+        all
+    };
+    let mut wrong = left(false);
+    if !left(true).is_empty() {
+        world.sim.sleep(MOVER).await;
+        wrong.extend(left(true));
+    }
+    for mover in wrong {
+        world.sim.wrong(format!("a helper is left over ({}, {})", mover.service, mover.operation));
     }
 }
 
@@ -230,11 +248,15 @@ async fn images(world: &World) -> anyhow::Result<BTreeMap<String, Contents>> {
 
 /// What a restore made is there, whole, as long as its environment is; and nothing else is.
 fn environments(world: &World, images: &BTreeMap<String, Contents>) {
-    let running: BTreeSet<String> =
-        world.database.ask("SELECT id FROM environments WHERE state = 'running'").into_iter().collect();
+    let in_state = |state: &str| -> BTreeSet<String> {
+        let sql = format!("SELECT id FROM environments WHERE state = '{state}'");
+        world.database.ask(&sql).into_iter().collect()
+    };
+    // What could not be taken back is told, stays known, and goes when it is removed.
+    let (running, incomplete) = (in_state("running"), in_state("incomplete"));
     none(
         world,
-        "SELECT name FROM environments WHERE state NOT IN ('running', 'removed', 'failed')",
+        "SELECT name FROM environments WHERE state NOT IN ('running', 'removed', 'failed', 'incomplete')",
         "an environment is neither there nor gone",
     );
     for (state, operation) in [("running", "failed', 'cancelled"), ("failed", "succeeded")] {
@@ -249,6 +271,9 @@ fn environments(world: &World, images: &BTreeMap<String, Contents>) {
         let state = cluster.state();
         for (name, namespace) in &state.namespaces {
             let environment = namespace.mark.environment.to_string();
+            if incomplete.contains(&environment) {
+                continue;
+            }
             if !running.contains(&environment) {
                 world.sim.wrong(format!("a namespace is left over ({name})"));
                 continue;
@@ -272,7 +297,8 @@ fn environments(world: &World, images: &BTreeMap<String, Contents>) {
             }
         }
         for (place, (environment, _)) in &state.registry {
-            if !running.contains(&environment.to_string()) {
+            let environment = environment.to_string();
+            if !running.contains(&environment) && !incomplete.contains(&environment) {
                 world.sim.wrong(format!("a pushed image is left over ({place})"));
             }
         }

@@ -128,7 +128,8 @@ async fn choose(world: &World, number: u64, wish: u64) -> Option<Wish> {
             Wish::Restore { image: image()?, site, name }
         }
         68..78 => {
-            let there = world.database.ask("SELECT id FROM environments WHERE state = 'running' ORDER BY id");
+            let there =
+                world.database.ask("SELECT id FROM environments WHERE state IN ('running', 'incomplete') ORDER BY id");
             let one = world.sim.chance(|chance| chance.below(there.len() as u64));
             Wish::Remove { environment: there.get(one as usize)?.parse().ok()? }
         }
@@ -294,7 +295,8 @@ async fn order(
 /// Removes everything, so that what then is left was leaked.
 pub async fn clear(world: &World) {
     let catalog = world.catalog();
-    for environment in world.database.ask("SELECT id FROM environments WHERE state = 'running' ORDER BY id") {
+    let there = "SELECT id FROM environments WHERE state IN ('running', 'incomplete') ORDER BY id";
+    for environment in world.database.ask(there) {
         if let Ok(environment) = environment.parse() {
             ask_for(world, format!("clear {environment}"), Wish::Remove { environment }).await;
         }

@@ -69,6 +69,17 @@ pub struct Doing {
     pub was_frozen: bool,
 }
 
+/// A helper.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Mover {
+    pub operation: OperationId,
+    /// What for.
+    pub service: String,
+    /// Begun behind the clean-up, by an agent that was frozen meanwhile and has not looked at its lease yet: nobody but
+    /// itself ends it, and nobody works in it.
+    pub late: bool,
+}
+
 #[derive(Default)]
 pub struct State {
     pub next: u64,
@@ -77,8 +88,9 @@ pub struct State {
     /// What was pushed, by its place.
     pub registry: BTreeMap<String, (EnvironmentId, Digest)>,
     pub snapshots: BTreeMap<String, Snapshot>,
-    /// Helpers: whose, and what for.
-    pub movers: BTreeMap<u64, (OperationId, String)>,
+    pub movers: BTreeMap<u64, Mover>,
+    /// Operations that were cleaned up behind.
+    pub cleaned: BTreeSet<OperationId>,
     pub doing: BTreeMap<TaskId, Vec<Doing>>,
 }
 

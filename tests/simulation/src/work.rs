@@ -26,12 +26,12 @@ use ocopea_repository::{Body, ImageSession, Record, StreamFacts};
 use crate::{
     runtime::{Pid, Sim, WORLD},
     scenario::Weather,
-    site::{Application, Doing, Loaded, Namespace, SERVICES, STREAMS, Site, Snapshot, items},
+    site::{Application, Doing, Loaded, Mover, Namespace, SERVICES, STREAMS, Site, Snapshot, items},
     store::Store,
 };
 
-/// After how long a helper ends by itself.
-const MOVER: Duration = Duration::from_secs(300);
+/// After how long a helper ends by itself: the agent's `IDLE_S`.
+pub const MOVER: Duration = Duration::from_secs(60);
 
 pub struct SimWork {
     pub sim: Sim,
@@ -263,7 +263,8 @@ impl SimWork {
             }
             TaskSpec::CleanUp { operation, frozen, source, .. } => {
                 self.call("can't clean up", |state| {
-                    state.movers.retain(|_, (of, _)| *of != operation);
+                    state.cleaned.insert(operation);
+                    state.movers.retain(|_, mover| mover.operation != operation);
                     let namespace = source.map(|source| source.namespace.to_string()).unwrap_or_default();
                     if let Some(application) = state.applications.get_mut(&namespace) {
                         application.frozen.retain(|service, by| {
@@ -472,21 +473,24 @@ impl SimWork {
         service: &str,
     ) -> Result<u64, TaskFailure> {
         let service = service.to_owned();
-        let id = self
-            .call("can't start a helper", |state| {
-                state.movers.retain(|_, (of, what)| *of != operation || *what != service);
-                state.next += 1;
-                state.movers.insert(state.next, (operation, service));
-                Ok(state.next)
-            })
-            .await?;
         let (sim, site) = (self.sim.clone(), self.site.clone());
-        let end = async move {
-            sim.sleep(MOVER).await;
-            site.state().movers.remove(&id);
-        };
-        self.sim.spawn(WORLD, "mover", Box::pin(end));
-        Ok(id)
+        self.call("can't start a helper", |state| {
+            let late = state.cleaned.contains(&operation);
+            let mover = Mover { operation, service, late };
+            state.movers.retain(|_, one| (one.operation, &one.service) != (operation, &mover.service));
+            state.next += 1;
+            let id = state.next;
+            state.movers.insert(id, mover);
+            // Whatever becomes of whoever began it.
+            let clock = sim.clone();
+            let end = async move {
+                clock.sleep(MOVER).await;
+                site.state().movers.remove(&id);
+            };
+            sim.spawn(WORLD, "mover", Box::pin(end));
+            Ok(id)
+        })
+        .await
     }
 
     async fn record(&self, target: &RestoreTarget) -> Result<(ImageSession, Record), TaskFailure> {
