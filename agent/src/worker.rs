@@ -487,7 +487,9 @@ impl Worker {
 
     async fn ask_opened(&self, request: &Request, patience: Duration) -> Result<Opened<Answer>, Silence> {
         let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX).max(50);
-        let answer = self.bus.request(seal(request, "")?, patience_ms).await?;
+        // Whatever the bus takes it for: leases depend on it.
+        let asked = self.seams.timeout(patience, self.bus.request(seal(request, "")?, patience_ms)).await;
+        let answer = asked.unwrap_or(Err(BusError::NoAnswer(patience_ms)))?;
         Ok(open::<Answer>(&answer)?)
     }
 

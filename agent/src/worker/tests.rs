@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use ocopea_protocol::{
-    bus::{CoordinatorBus, in_process::InProcessBus},
+    bus::{CoordinatorBus, Hint, in_process::InProcessBus},
     frames::{END, INPUT, OUTPUT, Started, read_frame, write_frame},
     identity::{PublicKey, SiteKey, seal_opening, seal_store_keys, seal_task},
     ids::{InstanceId, OperationId, SessionId, SiteId},
@@ -115,7 +115,10 @@ impl Peer {
     }
 
     fn worker(self: &Arc<Self>, work: Arc<dyn Work>, limits: Limits) -> Arc<Worker> {
-        let bus = Arc::new(self.bus.agent(self.site));
+        self.worker_on(Arc::new(self.bus.agent(self.site)), work, limits)
+    }
+
+    fn worker_on(self: &Arc<Self>, bus: Arc<dyn AgentBus>, work: Arc<dyn Work>, limits: Limits) -> Arc<Worker> {
         let identity = Identity {
             site: self.site,
             key: self.key.clone(),
@@ -520,6 +523,66 @@ async fn a_task_that_hangs_holds_one_permit_and_fifty_others_finish_meanwhile() 
     assert_eq!(claims, 51, "the one that hangs was begun, and once");
     let ended = |r: &Request| matches!(r, Request::Finish { claimed, .. } if claimed.task == one);
     assert!(peer.requests(ended).is_empty());
+}
+
+/// Takes its time with heartbeats, whatever it is told.
+struct Stubborn(Arc<dyn AgentBus>, Seams);
+
+#[async_trait]
+impl AgentBus for Stubborn {
+    async fn next_hint(&self) -> Result<Hint, BusError> {
+        self.0.next_hint().await
+    }
+
+    async fn request(&self, request: Bytes, patience_ms: u64) -> Result<Bytes, BusError> {
+        if matches!(open::<Request>(&request).unwrap().message, Request::Heartbeat { .. }) {
+            self.1.clock.sleep(Duration::from_secs(60)).await;
+        }
+        self.0.request(request, patience_ms).await
+    }
+
+    async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_bus_that_keeps_no_time_holds_no_agent_beyond_its_lease() {
+    let peer = Peer::new(1000, never);
+    peer.publish(&peer.hint(TaskKind::CopyData)).await;
+    let (began, dropped) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
+    /// Notes when it goes.
+    struct Going(Arc<Mutex<Option<Duration>>>, Seams);
+    impl Drop for Going {
+        fn drop(&mut self) {
+            *self.0.lock().unwrap() = Some(self.1.clock.monotonic());
+        }
+    }
+    let (begins, goes, seams) = (Arc::clone(&began), Arc::clone(&dropped), peer.seams.clone());
+    let work = doing(move |_| {
+        *begins.lock().unwrap() = Some(seams.clock.monotonic());
+        let going = Going(Arc::clone(&goes), seams.clone());
+        async move {
+            let _going = going;
+            std::future::pending().await
+        }
+    });
+    let bus = Arc::new(Stubborn(Arc::new(peer.bus.agent(peer.site)), peer.seams.clone()));
+    let limits = Limits { patience: Duration::from_secs(10), ..limits() };
+    let worker = peer.worker_on(bus, work, limits);
+    let stop = CancellationToken::new();
+    tokio::select! {
+        () = Arc::clone(&peer).serve() => {}
+        () = worker.run(stop) => {}
+        () = async {
+            while dropped.lock().unwrap().is_none() {
+                peer.seams.clock.sleep(Duration::from_millis(10)).await;
+            }
+        } => {}
+    }
+    let (began, dropped) = (began.lock().unwrap().unwrap(), dropped.lock().unwrap().unwrap());
+    // A lease of one second; patience would be ten, and the bus takes sixty.
+    assert!(dropped - began < Duration::from_secs(6), "{:?}", dropped - began);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
