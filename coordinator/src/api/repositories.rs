@@ -275,9 +275,8 @@ pub(super) async fn change(
     Path(name): Path<String>,
     Body(input): Body<ChangedRepository>,
 ) -> Result<Json<RepositoryView>, Problem> {
-    let actor = caller.at_least(Role::Administrator)?;
+    let (actor, mut row) = administered(&state, caller, &name).await?;
     let coordinator = &state.coordinator;
-    let mut row = coordinator.named_repository(Some(&name)).await?;
     if row.is_given {
         return Err(Problem {
             next: "set them where the coordinator is started".to_owned(),
@@ -318,9 +317,8 @@ pub(super) async fn remove(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let actor = caller.at_least(Role::Administrator)?;
+    let (actor, row) = administered(&state, caller, &name).await?;
     let coordinator = &state.coordinator;
-    let row = coordinator.named_repository(Some(&name)).await?;
     let remove = async || {
         let transaction = coordinator.catalog.begin().await?;
         transaction.remove_repository(row.id).await?;
@@ -348,9 +346,8 @@ pub(super) async fn make_default(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let actor = caller.at_least(Role::Administrator)?;
+    let (actor, row) = administered(&state, caller, &name).await?;
     let coordinator = &state.coordinator;
-    let row = coordinator.named_repository(Some(&name)).await?;
     let change = async || {
         let transaction = coordinator.catalog.begin().await?;
         transaction.set_default_repository(row.id).await?;
@@ -358,6 +355,12 @@ pub(super) async fn make_default(
     };
     coordinator.catalog.again(change).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The one of that name, for an administrator.
+async fn administered(state: &State, caller: Caller, name: &str) -> Result<(Actor, rows::Repository), Problem> {
+    let actor = caller.at_least(Role::Administrator)?;
+    Ok((actor, state.coordinator.named_repository(Some(name)).await?))
 }
 
 async fn noted(

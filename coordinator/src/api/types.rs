@@ -1,10 +1,16 @@
 //! What travels over the API.
 
+mod enrolment;
+mod repositories;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
+
+pub use enrolment::*;
+pub use repositories::*;
 
 /// A page of a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -428,119 +434,6 @@ pub struct OfRepository {
     pub repository: Option<String>,
 }
 
-/// A repository to add.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct NewRepository {
-    /// Its name: up to 63 of a-z, 0-9 and '-'.
-    pub name: String,
-    /// `s3://BUCKET/PREFIX[?endpoint=URL&region=R&path-style=true]`, or the absolute path of a directory where coordinator
-    /// and agents are one process.
-    pub location: String,
-    /// Where the keys of its store come from.
-    pub keys: RepositoryKeys,
-    /// Whether agents have keys of their own; else tasks bring them, sealed.
-    pub agents_have_keys: bool,
-    /// What each process may ask of its store.
-    pub limits: StoreLimitsInput,
-}
-
-/// What is to be changed of a repository: what isn't given stays.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct ChangedRepository {
-    /// Where the keys of its store come from.
-    pub keys: Option<RepositoryKeys>,
-    /// Whether agents have keys of their own.
-    pub agents_have_keys: Option<bool>,
-    /// What each process may ask of its store, all of it.
-    pub limits: Option<StoreLimitsInput>,
-}
-
-/// Where the keys of a store come from.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "source", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum RepositoryKeys {
-    /// The coordinator's environment, as the tools of AWS look for them.
-    #[default]
-    Environment,
-    /// A profile in the files of the tools of AWS.
-    Profile {
-        /// Its name.
-        profile: String,
-    },
-    /// Lent by a security token service for a token in a file.
-    WebIdentity {
-        /// The role.
-        role: String,
-        /// A name for the session, for the service's logs; `ocopea` unless given.
-        #[serde(default)]
-        session: Option<String>,
-    },
-    /// These. Sealed in the catalog, and never shown again.
-    Static {
-        /// The access key's id.
-        id: String,
-        /// What requests are signed with.
-        secret: String,
-        /// Goes with keys that were lent for a time.
-        #[serde(default)]
-        token: Option<String>,
-    },
-}
-
-/// What each process may ask of a store: as much as there is, unless given.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct StoreLimitsInput {
-    /// Requests at the same time; 32 to a bucket unless given.
-    #[schema(minimum = 1, maximum = 1024)]
-    pub requests: Option<u32>,
-    /// Bytes per second to it.
-    #[schema(minimum = 65536)]
-    pub upload: Option<u64>,
-    /// Bytes per second from it.
-    #[schema(minimum = 65536)]
-    pub download: Option<u64>,
-}
-
-/// A repository.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct RepositoryView {
-    /// Its id.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// `directory` or `s3`.
-    pub kind: String,
-    /// Where it lies.
-    pub location: String,
-    /// Where the keys of its store come from: `environment`, `profile NAME`, `web identity ROLE`, `static ID`.
-    pub keys: String,
-    /// Whether agents have keys of their own.
-    pub agents_have_keys: bool,
-    /// What each process may ask of its store.
-    pub limits: StoreLimitsInput,
-    /// `ready`, `unusable`, `unknown`: as its store was looked at last.
-    pub state: String,
-    /// What its store can.
-    pub found: Vec<String>,
-    /// Why it can't be used.
-    pub why: String,
-    /// RFC 3339; when its store was looked at: when it was added, and at every start.
-    pub found_at: Option<String>,
-    /// Images that lie in it, all teams' together.
-    pub images: u64,
-    /// Raw bytes that they brought.
-    pub new_bytes: u64,
-    /// Whether saves go there that name none.
-    pub is_default: bool,
-    /// Whether it is the one that coordinators are started with.
-    pub given_at_start: bool,
-    /// RFC 3339.
-    pub created: String,
-}
-
 /// What a reindex brought.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Reindexed {
@@ -577,144 +470,4 @@ pub struct NewKey {
     /// New team keys, too, for images that are saved from now on.
     #[serde(default)]
     pub rotate: bool,
-}
-
-/// A site to be made.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewSite {
-    /// Its name: lower-case letters, digits, '-'.
-    #[schema(min_length = 1, max_length = 63)]
-    pub name: String,
-    /// Only who makes it sees and uses it: a laptop's cluster, say.
-    #[serde(default)]
-    pub private: bool,
-    /// For how many seconds its join token works, a year at most; a day unless told.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 31536000)]
-    pub expires_s: Option<u64>,
-}
-
-/// Lets one agent in, once; shown once.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct JoinToken {
-    /// The site's id.
-    pub site: String,
-    /// Its name.
-    pub name: String,
-    /// The secret.
-    pub token: String,
-    /// RFC 3339.
-    pub expires: String,
-}
-
-/// An enrolment key to be made.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewEnrolment {
-    /// What it is for.
-    #[schema(min_length = 1, max_length = 200)]
-    pub name: String,
-    /// Names that sites may give themselves; `*` stands for any letters.
-    #[schema(min_length = 1, max_length = 200)]
-    pub names: String,
-    /// How many sites may come with it, 10 000 at most.
-    #[schema(minimum = 1, maximum = 10000)]
-    pub uses: u32,
-    /// Whether they are accepted at once; else each waits for its approval.
-    #[serde(default)]
-    pub approves: bool,
-    /// For how many seconds it works, a year at most; a day unless told.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 31536000)]
-    pub expires_s: Option<u64>,
-}
-
-/// Lets sites in; shown once.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct IssuedEnrolmentKey {
-    /// Its id.
-    pub id: String,
-    /// The secret.
-    pub key: String,
-    /// RFC 3339.
-    pub expires: String,
-}
-
-/// An enrolment key or join token as it is listed.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct EnrolmentKeyView {
-    /// Its id.
-    pub id: String,
-    /// What it is for.
-    pub name: String,
-    /// Of a join token: the id of its site.
-    pub site: Option<String>,
-    /// Names that sites may give themselves.
-    pub names: String,
-    /// Whether they are accepted at once.
-    pub approves: bool,
-    /// How many came with it.
-    pub uses: u32,
-    /// How many may.
-    pub most_uses: u32,
-    /// RFC 3339.
-    pub created: String,
-    /// RFC 3339.
-    pub expires: String,
-    /// `open`, `used`, `expired` or `revoked`.
-    pub state: String,
-}
-
-/// "Let me be a site's agent."
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Enrol {
-    /// A join token or an enrolment key.
-    #[schema(min_length = 1, max_length = 200)]
-    pub token: String,
-    /// The name that the site gives itself; an enrolment key wants one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// The site's own public key (Ed25519), 64 hexadecimal digits: it signs its agents in.
-    #[schema(pattern = "^[0-9a-f]{64}$")]
-    pub key: String,
-    /// A public key (X25519) that is made for this answer, 64 hexadecimal digits.
-    #[schema(pattern = "^[0-9a-f]{64}$")]
-    pub answer_key: String,
-}
-
-/// What came of an enrolment.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Enrolled {
-    /// The site's id.
-    pub site: String,
-    /// Its name.
-    pub name: String,
-    /// `active`, or `pending`: then ask again, with the same token and keys, until somebody has accepted it.
-    pub standing: String,
-    /// What its agents connect by, once it is active.
-    pub broker: Option<BrokerAccess>,
-}
-
-/// What a site's agents connect by.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct BrokerAccess {
-    /// `amqps://HOST:PORT/VHOST`.
-    pub url: String,
-    /// The site's user.
-    pub user: String,
-    /// Its password, sealed to the key that the question brought.
-    pub password: SealedText,
-    /// Certificates (PEM) that the broker is checked against, where these are not the system's.
-    pub certificates: Option<String>,
-}
-
-/// A text that only one key opens.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct SealedText {
-    /// The encapsulated key, hexadecimal.
-    pub encapsulated: String,
-    /// The ciphertext, hexadecimal.
-    pub bytes: String,
 }
