@@ -206,6 +206,9 @@ class World:
         fresh = self.settled(known)
         environments = {e["name"]: e for e in self.get("environments")}
         running = sorted(name for name, e in environments.items() if e["state"] == "running")
+        # All that a fault leaves half made can be taken back here: nothing is in the way of it.
+        if other := {name: e["state"] for name, e in environments.items() if e["state"] != "running"}:
+            raise Wrong(f"environments {other}; {fresh}")
         if self.namespaces("b") != running:
             raise Wrong(f"namespaces {self.namespaces('b')}, environments {running}; {fresh}")
         if self.namespaces("a") != [self.source]:
@@ -350,7 +353,8 @@ def at_each_point(scenario, mover, only, part, parts):
                 world.start()
                 fresh = world.check(before)
                 if not dead:
-                    raise Wrong("the point was not reached")
+                    ended = [(o["title"], o["state"], (o.get("failure") or {}).get("cause")) for o in fresh]
+                    raise Wrong(f"the point was not reached; began: {asked.returncode}, ended: {ended}")
                 states = ", ".join(o["state"] for o in fresh) or "never accepted"
                 results.append(True)
                 say(f"ok      {scenario.name}: {point}: {states}, {time.time() - began:.1f} s")

@@ -33,6 +33,12 @@ pub fn kubernetes(what: &str, error: &kube::Error) -> TaskFailure {
                 401 => TaskFailure::permanent("site.unauthorized", what, cause).next(
                     "the cluster no longer accepts the credentials of this context: renew them in the kubeconfig",
                 ),
+                // Authorizers name the user; what else forbids is admission, and no right is missing.
+                403 if status.message.contains("is forbidden: ") && !status.message.contains("User \"") => {
+                    TaskFailure::permanent("site.admission", what, cause).next(
+                        "change the rule of the cluster that is named (a quota, a limit range, a Pod Security level, a webhook), or what it refuses",
+                    )
+                }
                 403 => TaskFailure::permanent("site.forbidden", what, cause)
                     .next("grant that verb to the user of this context"),
                 404 => TaskFailure::permanent("site.not-found", what, cause),
@@ -62,4 +68,27 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_right_and_a_rule_of_admission_are_told_apart() {
+        let forbidden = |message: &str| {
+            let status = serde_json::from_value(
+                serde_json::json!({"status": "Failure", "code": 403, "reason": "Forbidden", "message": message}),
+            );
+            kubernetes("can't apply service/web", &kube::Error::Api(Box::new(status.unwrap())))
+        };
+        let quota = forbidden("services \"web\" is forbidden: exceeded quota: few, requested: count/services=1");
+        assert!(quota.code == "site.admission" && quota.next.contains("quota"), "{quota:?}");
+        let pod =
+            forbidden("pods \"web\" is forbidden: violates PodSecurity \"restricted:latest\": runAsNonRoot != true");
+        assert_eq!(pod.code, "site.admission");
+        let right =
+            forbidden("services is forbidden: User \"ann\" cannot create resource \"services\" in API group \"\"");
+        assert!(right.code == "site.forbidden" && right.next.contains("grant"), "{right:?}");
+    }
 }

@@ -187,6 +187,37 @@ async fn a_push_that_ended_midway_is_taken_back() {
     assert_eq!(context.resolve(&target, &format!("@{inner}")).await.unwrap(), None);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_never_began_leaves_nothing_to_take_back() {
+    let (registry, store) = (registry().await, store().await);
+    let (index, _) = store.index().await;
+    let context = context(login(&registry.host, "secret"));
+    remove(&context, &format!("{}/team/never", registry.host), &index).await.unwrap();
+}
+
+/// By the codes of the distribution specification, whatever the words beside them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_is_understood_by_its_codes_and_not_by_its_words() {
+    let digest: Digest = format!("sha256:{}", "1".repeat(64)).parse().unwrap();
+    let outcome = async |status: u16, code: &'static str| {
+        let body = json!({"errors": [{"code": code, "message": "das gibt es nicht"}]}).to_string().into_bytes();
+        let host = liar(move |path| match path {
+            "/v2/" => (200, "application/json", b"{}".to_vec()),
+            _ => (status, "application/json", body.clone()),
+        })
+        .await;
+        context(Credentials::default()).resolve(&format!("{host}/app"), &format!("@{digest}")).await
+    };
+    for code in ["NAME_UNKNOWN", "MANIFEST_UNKNOWN", "NOT_FOUND"] {
+        assert_eq!(outcome(404, code).await.unwrap(), None, "{code}");
+    }
+    assert_eq!(outcome(403, "DENIED").await.unwrap_err().code, "registry.denied");
+    let busy = outcome(429, "TOOMANYREQUESTS").await.unwrap_err();
+    assert!(busy.is_retryable(), "{busy:?}");
+    let refused = outcome(400, "NAME_INVALID").await.unwrap_err();
+    assert!(!refused.is_retryable() && refused.code == "registry.refused", "{refused:?}");
+}
+
 /// Answers every request with what `answer` says of its path: status, media type, body.
 async fn liar(answer: impl Fn(&str) -> (u16, &'static str, Vec<u8>) + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -6,53 +6,41 @@
     clippy::disallowed_methods,
     reason = "a test's helpers stop at the first surprise, and wait in real time for what is real"
 )]
-#![allow(dead_code, unused_imports, reason = "what is shared with other tests does more than is needed here")]
 
 #[path = "../../repository/tests/common/lender.rs"]
+#[allow(dead_code, reason = "shared with tests that use more of it")]
 mod lender;
 #[path = "../../repository/tests/common/s3.rs"]
+#[allow(dead_code, reason = "likewise")]
 mod s3;
 #[path = "../../coordinator/tests/api/server.rs"]
+#[allow(dead_code, reason = "likewise")]
 mod server;
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, stream, stream::BoxStream};
+use futures::{StreamExt, stream};
 use lender::Lender;
 use ocopea_agent::worker::{Begun, Identity, Job, Limits, Work, Worker};
-use ocopea_catalog_db::{Catalog, access::Actor, model::Role};
-use ocopea_coordinator::{
-    Coordinator,
-    api::{self, KeyFile, SiteAccess, enrolment::SiteBroker, exec},
-    tokens,
-    vault::Vault,
-};
+use ocopea_catalog_db::model::Role;
 use ocopea_protocol::{
-    bus::in_process::InProcessBus,
     failure::TaskFailure,
     identity::SiteKey,
-    ids::InstanceId,
-    image::{ComponentCopied, ImageAccess, Location, StoreKeys},
+    image::{ComponentCopied, ImageAccess, Location},
     inventory::{ContainerFound, Inventory},
-    message::{SiteReport, SiteState},
     names::Digest,
     seams::{BoxFuture, Seams},
-    secret::Secret32,
-    session::{BoxedStream, Way, Wish},
+    session::Wish,
     task::{TaskOutput, TaskSpec},
 };
-use ocopea_repository::{
-    ImageSession, Keyring, Repository, Scope, StoreAccess,
-    backend::s3::{KeySource, Patience},
-};
-use reqwest::{Method, StatusCode};
+use ocopea_repository::{ImageSession, Keyring, Repository, Scope, StoreAccess, backend::s3::KeySource};
+use reqwest::StatusCode;
 use s3::{HASTY, Keeps, Server as S3};
 use serde_json::{Value, json};
 use server::Server;

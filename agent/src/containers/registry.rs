@@ -7,7 +7,7 @@ use futures::{StreamExt, stream::BoxStream};
 use oci_client::{
     Client, Reference, RegistryOperation,
     client::{ClientConfig, ClientProtocol},
-    errors::OciDistributionError,
+    errors::{OciDistributionError, OciErrorCode},
     secrets::RegistryAuth,
 };
 use ocopea_protocol::{failure::TaskFailure, names::Digest, seams::Seams};
@@ -489,15 +489,21 @@ fn sanitised(error: &OciDistributionError) -> String {
     text
 }
 
+/// Whether the registry's answer has one of these codes; its words are its own.
+fn says(error: &OciDistributionError, codes: &[OciErrorCode]) -> bool {
+    match error {
+        OciDistributionError::RegistryError { envelope, .. } => {
+            envelope.errors.iter().any(|error| codes.contains(&error.code))
+        }
+        _ => false,
+    }
+}
+
 fn is_absent(error: &OciDistributionError) -> bool {
     match error {
         OciDistributionError::ImageManifestNotFoundError(_) => true,
         OciDistributionError::ServerError { code, .. } => *code == 404,
-        OciDistributionError::RegistryError { envelope, .. } => {
-            let text = format!("{envelope}");
-            text.contains("MANIFEST_UNKNOWN") || text.contains("NAME_UNKNOWN") || text.contains("unknown")
-        }
-        _ => false,
+        other => says(other, &[OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::NotFound]),
     }
 }
 
@@ -505,11 +511,7 @@ fn is_denied(error: &OciDistributionError) -> bool {
     match error {
         OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. } => true,
         OciDistributionError::ServerError { code, .. } => matches!(code, 401 | 403),
-        OciDistributionError::RegistryError { envelope, .. } => {
-            let text = format!("{envelope}");
-            text.contains("UNAUTHORIZED") || text.contains("DENIED")
-        }
-        _ => false,
+        other => says(other, &[OciErrorCode::Unauthorized, OciErrorCode::Denied]),
     }
 }
 
@@ -521,7 +523,7 @@ fn is_passing(error: &OciDistributionError) -> bool {
         }
         OciDistributionError::IoError(_) => true,
         OciDistributionError::ServerError { code, .. } => *code >= 500 || *code == 429,
-        _ => false,
+        other => says(other, &[OciErrorCode::Toomanyrequests]),
     }
 }
 

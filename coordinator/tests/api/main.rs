@@ -20,11 +20,10 @@ mod several;
 #[allow(dead_code, reason = "shared with the tests of the PostgreSQL driver, which use more of it")]
 mod postgres;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use futures::{StreamExt, stream::BoxStream};
+use futures::StreamExt;
 use ocopea_catalog_db::{
     Catalog,
     access::Actor,
@@ -33,24 +32,18 @@ use ocopea_catalog_db::{
     model::{EnvironmentState, Role},
 };
 use ocopea_coordinator::{
-    Coordinator,
-    api::{self, KeyFile, SiteAccess, enrolment::SiteBroker, exec},
+    api::{self, enrolment::SiteBroker},
     tokens,
-    vault::Vault,
 };
 use ocopea_protocol::{
-    bus::in_process::InProcessBus,
     failure::TaskFailure,
     ids::{EnvironmentId, ImageId, InstanceId, SiteId},
     image::Location,
-    message::{SiteReport, SiteState},
     names::Digest,
     seams::Seams,
-    secret::Secret32,
-    session::{BoxedStream, Way},
 };
 use ocopea_repository::{Keyring, Repository, StoreAccess};
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use server::{Answer, Server};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

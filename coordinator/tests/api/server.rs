@@ -1,8 +1,31 @@
 //! A coordinator behind its API, with a catalog and a repository of its own and no agents.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use super::*;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use ocopea_catalog_db::{Catalog, access::Actor, model::Role};
+use ocopea_coordinator::{
+    Coordinator,
+    api::{self, KeyFile, SiteAccess, enrolment::SiteBroker, exec},
+    tokens,
+    vault::Vault,
+};
+use ocopea_protocol::{
+    bus::in_process::InProcessBus,
+    failure::TaskFailure,
+    ids::InstanceId,
+    image::Location,
+    message::{SiteReport, SiteState},
+    seams::Seams,
+    secret::Secret32,
+    session::{BoxedStream, Way},
+};
+use ocopea_repository::{Keyring, Repository, StoreAccess};
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// No site is here: what would go to one says so.
 pub struct NoSites;
