@@ -34,6 +34,7 @@ use ocopea_protocol::{
     identity::{Once, Sealed, SiteKey},
     ids::{OperationId, SiteId},
     message::{Request, SiteReport, SiteState},
+    needs::Capabilities,
     seams::Seams,
     secret::Secret,
     session::Wish,
@@ -150,6 +151,7 @@ fn report(worker: &Worker, seams: &Seams) -> SiteReport {
         missing: Vec::new(),
         applications: Vec::new(),
         limits: None,
+        capabilities: Capabilities::default(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a site can do, found out, not believed.
 
+mod details;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -8,6 +10,7 @@ use ocopea_protocol::{
     failure::TaskFailure,
     ids::InstanceId,
     message::{ApplicationFound, SiteReport, SiteState},
+    needs::Capabilities,
 };
 
 use crate::{
@@ -15,11 +18,22 @@ use crate::{
     data::{self, ContainerView},
     execute::Site,
     failures::kubernetes,
+    quantity::whole,
     rights::rights,
 };
 
 /// Namespaces that belong to the cluster itself.
 const SYSTEM: &[&str] = &["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
+
+/// Pods that are looked at.
+const MOST_PODS: u32 = 5000;
+
+/// Pods of a whole cluster.
+struct Pods {
+    pods: Vec<Pod>,
+    /// There are no others.
+    all: bool,
+}
 
 impl Site {
     /// Looks at the site now. A cluster that can't be reached is a state of the report, not an error.
@@ -39,6 +53,7 @@ impl Site {
             missing: Vec::new(),
             applications: Vec::new(),
             limits: Some(self.limits),
+            capabilities: Capabilities { movers: self.mover_image.is_some(), ..Capabilities::default() },
         };
         if let Err(failure) = self.probe(&mut report).await {
             report.state = SiteState::Unreachable(failure.cause);
@@ -75,7 +90,9 @@ impl Site {
             Err(failure) => report.missing.push(format!("{failure}")),
         }
         self.probe_registry(report).await;
-        report.applications = self.applications().await?;
+        let pods = self.all_pods().await?;
+        report.applications = self.applications(pods.as_ref()).await?;
+        self.look_closely(&mut report.capabilities, pods.as_ref()).await;
         Ok(())
     }
 
@@ -99,22 +116,30 @@ impl Site {
         }
     }
 
+    /// Pods of all namespaces; `None` where they may not be listed.
+    async fn all_pods(&self) -> Result<Option<Pods>, TaskFailure> {
+        let api: Api<Pod> = Api::all(self.platform.client.clone());
+        match api.list(&ListParams::default().limit(MOST_PODS)).await {
+            Ok(list) => {
+                let all = list.metadata.continue_.as_deref().unwrap_or_default().is_empty();
+                Ok(Some(Pods { pods: list.items, all }))
+            }
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+            Err(error) => Err(kubernetes("can't list what runs", &error)),
+        }
+    }
+
     /// Namespaces that hold pods, cheaply counted.
-    async fn applications(&self) -> Result<Vec<ApplicationFound>, TaskFailure> {
+    async fn applications(&self, pods: Option<&Pods>) -> Result<Vec<ApplicationFound>, TaskFailure> {
         let what = "can't list what runs";
-        let pods: Api<Pod> = Api::all(self.platform.client.clone());
+        let Some(pods) = pods else { return Ok(Vec::new()) };
         let claims: Api<PersistentVolumeClaim> = Api::all(self.platform.client.clone());
         let drivers = data::all();
         let mut found: BTreeMap<
             String,
             (ApplicationFound, std::collections::BTreeSet<String>, std::collections::BTreeSet<String>),
         > = BTreeMap::new();
-        let list = match pods.list(&ListParams::default().limit(5000)).await {
-            Ok(list) => list,
-            Err(kube::Error::Api(status)) if status.code == 403 => return Ok(Vec::new()),
-            Err(error) => return Err(kubernetes(what, &error)),
-        };
-        for pod in list {
+        for pod in &pods.pods {
             let namespace = pod.metadata.namespace.clone().unwrap_or_default();
             if SYSTEM.contains(&namespace.as_str()) {
                 continue;
@@ -158,11 +183,8 @@ impl Site {
             let Some(entry) = claim.metadata.namespace.as_deref().and_then(|namespace| found.get_mut(namespace)) else {
                 continue;
             };
-            let size = claim
-                .status
-                .and_then(|s| s.capacity)
-                .and_then(|mut c| c.remove("storage"))
-                .map_or(0, |q| quantity(&q.0));
+            let size =
+                claim.status.and_then(|s| s.capacity).and_then(|mut c| c.remove("storage")).map_or(0, |q| whole(&q.0));
             entry.0.claimed_bytes = entry.0.claimed_bytes.saturating_add(size);
         }
         Ok(found
@@ -173,36 +195,5 @@ impl Site {
                 application
             })
             .collect())
-    }
-}
-
-/// Bytes of a Kubernetes quantity; 0 for what can't be read.
-fn quantity(text: &str) -> u64 {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor: f64 = match unit {
-        "" => 1.0,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "Ki" => 1024.0,
-        "Mi" => 1024.0 * 1024.0,
-        "Gi" => 1024.0 * 1024.0 * 1024.0,
-        "Ti" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        _ => 0.0,
-    };
-    // Quantities of storage are far below where a float loses whole bytes that matter here.
-    (number.parse::<f64>().unwrap_or(0.0) * factor) as u64
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn quantities_are_read() {
-        assert_eq!(super::quantity("1Gi"), 1 << 30);
-        assert_eq!(super::quantity("1.5k"), 1500);
-        assert_eq!(super::quantity("12"), 12);
-        assert_eq!(super::quantity("x"), 0);
     }
 }

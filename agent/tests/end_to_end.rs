@@ -19,6 +19,7 @@ use ocopea_protocol::{
     image::{ComponentCopied, Consistency, ConsistencyLevel, ImageAccess, Location, StreamInfo},
     inventory::Inventory,
     names::{ComponentName, Digest},
+    needs::Need,
     plan::{ApplyPhase, RestorePlan, StepAction, VersionChoice},
     task::{EnvironmentMark, RestoreTarget, Source, TaskOutput, TaskSpec},
 };
@@ -157,10 +158,12 @@ async fn save(site: &TestSite, store: &Store, source: &Source, base: Option<&Dig
     let mut components = Vec::new();
     let fingerprint = inventory.fingerprint.clone();
     let spec = TaskSpec::CopyConfig { source: source.clone(), access: access.clone(), fingerprint };
-    let TaskOutput::ConfigCopied { component, config_digest, objects, kinds } = site.run(spec).await.unwrap() else {
+    let TaskOutput::ConfigCopied { component, config_digest, objects, kinds, needs } = site.run(spec).await.unwrap()
+    else {
         panic!("no configuration")
     };
     assert_eq!(objects, inventory.objects.len() as u64);
+    assert!(needs.iter().any(|need| matches!(need, Need::Pod(_))), "{needs:?}");
     components.push(part(&component, Body::Config { objects, kinds }));
     let mut containers = BTreeMap::new();
     for container in &inventory.containers {

@@ -669,6 +669,14 @@ pub enum Sites {
         /// Its name, or its id
         name: String,
     },
+    /// Shows where an image can run, and why not elsewhere
+    #[command(
+        after_help = "Examples:\n  ocopea sites for \"messages in wrong order\"\n  ocopea sites for 019d2c51-… -o name   # only where it can run"
+    )]
+    For {
+        /// Its id, or its name
+        image: String,
+    },
     /// Lists, makes and revokes enrolment keys: one for many sites, which name themselves
     #[command(
         after_help = "Examples:\n  ocopea sites keys\n  ocopea sites keys create shops --names 'shop-*' --uses 50\n  ocopea sites keys revoke 019d2c51-…"

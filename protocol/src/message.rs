@@ -6,6 +6,7 @@ use crate::{
     failure::TaskFailure,
     identity::{Sealed, SignIn},
     ids::{InstanceId, SessionId, TaskId},
+    needs::Capabilities,
     task::{Claimed, HolderState, Outcome, Progress, TaskKind},
     time::Timestamp,
 };
@@ -238,6 +239,9 @@ pub struct SiteReport {
     /// What the agent was set up to do at most.
     #[serde(default)]
     pub limits: Option<SiteLimits>,
+    /// All that verdicts compare with what an image needs.
+    #[serde(default)]
+    pub capabilities: Capabilities,
 }
 
 /// What one agent of a site does at most.

@@ -13,6 +13,7 @@ use crate::{
     image::{ComponentCopied, Consistency, ImageAccess, StreamInfo},
     inventory::{ContainerFound, DataFound, Inventory},
     names::{ComponentName, Digest, EnvironmentName, Namespace},
+    needs::Need,
     plan::{ApplyPhase, ContainerPlacement, DataPlacement, RestorePlan, VersionChoice},
     secret::Secret,
     time::Timestamp,
@@ -296,6 +297,9 @@ pub enum TaskOutput {
         objects: u64,
         /// API groups, versions and kinds used.
         kinds: Vec<String>,
+        /// What else a site must have.
+        #[serde(default)]
+        needs: Vec<Need>,
     },
     /// Of [`TaskSpec::CopyContainer`].
     ContainerCopied {

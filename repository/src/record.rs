@@ -7,6 +7,7 @@ use ocopea_protocol::{
     image::{Consistency, DataKind, StreamInfo},
     inventory::{ContainerFound, DataFound},
     names::{ComponentName, Digest},
+    needs::Need,
     secret::Secret32,
     time::Timestamp,
 };
@@ -138,7 +139,7 @@ pub struct LeftOut {
 /// What a site must have to run the image. Unknown is `null`, never a guess.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requirements {
-    /// Version of this part: 1.
+    /// Version of this part: 2; 1 where `needs` was not noted.
     pub version: u32,
     /// `linux/amd64` …: a site needs one that every container has.
     pub platforms: Vec<String>,
@@ -152,6 +153,15 @@ pub struct Requirements {
     pub container_bytes: Option<u64>,
     /// The version of Kubernetes that it ran on.
     pub kubernetes: Option<String>,
+    /// What else a site must have: classes, room, nodes, host names.
+    #[serde(default, deserialize_with = "understood", skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<Need>,
+}
+
+/// Needs that this release knows; a newer one says by its version that there may be others.
+fn understood<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Need>, D::Error> {
+    let all: Vec<serde_json::Value> = Deserialize::deserialize(deserializer)?;
+    Ok(all.into_iter().filter_map(|need| serde_json::from_value(need).ok()).collect())
 }
 
 /// What one data service needs.

@@ -18,6 +18,7 @@ use crate::{
     configs::{object_ref, rewrite::split_image, to_files},
     containers::{Credentials, copy_in},
     failures::{kubernetes, repository},
+    needs::needs,
     platform::mover::ONE_POD,
     reach::reach,
 };
@@ -217,6 +218,7 @@ impl Task {
             config_digest: written.config_digest,
             objects: application.objects.len() as u64,
             kinds,
+            needs: needs(&application.objects),
         })
     }
 

@@ -52,6 +52,8 @@ const MEASURES: &[&str] = &["metrics.k8s.io", "custom.metrics.k8s.io", "external
 #[derive(Clone, Debug, Default)]
 pub(super) struct Kinds {
     resources: Vec<ApiResource>,
+    /// `apps/v1 Deployment`: every version that is served.
+    served: Vec<String>,
     /// API groups that did not answer, with the reason.
     unknown: Vec<String>,
 }
@@ -70,6 +72,11 @@ impl Kinds {
             if capabilities.scope == Scope::Namespaced && capabilities.supports_operation(verbs::LIST) {
                 self.resources.push(resource);
             }
+        }
+        for version in group.versions() {
+            let kinds = group.versioned_resources(version).into_iter();
+            let within = kinds.filter(|(_, capabilities)| capabilities.scope == Scope::Namespaced);
+            self.served.extend(within.map(|(resource, _)| format!("{} {}", resource.api_version, resource.kind)));
         }
     }
 }
@@ -104,6 +111,13 @@ impl Platform {
     /// All namespaced resources that can be listed, each in the version that the server prefers.
     pub async fn namespaced_resources(&self) -> Result<Vec<ApiResource>, TaskFailure> {
         Ok(self.kinds().await?.resources.clone())
+    }
+
+    /// Every kind within namespaces in every version that is served, `apps/v1 Deployment`; and the API groups that did
+    /// not answer, with the reason.
+    pub async fn served_kinds(&self) -> Result<(Vec<String>, Vec<String>), TaskFailure> {
+        let kinds = self.kinds().await?;
+        Ok((kinds.served.clone(), kinds.unknown.clone()))
     }
 
     /// What the server can list; asked anew after a while, because kinds come and go with operators.
@@ -144,6 +158,8 @@ impl Platform {
             Err(error) => return Err(kubernetes(&what, &error)),
         }
         kinds.resources.sort_by(|a, b| (&a.group, &a.kind).cmp(&(&b.group, &b.kind)));
+        kinds.served.sort();
+        kinds.served.dedup();
         Ok(kinds)
     }
 

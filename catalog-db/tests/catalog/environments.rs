@@ -3,8 +3,8 @@
 use ocopea_catalog_db::{CatalogError, model::EnvironmentState};
 use ocopea_protocol::ids::{InstanceId, OperationId};
 use ocopea_protocol::message::{SiteReport, SiteState};
-use ocopea_protocol::names::Digest;
 use ocopea_protocol::plan::ContainerPlacement;
+use ocopea_protocol::{names::Digest, needs::Capabilities};
 
 use crate::{
     on_both_engines,
@@ -205,6 +205,7 @@ async fn a_report_replaces_the_one_before(world: &World) {
             missing: vec![],
             applications: vec![],
             limits: None,
+            capabilities: Capabilities::default(),
         };
         world.catalog.report_site(site, &report).await.unwrap();
         let found = world.catalog.site("desk").await.unwrap();

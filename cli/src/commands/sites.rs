@@ -1,6 +1,8 @@
 //! Sites: which there are, and how they come and go.
 
-use ocopea_coordinator::api::{EnrolmentKeyView, IssuedEnrolmentKey, JoinToken, NewEnrolment, NewSite, SiteView};
+use ocopea_coordinator::api::{
+    EnrolmentKeyView, IssuedEnrolmentKey, JoinToken, NewEnrolment, NewSite, ReasonView, SiteView, VerdictView,
+};
 use reqwest::Method;
 use serde_json::Value;
 
@@ -54,8 +56,58 @@ pub(super) async fn sites(
             output::remark(format!("✓ site {name} accepted"));
             Ok(())
         }
+        Some(Sites::For { image }) => verdicts(client, format, &image).await,
         Some(Sites::Keys { command }) => keys(client, format, command).await,
     }
+}
+
+/// The sites with their verdicts; as names, only those where the image can run.
+async fn verdicts(client: &Client, format: Format, image: &str) -> Result<(), Failure> {
+    let found: Vec<VerdictView> = client.get(&format!("/api/v1/images/{}/sites", segment(image))).await?;
+    if format == Format::Name {
+        found.iter().filter(|site| can_run(site)).for_each(|site| line(&site.site));
+        return Ok(());
+    }
+    if matches!(format, Format::Json | Format::Yaml) {
+        return output::print(format, &found);
+    }
+    // One row for each reason; the site stands in the first.
+    let mut rows: Vec<(&VerdictView, Option<&ReasonView>)> = Vec::new();
+    for site in &found {
+        match site.reasons.split_first() {
+            None => rows.push((site, None)),
+            Some(_) => rows.extend(site.reasons.iter().map(|reason| (site, Some(reason)))),
+        }
+    }
+    let is_first = |site: &VerdictView, reason: Option<&ReasonView>| {
+        reason.is_none_or(|reason| site.reasons.first().is_some_and(|first| std::ptr::eq(first, reason)))
+    };
+    let row = |(site, reason): &(&VerdictView, Option<&ReasonView>)| {
+        let age = site.age_s.map_or_else(|| "never".to_owned(), |age| format!("{age} s ago"));
+        let head = if is_first(site, *reason) {
+            [site.site.clone(), site.verdict.clone(), age]
+        } else {
+            [String::new(), String::new(), String::new()]
+        };
+        let told = match reason {
+            None => [String::new(), String::new()],
+            Some(reason) => {
+                [format!("{}: needs {}; found: {}", reason.what, reason.needed, reason.found), reason.mend.clone()]
+            }
+        };
+        head.into_iter().chain(told).collect()
+    };
+    let listing = Listing {
+        head: &["SITE", "VERDICT", "LOOKED", "WHY", "WHAT TO DO"],
+        row: &row,
+        name: &|(site, _)| site.site.clone(),
+        empty: "there is no site",
+    };
+    listing.print(format, &rows)
+}
+
+fn can_run(site: &VerdictView) -> bool {
+    matches!(site.verdict.as_str(), "compatible" | "changes")
 }
 
 async fn list(client: &Client, format: Format, watch: Watch) -> Result<(), Failure> {

@@ -20,6 +20,7 @@ mod sites;
 mod status;
 mod types;
 mod upgrade;
+mod verdicts;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -134,6 +135,7 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(status::status))
         .routes(routes!(status::quarantine))
         .routes(routes!(sites::applications))
+        .routes(routes!(verdicts::for_image))
         .routes(routes!(operations::inspect))
         .routes(routes!(operations::save))
         .routes(routes!(operations::restore))

@@ -24,11 +24,11 @@ use crate::Coordinator;
 /// How long the word of a site's agents counts; they report every minute.
 const SILENT: Duration = Duration::from_secs(300);
 
-fn is_silent(site: &Site, now: Timestamp) -> bool {
+pub(super) fn is_silent(site: &Site, now: Timestamp) -> bool {
     site.reported.is_none_or(|at| at.plus(SILENT) < now)
 }
 
-fn silence(site: &Site) -> String {
+pub(super) fn silence(site: &Site) -> String {
     match site.reported {
         Some(at) => format!("no agent of site {:?} was heard of since {}", site.name, at.rfc3339()),
         None => format!("no agent of site {:?} was heard of yet", site.name),

@@ -2,6 +2,7 @@
 
 mod enrolment;
 mod repositories;
+mod verdicts;
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 pub use enrolment::*;
 pub use repositories::*;
+pub use verdicts::*;
 
 /// A page of a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -8,6 +8,7 @@ use ocopea_protocol::{
     image::DataKind,
     inventory::DataFound,
     names::ComponentName,
+    needs::NEEDS_VERSION,
     task::{Claimed, Progress, TaskOutput},
 };
 use ocopea_repository::{
@@ -281,13 +282,17 @@ impl Coordinator {
         let inventory = save::inventory(tasks)?.ok_or_else(|| fault("there is no inventory"))?;
         let image = context.image.ok_or_else(|| fault("the image has no id"))?;
         let mut components = Vec::new();
-        let mut requirements =
-            Requirements { version: 1, kubernetes: Some(inventory.kubernetes.clone()), ..Requirements::default() };
+        let mut requirements = Requirements {
+            version: NEEDS_VERSION,
+            kubernetes: Some(inventory.kubernetes.clone()),
+            ..Requirements::default()
+        };
         let mut digest = String::new();
-        if let Some(TaskOutput::ConfigCopied { component, config_digest, objects, kinds }) =
+        if let Some(TaskOutput::ConfigCopied { component, config_digest, objects, kinds, needs }) =
             tasks.output(&format!("config:{}", context.epoch))?
         {
             requirements.kinds = kinds.clone();
+            requirements.needs = needs;
             digest = config_digest;
             components.push(Component {
                 name: component.name,

@@ -15,6 +15,7 @@ mod requests;
 mod server;
 mod sessions;
 mod several;
+mod verdicts;
 
 #[path = "../../../agent/tests/support/postgres.rs"]
 #[allow(dead_code, reason = "shared with the tests of the PostgreSQL driver, which use more of it")]

@@ -18,6 +18,7 @@ use ocopea_protocol::{
     ids::InstanceId,
     image::Location,
     message::{SiteReport, SiteState},
+    needs::Capabilities,
     seams::Seams,
     secret::Secret32,
     session::{BoxedStream, Way},
@@ -88,6 +89,7 @@ pub fn report(seams: &Seams) -> SiteReport {
         missing: vec![],
         applications: vec![],
         limits: None,
+        capabilities: Capabilities::default(),
     }
 }
 

@@ -13,6 +13,10 @@ use ocopea_protocol::{
     inventory::{Binding, ContainerFound, DataFound, DeployedFrom, Gap, Inventory, ObjectRef},
     message::{Answer, ApplicationFound, HolderOrder, Request, SiteLimits, SiteReport, SiteState, TaskHint},
     names::Digest,
+    needs::{
+        Capabilities, Known, Need, NodeExpression, NodeFound, NodesFound, PodNeed, StorageFound, TaintFound, Taken,
+        Toleration,
+    },
     plan::{ApplyPhase, ContainerPlacement, DataPlacement, PlanStep, Refusal, RestorePlan, StepAction, VersionChoice},
     secret::{Secret, Secret32},
     task::{
@@ -322,6 +326,7 @@ fn outputs() -> Vec<(&'static str, TaskOutput)> {
             config_digest: "d".repeat(64),
             objects: 17,
             kinds: vec!["apps/v1 Deployment".to_owned()],
+            needs: needs(),
         },
         TaskOutput::ContainerCopied {
             component: component(),
@@ -361,6 +366,70 @@ fn failures() -> Vec<TaskFailure> {
     [Retryable, Permanent, Conflict, Cancelled].map(failure).to_vec()
 }
 
+fn needs() -> Vec<Need> {
+    let (name, by) = ("high".to_owned(), vec!["deployment/web".to_owned()]);
+    let expression = NodeExpression { key: "zone".to_owned(), operator: "In".to_owned(), values: vec!["a".to_owned()] };
+    let toleration = Toleration { key: "a".to_owned(), value: Some("b".to_owned()), effect: "NoSchedule".to_owned() };
+    vec![
+        Need::Pod(PodNeed {
+            by: "deployment/web".to_owned(),
+            replicas: 3,
+            cpu_m: 250,
+            memory: 1 << 30,
+            extended: [("example.com/gpu".to_owned(), 1)].into(),
+            node: [("disk".to_owned(), "ssd".to_owned())].into(),
+            affinity: vec![vec![expression]],
+            tolerations: vec![toleration],
+            host_ports: vec![8080],
+        }),
+        Need::StorageClass { claims: by.clone(), class: None, bytes: 1 << 30, shared: true },
+        Need::PriorityClass { name: name.clone(), by: by.clone() },
+        Need::RuntimeClass { name: name.clone(), by: by.clone() },
+        Need::IngressClass { name: name.clone(), by },
+        Need::Host { host: "shop.example".to_owned(), by: "ingress/web".to_owned() },
+    ]
+}
+
+fn capabilities() -> Capabilities {
+    let names = || Known::Found(vec!["high".to_owned()]);
+    Capabilities {
+        kinds: Known::Found(vec!["apps/v1 Deployment".to_owned()]),
+        storage: Known::Found(vec![StorageFound {
+            name: "fast".to_owned(),
+            default: true,
+            shared: Some(false),
+            free: Some(1 << 40),
+        }]),
+        priority_classes: names(),
+        runtime_classes: names(),
+        ingress_classes: names(),
+        hosts: Known::Unknown("grant it".to_owned()),
+        nodes: Known::Found(NodesFound {
+            nodes: vec![NodeFound {
+                name: "one".to_owned(),
+                platform: "linux/amd64".to_owned(),
+                labels: [("disk".to_owned(), "ssd".to_owned())].into(),
+                taints: vec![TaintFound {
+                    key: "a".to_owned(),
+                    value: "b".to_owned(),
+                    effect: "NoSchedule".to_owned(),
+                }],
+                cpu_m: 4000,
+                memory: 1 << 33,
+                extended: [("example.com/gpu".to_owned(), 2)].into(),
+                taken: Some(Taken {
+                    cpu_m: 100,
+                    memory: 1 << 30,
+                    extended: Default::default(),
+                    host_ports: vec![9100],
+                }),
+            }],
+            more: 7,
+        }),
+        movers: true,
+    }
+}
+
 fn report(state: SiteState) -> SiteReport {
     SiteReport {
         instance: InstanceId(id(3)),
@@ -386,6 +455,7 @@ fn report(state: SiteState) -> SiteReport {
             upload: Some(1 << 20),
             download: None,
         }),
+        capabilities: if matches!(state, SiteState::Ready) { capabilities() } else { Capabilities::default() },
         state,
     }
 }
