@@ -51,6 +51,12 @@ check "the tables are of one instant, and the volume says what it is" jq -e '
 check "it is saved again when nobody writes" bash -c "'$OCOPEA' save a/$NS --name quiet -o json > '$W/quiet'"
 check "little of the second image is new" jq -e '.new_bytes < .bytes / 4' "$W/quiet"
 
+check "both sites are offered for it, before anything is made" bash -c "
+  '$OCOPEA' sites for quiet; [ \"\$('$OCOPEA' sites for quiet -o name | xargs)\" = 'a b' ]"
+jq '.body.requirements' "$W/quiet" >"$W/needs"
+check "what it needs is noted: room for its pods, its storage class, its kinds" jq -e '.version == 2 and (.kinds | length > 3)
+  and ([.needs[] | keys[0]] | unique | (index("pod") != null) and (index("storage-class") != null))' "$W/needs"
+
 restore() { ocopea restore "$1" --site b --as "$2" "${@:3}" >"$W/restore-$2" 2>&1; }
 restore while-writing $COPY & one=$!
 restore quiet $FIXED --set lets-chat=1.4.2 & two=$!

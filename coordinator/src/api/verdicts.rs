@@ -48,10 +48,16 @@ pub(super) async fn for_image(
     let now = coordinator.seams.clock.now();
     let mut sites = catalog.sites_of(&actor).await?;
     sites.retain(|site| site.standing != Standing::Removed);
+    // A directory is read by agents of this process; others may be on another machine.
+    let directory = match &location {
+        Some(Location::Directory { path }) => Some(path.as_str()),
+        _ => None,
+    };
     let mut views: Vec<(Answer, VerdictView)> = sites
         .into_iter()
         .map(|site| {
-            let verdict = of_site(&site, &needs, location.as_ref(), now);
+            let elsewhere = directory.filter(|_| !state.access.look_again(&site.name));
+            let verdict = of_site(&site, &needs, elsewhere, now);
             (verdict.answer, view(site, verdict, now))
         })
         .collect();
@@ -87,7 +93,8 @@ fn needs(image: &Image) -> Result<Needs, serde_json::Error> {
     Ok(needs)
 }
 
-fn of_site(site: &Site, needs: &Needs, location: Option<&Location>, now: Timestamp) -> Verdict {
+/// `directory`: where the image lies, if the site's agents may not get there.
+fn of_site(site: &Site, needs: &Needs, directory: Option<&str>, now: Timestamp) -> Verdict {
     let open = |what: &str, found: String, mend: String| Reason {
         answer: Answer::Unknown,
         what: what.to_owned(),
@@ -112,8 +119,7 @@ fn of_site(site: &Site, needs: &Needs, location: Option<&Location>, now: Timesta
         Some(report) => report,
     };
     let mut reasons = verdict(needs, report).reasons;
-    // An agent in a process of its own has an identity of its own.
-    if let (Some(Location::Directory { path }), Some(_)) = (location, &site.key) {
+    if let Some(path) = directory {
         reasons.push(Reason {
             needed: "to read the repository".to_owned(),
             ..open(
