@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use futures::{StreamExt, stream};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::core::v1::{PersistentVolumeClaim, Pod},
+};
 use kube::{Api, api::ListParams};
 use ocopea_protocol::{
     failure::TaskFailure,
     ids::InstanceId,
     message::{ApplicationFound, SiteReport, SiteState},
 };
+use serde::de::DeserializeOwned;
 
 use crate::{
     containers::{Credentials, RegistryContext},
@@ -18,6 +23,8 @@ use crate::{
     rights::rights,
 };
 
+/// Lists that are asked for at the same time.
+const AT_ONCE: usize = 8;
 /// Namespaces that belong to the cluster itself.
 const SYSTEM: &[&str] = &["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
 
@@ -58,7 +65,7 @@ impl Site {
             .ok_or_else(|| TaskFailure::retryable("site.unreachable", what.clone(), "no answer within 10 s"))?
             .map_err(|error| kubernetes(&what, &error))?;
         report.platform = format!("Kubernetes {}", version.git_version.trim_start_matches('v'));
-        let rights = rights(platform).await?;
+        let rights = rights(platform, self.restoring.as_ref().unwrap_or(platform)).await?;
         report.may_create_namespaces = rights.may_create_namespaces;
         report.missing = rights.missing;
         let architectures = platform.architectures().await?;
@@ -75,7 +82,7 @@ impl Site {
             Err(failure) => report.missing.push(format!("{failure}")),
         }
         self.probe_registry(report).await;
-        report.applications = self.applications().await?;
+        report.applications = self.applications(rights.namespaces.as_deref()).await?;
         Ok(())
     }
 
@@ -99,22 +106,44 @@ impl Site {
         }
     }
 
+    /// Pods and claims of all namespaces, or of those that are opted in. What may not be listed is no error: it is among
+    /// the rights that are missing.
+    async fn running<K>(&self, namespaces: Option<&[String]>) -> Result<Vec<K>, TaskFailure>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        let client = &self.platform.client;
+        let apis = match namespaces {
+            None => vec![Api::<K>::all(client.clone())],
+            Some(names) => names.iter().map(|name| Api::namespaced(client.clone(), name)).collect(),
+        };
+        let mut asked = Vec::new();
+        for api in apis {
+            asked.push(async move { api.list(&ListParams::default().limit(5000)).await.map(|list| list.items) });
+        }
+        let mut lists = stream::iter(asked).buffered(AT_ONCE);
+        let mut found = Vec::new();
+        while let Some(list) = lists.next().await {
+            match list {
+                Ok(list) => found.extend(list),
+                Err(kube::Error::Api(status)) if status.code == 403 => {}
+                Err(error) => return Err(kubernetes("can't list what runs", &error)),
+            }
+        }
+        Ok(found)
+    }
+
     /// Namespaces that hold pods, cheaply counted.
-    async fn applications(&self) -> Result<Vec<ApplicationFound>, TaskFailure> {
-        let what = "can't list what runs";
-        let pods: Api<Pod> = Api::all(self.platform.client.clone());
-        let claims: Api<PersistentVolumeClaim> = Api::all(self.platform.client.clone());
+    async fn applications(&self, namespaces: Option<&[String]>) -> Result<Vec<ApplicationFound>, TaskFailure> {
         let drivers = data::all();
         let mut found: BTreeMap<
             String,
             (ApplicationFound, std::collections::BTreeSet<String>, std::collections::BTreeSet<String>),
         > = BTreeMap::new();
-        let list = match pods.list(&ListParams::default().limit(5000)).await {
-            Ok(list) => list,
-            Err(kube::Error::Api(status)) if status.code == 403 => return Ok(Vec::new()),
-            Err(error) => return Err(kubernetes(what, &error)),
-        };
-        for pod in list {
+        for pod in self.running::<Pod>(namespaces).await? {
             let namespace = pod.metadata.namespace.clone().unwrap_or_default();
             if SYSTEM.contains(&namespace.as_str()) {
                 continue;
@@ -149,12 +178,7 @@ impl Site {
                 }
             }
         }
-        let claims = match claims.list(&ListParams::default().limit(5000)).await {
-            Ok(claims) => claims.items,
-            Err(kube::Error::Api(status)) if status.code == 403 => Vec::new(),
-            Err(error) => return Err(kubernetes(what, &error)),
-        };
-        for claim in claims {
+        for claim in self.running::<PersistentVolumeClaim>(namespaces).await? {
             let Some(entry) = claim.metadata.namespace.as_deref().and_then(|namespace| found.get_mut(namespace)) else {
                 continue;
             };
