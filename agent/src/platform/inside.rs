@@ -119,7 +119,9 @@ pub async fn open(accounts: Option<Accounts>, seams: &Seams) -> Result<Inside, T
     let Some(accounts) = accounts else {
         return Ok(Inside { saving: own, restoring: None, own: client, namespace, tokens: None });
     };
-    let place = tempfile::Builder::new().prefix("ocopea-tokens-").tempdir().map_err(|error| fault(&error))?;
+    // In memory where there is such a place.
+    let place = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let place = tempfile::Builder::new().prefix("ocopea-tokens-").tempdir_in(place).map_err(|error| fault(&error))?;
     let names = vec![accounts.save.clone(), accounts.restore.clone()];
     let tokens = Tokens { own: own.client, namespace: namespace.clone(), names, place, seams: seams.clone() };
     let asked = seams.timeout(FIRST_ANSWER, tokens.renew()).await;
