@@ -1,12 +1,14 @@
 #!/bin/bash
 # ocopea-image.sh [[http://]HOST/PATH]: builds ocopea (PROFILE, by default dev) and pushes it as PATH/ocopea:VERSION: the
 # image of coordinators and agents, with the client programs of PostgreSQL that agents run. Prints it by its digest.
-# BUILT=yes: takes the program that is there.
 . "$(dirname "$0")/lib.sh"
 registry=${1:-http://$REGISTRY/ocopea} profile=${PROFILE:-dev}
 target=$(realpath -m "${CARGO_TARGET_DIR:-$TOP/target}")
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$TOP/Cargo.toml" | head -1)
-[ "${BUILT:-}" = yes ] || cargo build --quiet --locked --workspace --manifest-path "$TOP/Cargo.toml" --target-dir "$target" --profile "$profile" -p ocopea-cli >&2
+packages=(-p ocopea-cli)
+# The same packages as the demo builds, so that their dependencies are built once.
+[ "$profile" != dev ] || packages+=(-p ocopea-mover -p lets-chat)
+cargo build --quiet --locked --manifest-path "$TOP/Cargo.toml" --target-dir "$target" --profile "$profile" "${packages[@]}" >&2
 clients=$(find /usr/lib/postgresql/*/bin/pg_dump 2>/dev/null | sort -V | tail -1)
 [ -n "$clients" ] || die "there is no pg_dump to put into the image" "apt-get install postgresql-client, or tests/testbed/prereqs.sh tests"
 [ -s /etc/ssl/certs/ca-certificates.crt ] || die "there are no certificates of authorities to put into the image" "apt-get install ca-certificates"
