@@ -318,6 +318,34 @@ mod tests {
         assert!(short[2].contains(r#"may not create and patch configmaps, secrets"#), "{short:#?}");
     }
 
+    /// The rules of a cluster role that the agent's chart makes, as `tests/charts.sh` keeps it.
+    fn granted(role: &str) -> Vec<ResourceRule> {
+        let golden = include_str!("../../charts/ocopea-agent/rbac.golden.yaml");
+        let objects = golden.split("\n---\n").filter_map(|part| serde_saphyr::from_str::<serde_json::Value>(part).ok());
+        let role = objects.into_iter().find(|o| o["kind"] == "ClusterRole" && o["metadata"]["name"] == role).unwrap();
+        serde_json::from_value(role["rules"].clone()).unwrap()
+    }
+
+    #[test]
+    fn the_chart_grants_what_is_needed() {
+        let of = |role: &str| granted(&format!("ocopea-agent-{role}"));
+        let (save, restore, look, make) = (of("save"), of("restore"), of("look"), of("make"));
+        for need in NEEDED {
+            let roles = match need.of {
+                Of::Save => vec![&save],
+                Of::Restore => vec![&restore],
+                Of::Both => vec![&save, &restore],
+                Of::Cluster => vec![&look],
+                Of::Maker => vec![&make],
+            };
+            for rules in roles {
+                let allowed = |verb, group, resource| covers(rules, verb, group, resource);
+                assert_eq!(judge(need, "anywhere", &str::to_owned, &allowed), None);
+            }
+        }
+        assert!(!covers(&save, "create", "", "secrets") && !covers(&save, "delete", "", "namespaces"));
+    }
+
     #[test]
     fn a_rule_for_one_name_is_no_right_to_all() {
         let rule = |names: &[&str]| ResourceRule {
