@@ -91,6 +91,9 @@ keys: {existingSecret: keys}
 broker: {url: "$broker", user: $user, existingSecret: broker, management: "$management", caSecret: broker-ca}
 T
   h a install $NAME-ocopea "$TOP/charts/ocopea" -f "$STATE/coordinator.yaml" --wait --timeout 3m >/dev/null
+  # Both begin on an empty catalog and an empty bucket.
+  [ "$(k a -n $HOME_NS get pods -l app.kubernetes.io/name=ocopea -o jsonpath='{.items[*].status.containerStatuses[0].restartCount}')" = "0 0" ] ||
+    die "a coordinator ended at the first start" "kubectl --context a -n $HOME_NS logs --previous POD"
 }
 
 # agent CLUSTER VALUE...: an agent by its chart; says how long its site took to show up

@@ -243,7 +243,7 @@ async fn ways(settings: &Settings, seams: &Seams, stop: &CancellationToken) -> R
         let mut inside = inside::open(settings.accounts.clone(), seams).await.map_err(unusable)?;
         inside.keep_fresh(stop);
         let place = match &settings.identity_secret {
-            Some(name) => Place::Secret(KeptSecret::new(inside.own.clone(), &inside.namespace, name)),
+            Some(name) => Place::Secret(Box::new(KeptSecret::new(inside.own.clone(), &inside.namespace, name))),
             None => file()?,
         };
         return Ok(Ways { platform: inside.saving, restoring: inside.restoring, place });

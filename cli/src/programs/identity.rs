@@ -83,7 +83,7 @@ pub enum Place {
     /// A file; the beginning in a file beside it (`.joining`).
     File(PathBuf),
     /// A Secret of the cluster that the agent runs in, which its replicas share.
-    Secret(KeptSecret),
+    Secret(Box<KeptSecret>),
 }
 
 /// The Secret's entries.
