@@ -9,12 +9,13 @@ TB := tests/testbed
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: testbed testbed-down testbed-clean testbed-images images
+.PHONY: testbed testbed-down testbed-clean testbed-images images test-kubernetes
 testbed: ## two Kubernetes clusters and a registry on this machine (needs root)
 	@$(TB)/up.sh
 testbed-images: testbed ## database servers for tests and samples, pushed to the testbed's registry
 	@$(TB)/images.sh
-images: $(if $(REGISTRY),,testbed) ## the mover's image, pushed to the testbed's registry (REGISTRY=[http://]HOST/PATH: to another); prints what --mover-image takes
+images: $(if $(REGISTRY),,testbed) ## images of ocopea and of the mover, pushed to the testbed's registry (REGISTRY=[http://]HOST/PATH: to another); prints them, the mover's last: what --mover-image takes
+	@$(TB)/ocopea-image.sh $(REGISTRY)
 	@$(TB)/mover-image.sh $(REGISTRY)
 testbed-down: ## stops the testbed
 	@$(TB)/down.sh
@@ -38,6 +39,10 @@ fleet-down: ## removes it
 .PHONY: test
 test: ## all tests, against real parts (sets up what it needs)
 	@tests/test.sh
+
+test-kubernetes: ## Ocopea inside two Kubernetes clusters, by its charts: a save in one, a restore in the other, and what its accounts may not do (tests/kubernetes.sh up leaves it standing)
+	@tests/charts.sh
+	@tests/kubernetes.sh
 
 .PHONY: faults
 faults: testbed testbed-images ## ends Ocopea at every step of every operation and at 50 random moments, and looks at what is left (about an hour)

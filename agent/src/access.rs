@@ -141,7 +141,7 @@ impl Access {
         let what = format!("can't connect to {} of {namespace}", found.name);
         let pod = found.pod.clone().ok_or_else(|| {
             TaskFailure::retryable("data.no-pod", what, "no pod of it is ready")
-                .next(format!("see why: kubectl --context {} -n {namespace} get pods", self.platform.context))
+                .next(format!("see why: {} -n {namespace} get pods", self.platform.kubectl()))
         })?;
         Ok(Target {
             towards: Towards::Pod(pod),

@@ -4,7 +4,11 @@ mod details;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use futures::{StreamExt, stream};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::core::v1::{PersistentVolumeClaim, Pod},
+};
 use kube::{Api, api::ListParams};
 use ocopea_protocol::{
     failure::TaskFailure,
@@ -12,6 +16,7 @@ use ocopea_protocol::{
     message::{ApplicationFound, SiteReport, SiteState},
     needs::Capabilities,
 };
+use serde::de::DeserializeOwned;
 
 use crate::{
     containers::{Credentials, RegistryContext},
@@ -22,16 +27,18 @@ use crate::{
     rights::rights,
 };
 
+/// Lists that are asked for at the same time.
+const AT_ONCE: usize = 8;
 /// Namespaces that belong to the cluster itself.
 const SYSTEM: &[&str] = &["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
 
-/// Pods that are looked at.
-const MOST_PODS: u32 = 5000;
+/// Of pods and of claims, so many are looked at for each request.
+const MOST_RUNNING: u32 = 5000;
 
-/// Pods of a whole cluster.
-struct Pods {
-    pods: Vec<Pod>,
-    /// There are no others.
+/// What runs, as far as it may be seen.
+struct Running<K> {
+    found: Vec<K>,
+    /// There is nothing else in the cluster.
     all: bool,
 }
 
@@ -73,7 +80,7 @@ impl Site {
             .ok_or_else(|| TaskFailure::retryable("site.unreachable", what.clone(), "no answer within 10 s"))?
             .map_err(|error| kubernetes(&what, &error))?;
         report.platform = format!("Kubernetes {}", version.git_version.trim_start_matches('v'));
-        let rights = rights(platform).await?;
+        let rights = rights(platform, self.restoring.as_ref().unwrap_or(platform)).await?;
         report.may_create_namespaces = rights.may_create_namespaces;
         report.missing = rights.missing;
         let architectures = platform.architectures().await?;
@@ -90,9 +97,10 @@ impl Site {
             Err(failure) => report.missing.push(format!("{failure}")),
         }
         self.probe_registry(report).await;
-        let pods = self.all_pods().await?;
-        report.applications = self.applications(pods.as_ref()).await?;
-        self.look_closely(&mut report.capabilities, pods.as_ref()).await;
+        let namespaces = rights.namespaces.as_deref();
+        let pods = self.running::<Pod>(namespaces).await?;
+        report.applications = self.applications(&pods.found, namespaces).await?;
+        self.look_closely(&mut report.capabilities, &pods).await;
         Ok(())
     }
 
@@ -116,30 +124,51 @@ impl Site {
         }
     }
 
-    /// Pods of all namespaces; `None` where they may not be listed.
-    async fn all_pods(&self) -> Result<Option<Pods>, TaskFailure> {
-        let api: Api<Pod> = Api::all(self.platform.client.clone());
-        match api.list(&ListParams::default().limit(MOST_PODS)).await {
-            Ok(list) => {
-                let all = list.metadata.continue_.as_deref().unwrap_or_default().is_empty();
-                Ok(Some(Pods { pods: list.items, all }))
-            }
-            Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
-            Err(error) => Err(kubernetes("can't list what runs", &error)),
+    /// Pods and claims of all namespaces, or of those that are opted in. What may not be listed is no error: it is among
+    /// the rights that are missing.
+    async fn running<K>(&self, namespaces: Option<&[String]>) -> Result<Running<K>, TaskFailure>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        let client = &self.platform.client;
+        let apis = match namespaces {
+            None => vec![Api::<K>::all(client.clone())],
+            Some(names) => names.iter().map(|name| Api::namespaced(client.clone(), name)).collect(),
+        };
+        let mut asked = Vec::new();
+        for api in apis {
+            asked.push(async move { api.list(&ListParams::default().limit(MOST_RUNNING)).await });
         }
+        let mut lists = stream::iter(asked).buffered(AT_ONCE);
+        let mut running = Running { found: Vec::new(), all: namespaces.is_none() };
+        while let Some(list) = lists.next().await {
+            match list {
+                Ok(list) => {
+                    running.all &= list.metadata.continue_.as_deref().unwrap_or_default().is_empty();
+                    running.found.extend(list.items);
+                }
+                Err(kube::Error::Api(status)) if status.code == 403 => running.all = false,
+                Err(error) => return Err(kubernetes("can't list what runs", &error)),
+            }
+        }
+        Ok(running)
     }
 
     /// Namespaces that hold pods, cheaply counted.
-    async fn applications(&self, pods: Option<&Pods>) -> Result<Vec<ApplicationFound>, TaskFailure> {
-        let what = "can't list what runs";
-        let Some(pods) = pods else { return Ok(Vec::new()) };
-        let claims: Api<PersistentVolumeClaim> = Api::all(self.platform.client.clone());
+    async fn applications(
+        &self,
+        pods: &[Pod],
+        namespaces: Option<&[String]>,
+    ) -> Result<Vec<ApplicationFound>, TaskFailure> {
         let drivers = data::all();
         let mut found: BTreeMap<
             String,
             (ApplicationFound, std::collections::BTreeSet<String>, std::collections::BTreeSet<String>),
         > = BTreeMap::new();
-        for pod in &pods.pods {
+        for pod in pods {
             let namespace = pod.metadata.namespace.clone().unwrap_or_default();
             if SYSTEM.contains(&namespace.as_str()) {
                 continue;
@@ -174,12 +203,7 @@ impl Site {
                 }
             }
         }
-        let claims = match claims.list(&ListParams::default().limit(5000)).await {
-            Ok(claims) => claims.items,
-            Err(kube::Error::Api(status)) if status.code == 403 => Vec::new(),
-            Err(error) => return Err(kubernetes(what, &error)),
-        };
-        for claim in claims {
+        for claim in self.running::<PersistentVolumeClaim>(namespaces).await?.found {
             let Some(entry) = claim.metadata.namespace.as_deref().and_then(|namespace| found.get_mut(namespace)) else {
                 continue;
             };

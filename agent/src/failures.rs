@@ -40,7 +40,7 @@ pub fn kubernetes(what: &str, error: &kube::Error) -> TaskFailure {
                     )
                 }
                 403 => TaskFailure::permanent("site.forbidden", what, cause)
-                    .next("grant that verb to the user of this context"),
+                    .next("grant that verb to the user that is named"),
                 404 => TaskFailure::permanent("site.not-found", what, cause),
                 409 => TaskFailure::conflict("site.conflict", what, cause),
                 // Server-side apply reports an object that doesn't fit its schema as an internal error.

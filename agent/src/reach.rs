@@ -63,7 +63,7 @@ pub async fn reach_in(
     let Some(pod) = &found.pod else {
         let workload = found.workload.as_ref().map_or_else(|| "its workload".to_owned(), ToString::to_string);
         return Err(TaskFailure::retryable("data.no-pod", what(), format!("no pod of {workload} is ready"))
-            .next(format!("see why: kubectl --context {} -n {namespace} get pods", platform.context)));
+            .next(format!("see why: {} -n {namespace} get pods", platform.kubectl())));
     };
     let forward = platform.forward(namespace.as_str(), pod, found.port, 0).await?;
     let tools: Vec<Arc<dyn Tools>> = vec![

@@ -123,8 +123,10 @@ pub trait Work: Send + Sync {
     async fn session(&self, wish: Wish) -> Result<Begun, TaskFailure>;
 }
 
+/// What restores is done by the rights of restores; what people do by hand they do in what was restored.
 struct AtSite {
-    site: Arc<Site>,
+    saving: Arc<Site>,
+    restoring: Arc<Site>,
     access: Access,
 }
 
@@ -132,11 +134,12 @@ struct AtSite {
 impl Work for AtSite {
     async fn run(&self, job: Job, spec: TaskSpec) -> Result<TaskOutput, TaskFailure> {
         let Job { claimed, stop, progress, holder, way } = job;
-        Task { site: Arc::clone(&self.site), claimed, stop, progress, holder, way: Some(way) }.run(spec).await
+        let site = Arc::clone(if spec.restores() { &self.restoring } else { &self.saving });
+        Task { site, claimed, stop, progress, holder, way: Some(way) }.run(spec).await
     }
 
     async fn session(&self, wish: Wish) -> Result<Begun, TaskFailure> {
-        sessions::begin(&self.site.platform, &self.access, wish).await
+        sessions::begin(&self.restoring.platform, &self.access, wish).await
     }
 }
 
@@ -190,10 +193,11 @@ impl Worker {
         identity: Identity,
         seams: Seams,
     ) -> Result<Arc<Self>, IdentityError> {
-        let access = Access::new(site.platform.clone());
+        let restoring = site.restorer();
+        let access = Access::new(restoring.platform.clone());
         let copies = usize::try_from(site.limits.copies).unwrap_or(usize::MAX);
         let limits = Limits { copies, ..Limits::default() };
-        Self::with(Arc::new(AtSite { site, access }), bus, identity, seams, limits)
+        Self::with(Arc::new(AtSite { saving: site, restoring, access }), bus, identity, seams, limits)
     }
 
     /// As [`Self::new`], for any work and limits.

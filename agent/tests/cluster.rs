@@ -370,6 +370,7 @@ async fn a_cluster_that_is_down_and_a_context_that_is_not_there_are_said_so() {
     let site = Arc::new(ocopea_agent::execute::Site {
         name: "down".to_owned(),
         platform: down,
+        restoring: None,
         registry: None,
         mover_image: None,
         credentials: ocopea_agent::containers::Credentials::default(),

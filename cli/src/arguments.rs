@@ -644,6 +644,14 @@ pub enum CoordinatorCommand {
     /// Prints an address that signs the first user in, once, for ten minutes
     #[command(after_help = "Example:\n  ocopea coordinator sign-in-code")]
     SignInCode,
+    /// Makes the key files of a new installation, for a Secret that coordinators only read
+    #[command(
+        after_help = "Example:\n  ocopea coordinator make-keys keys && kubectl create secret generic ocopea-keys --from-file=keys"
+    )]
+    MakeKeys {
+        /// The directory that they are written to; what is there already is kept
+        directory: std::path::PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

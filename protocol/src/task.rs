@@ -226,6 +226,27 @@ impl TaskSpec {
         }
     }
 
+    /// Whether it makes, fills, looks after or removes an environment, or plans one: where saves and restores have rights
+    /// of their own, these need those of restores.
+    pub fn restores(&self) -> bool {
+        match self {
+            Self::PlanRestore(_)
+            | Self::CreateNamespace(_)
+            | Self::RemoveNamespace(_)
+            | Self::PushContainer { .. }
+            | Self::RemoveContainer { .. }
+            | Self::ApplyObjects { .. }
+            | Self::LoadData { .. }
+            | Self::AwaitReady { .. } => true,
+            Self::Inspect { .. }
+            | Self::CopyConfig { .. }
+            | Self::CopyContainer { .. }
+            | Self::OpenSnapshot { .. }
+            | Self::CopyData { .. }
+            | Self::CleanUp { .. } => false,
+        }
+    }
+
     /// Its kind.
     pub fn kind(&self) -> TaskKind {
         match self {

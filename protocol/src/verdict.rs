@@ -244,7 +244,12 @@ impl Judge<'_> {
                 "another ingress there answers for it",
                 "both may get its requests: leave the ingress out, or remove the other",
             ),
-            Known::Unknown(why) => self.unknown(by, &format!("to answer for {host}"), &why.clone()),
+            // The worst that could be found out is that something will be different.
+            Known::Unknown(why) => {
+                let why = why.clone();
+                let needed = format!("to answer for {host}");
+                self.reason(Answer::Changes, by, needed, "whether another ingress there does is not known", why);
+            }
         }
     }
 

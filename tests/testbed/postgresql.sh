@@ -4,6 +4,8 @@
 #   postgresql.sh start DIR      makes it at the first time; prints what tools need of it; fine when it runs
 #   postgresql.sh stop DIR       ends it in order; postgresql.sh kill DIR ends it at once
 #   postgresql.sh env DIR        prints again: PORT, USER, DATABASE, PASSWORD_FILE
+#
+# OCOPEA_LISTEN=ADDRESS: at another address of this machine, when DIR is made (pods reach 172.31.0.254).
 . "$(dirname "$0")/lib.sh"
 
 DIR=$(realpath -m "${2:?usage: postgresql.sh start|stop|kill|env DIR}")
@@ -22,6 +24,9 @@ make() {
   mkdir -p "$DIR/data" "$DIR/run"; [ -s "$DIR/run/password" ] || cp "$DIR/password" "$DIR/run/password"
   as_server "$BIN/initdb" --username=ocopea --pwfile="$DIR/run/password" --auth=scram-sha-256 --locale=C.UTF-8 -D "$DIR/data" >"$DIR/log" 2>&1 || die "initdb failed" "see $DIR/log"
   rm "$DIR/run/password"
+  # Who comes from elsewhere shows the password, too.
+  [ -z "${OCOPEA_LISTEN:-}" ] || echo 'host all all all scram-sha-256' >>"$DIR/data/pg_hba.conf"
+  echo "${OCOPEA_LISTEN:-127.0.0.1}" >"$DIR/listen"
   printf 'PORT=%s\nUSER=ocopea\nDATABASE=postgres\nPASSWORD_FILE=%s\n' "$(free_port)" "$DIR/password" >"$DIR/env"
 }
 
@@ -31,7 +36,7 @@ start)
   . "$DIR/env"
   touch "$DIR/log"; [ "$(id -u)" != 0 ] || chown postgres "$DIR/log"
   runs || as_server "$BIN/pg_ctl" -D "$DIR/data" -l "$DIR/log" -w -t 60 \
-    -o "-c listen_addresses=127.0.0.1 -c port=$PORT -c unix_socket_directories='$DIR/run'" start >/dev/null ||
+    -o "-c listen_addresses=$(cat "$DIR/listen") -c port=$PORT -c unix_socket_directories='$DIR/run'" start >/dev/null ||
     die "PostgreSQL did not start" "see $DIR/log"
   cat "$DIR/env"
   ;;

@@ -1,5 +1,5 @@
 #!/bin/bash
-# prereqs.sh [rust] [deny] [go] [java] [testbed] [tests] [bench] [fuzz]: installs what is missing on a Debian machine, nothing twice.
+# prereqs.sh [rust] [deny] [go] [java] [testbed] [tests] [helm] [bench] [fuzz]: installs what is missing on a Debian machine, nothing twice.
 . "$(dirname "$0")/lib.sh"
 
 packages=()
@@ -76,6 +76,14 @@ tests)
     fi
   done
   "$HERE/s3.sh" build >/dev/null;;
+helm)
+  tool=helm.sh/helm/v3/cmd/helm@v3.22.0
+  if [ "$(cat "$CACHE/bin/helm.key" 2>/dev/null)" != "$tool" ]; then
+    say "building helm (once; about two minutes)"
+    mkdir -p "$CACHE/bin"
+    CGO_ENABLED=0 GOBIN="$CACHE/bin" go install -trimpath "$tool" || die "helm could not be built" "check that the Go module proxy can be reached"
+    echo "$tool" >"$CACHE/bin/helm.key"
+  fi;;
 bench)
   need postgresql; need restic; install_packages;;
 fuzz)

@@ -7,11 +7,14 @@
 #   rabbitmq.sh restart DIR          stops what runs, and starts it again with its data, at its ports
 #   rabbitmq.sh ctl DIR ARG...       rabbitmqctl there
 #   rabbitmq.sh env DIR              prints what tools need again
+#
+# OCOPEA_LISTEN=ADDRESS: at another address of this machine, when DIR is made (pods reach 172.31.0.254).
 . "$(dirname "$0")/lib.sh"
 
 # Debian's programs in sbin become the user "rabbitmq"; these run as whoever calls.
 BIN=/usr/lib/rabbitmq/bin
 VHOST=ocopea
+LISTEN=${OCOPEA_LISTEN:-127.0.0.1}
 
 free_ports() { python3 -c 'import socket, sys
 open_ones = [socket.socket() for _ in range(int(sys.argv[1]))]
@@ -25,7 +28,7 @@ certificate() {
     -addext basicConstraints=critical,CA:TRUE -keyout "$DIR/ca.key" -out "$DIR/ca.pem" 2>/dev/null
   openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost -keyout "$DIR/key.pem" -out "$DIR/csr.pem" 2>/dev/null
   openssl x509 -req -in "$DIR/csr.pem" -CA "$DIR/ca.pem" -CAkey "$DIR/ca.key" -CAcreateserial -days 3 -out "$DIR/cert.pem" \
-    -extfile <(printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n') 2>/dev/null
+    -extfile <(printf 'subjectAltName=DNS:localhost,IP:127.0.0.1,IP:%s\nbasicConstraints=CA:FALSE\n' "$LISTEN") 2>/dev/null
 }
 
 # configure [tls]: ports, passwords and files, once for each directory
@@ -45,13 +48,13 @@ configure() {
     printf 'log.console = false\nlog.file.level = info\n'
     if [ "${1:-}" = tls ]; then
       scheme=https; amqps=amqps; ca=$DIR/ca.pem; certificate
-      printf 'listeners.tcp = none\nlisteners.ssl.1 = 127.0.0.1:%s\n' "$amqp"
+      printf 'listeners.tcp = none\nlisteners.ssl.1 = %s:%s\n' "$LISTEN" "$amqp"
       printf 'ssl_options.cacertfile = %s\nssl_options.certfile = %s\nssl_options.keyfile = %s\n' "$DIR/ca.pem" "$DIR/cert.pem" "$DIR/key.pem"
       printf 'ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n'
-      printf 'management.ssl.ip = 127.0.0.1\nmanagement.ssl.port = %s\n' "$http"
+      printf 'management.ssl.ip = %s\nmanagement.ssl.port = %s\n' "$LISTEN" "$http"
       printf 'management.ssl.cacertfile = %s\nmanagement.ssl.certfile = %s\nmanagement.ssl.keyfile = %s\n' "$DIR/ca.pem" "$DIR/cert.pem" "$DIR/key.pem"
     else
-      printf 'listeners.tcp.1 = 127.0.0.1:%s\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = %s\n' "$amqp" "$http"
+      printf 'listeners.tcp.1 = %s:%s\nmanagement.tcp.ip = %s\nmanagement.tcp.port = %s\n' "$LISTEN" "$amqp" "$LISTEN" "$http"
     fi
   } >"$DIR/rabbitmq.conf"
   echo '[rabbitmq_management].' >"$DIR/enabled_plugins"
@@ -60,7 +63,7 @@ configure() {
   openssl rand -hex 20 >"$DIR/.erlang.cookie"; chmod 400 "$DIR/.erlang.cookie"
   printf 'DISTRIBUTION=%s\nNAMES=%s\n' "$distribution" "$names" >"$DIR/ports"
   printf 'URL=%s\nMANAGEMENT=%s\nVHOST=%s\nUSER=admin\nPASSWORD=%s\nCA=%s\n' \
-    "$amqps://127.0.0.1:$amqp/$VHOST" "$scheme://127.0.0.1:$http" "$VHOST" "$password" "$ca" >"$DIR/env"
+    "$amqps://$LISTEN:$amqp/$VHOST" "$scheme://$LISTEN:$http" "$VHOST" "$password" "$ca" >"$DIR/env"
 }
 
 # as_node COMMAND...: with the variables that make RabbitMQ's programs speak of the node in DIR

@@ -8,11 +8,14 @@
 #   s3.sh user DIR ID SECRET | s3.sh no-user DIR ID   makes an account, ends it at once
 #   s3.sh policy DIR BUCKET FILE                 sets a bucket's policy
 #   s3.sh env DIR                                prints it again
+#
+# OCOPEA_LISTEN=ADDRESS: at another address of this machine (pods reach 172.31.0.254).
 . "$(dirname "$0")/lib.sh"
 
 VERSION=v1.8.0
 SERVER=$CACHE/bin/versitygw
 REGION=us-east-1
+LISTEN=${OCOPEA_LISTEN:-127.0.0.1}
 
 build() {
   [ "$(cat "$SERVER.key" 2>/dev/null)" != "$VERSION" ] || return 0
@@ -35,7 +38,7 @@ certificate() {
     -addext basicConstraints=critical,CA:TRUE -keyout "$DIR/ca.key" -out "$DIR/ca.pem" 2>/dev/null
   openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost -keyout "$DIR/key.pem" -out "$DIR/csr.pem" 2>/dev/null
   openssl x509 -req -in "$DIR/csr.pem" -CA "$DIR/ca.pem" -CAkey "$DIR/ca.key" -CAcreateserial -days 3 -out "$DIR/cert.pem" \
-    -extfile <(printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n') 2>/dev/null
+    -extfile <(printf 'subjectAltName=DNS:localhost,IP:127.0.0.1,IP:%s\nbasicConstraints=CA:FALSE\n' "$LISTEN") 2>/dev/null
 }
 
 # launch DIR OPTION...: starts the server; its process id is in $DIR/pid
@@ -53,12 +56,12 @@ launch() {
   local try secret; secret=$(openssl rand -hex 16)
   for try in 1 2 3 4 5; do
     port=$(free_port)
-    printf 'ENDPOINT=%s\nREGION=%s\nKEY_ID=root\nSECRET=%s\nCA=%s\n' "$scheme://127.0.0.1:$port" "$REGION" "$secret" "$([ $scheme = http ] || echo "$DIR/ca.pem")" >"$DIR/env"
-    ROOT_ACCESS_KEY=root ROOT_SECRET_KEY=$secret "$SERVER" --port "127.0.0.1:$port" "${flags[@]}" posix "${store[@]}" "$DIR/data" >"$DIR/log" 2>&1 9>&- &
+    printf 'ENDPOINT=%s\nREGION=%s\nKEY_ID=root\nSECRET=%s\nCA=%s\n' "$scheme://$LISTEN:$port" "$REGION" "$secret" "$([ $scheme = http ] || echo "$DIR/ca.pem")" >"$DIR/env"
+    ROOT_ACCESS_KEY=root ROOT_SECRET_KEY=$secret "$SERVER" --port "$LISTEN:$port" "${flags[@]}" posix "${store[@]}" "$DIR/data" >"$DIR/log" 2>&1 9>&- &
     echo $! >"$DIR/pid"
     for _ in $(seq 200); do
       kill -0 "$(cat "$DIR/pid")" 2>/dev/null || break
-      curl -skf -o /dev/null --noproxy '*' "$scheme://127.0.0.1:$port/health" && return 0
+      curl -skf -o /dev/null --noproxy '*' "$scheme://$LISTEN:$port/health" && return 0
       sleep 0.05
     done
     kill "$(cat "$DIR/pid")" 2>/dev/null || true

@@ -17,7 +17,7 @@ use ocopea_protocol::{
     needs::{Capabilities, Known, NodeFound, NodesFound, StorageFound, TaintFound, Taken},
 };
 
-use super::Pods;
+use super::Running;
 use crate::{
     execute::Site,
     needs::requests,
@@ -78,7 +78,7 @@ fn known<T>(result: Result<T, kube::Error>, group: &str, resource: &str) -> Know
 }
 
 impl Site {
-    pub(super) async fn look_closely(&self, found: &mut Capabilities, pods: Option<&Pods>) {
+    pub(super) async fn look_closely(&self, found: &mut Capabilities, pods: &Running<Pod>) {
         let platform = &self.platform;
         found.kinds = match platform.served_kinds().await {
             Ok((mut kinds, unknown)) if unknown.is_empty() => {
@@ -163,8 +163,8 @@ fn storage_found(classes: &[StorageClass], capacities: &[CSIStorageCapacity]) ->
     found.collect()
 }
 
-fn nodes_found(nodes: Vec<Node>, pods: Option<&Pods>) -> NodesFound {
-    let pods = pods.filter(|pods| pods.all);
+fn nodes_found(nodes: Vec<Node>, pods: &Running<Pod>) -> NodesFound {
+    let pods = pods.all.then_some(pods.found.as_slice());
     let mut found: Vec<NodeFound> = nodes.into_iter().filter_map(|node| node_found(node, pods)).collect();
     let free = |node: &NodeFound| node.memory.saturating_sub(node.taken.as_ref().map_or(0, |taken| taken.memory));
     found.sort_by_key(|node| std::cmp::Reverse(free(node)));
@@ -174,7 +174,7 @@ fn nodes_found(nodes: Vec<Node>, pods: Option<&Pods>) -> NodesFound {
 }
 
 /// A node that is ready and takes pods.
-fn node_found(node: Node, pods: Option<&Pods>) -> Option<NodeFound> {
+fn node_found(node: Node, pods: Option<&[Pod]>) -> Option<NodeFound> {
     let name = node.metadata.name.unwrap_or_default();
     let spec = node.spec.unwrap_or_default();
     let status = node.status?;
@@ -201,7 +201,7 @@ fn node_found(node: Node, pods: Option<&Pods>) -> Option<NodeFound> {
             has.retain(|name, _| name.contains('/'));
             has
         },
-        taken: pods.map(|pods| taken(&name, &pods.pods)),
+        taken: pods.map(|pods| taken(&name, pods)),
         name,
     })
 }
@@ -270,8 +270,8 @@ mod tests {
                  "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "1Gi", "example.com/gpu": "1"}}}]}}),
             )
         };
-        let pods = Pods { pods: vec![pod("Running"), pod("Succeeded")], all: true };
-        let found = nodes_found(vec![node("one", "True"), node("two", "False")], Some(&pods));
+        let pods = Running { found: vec![pod("Running"), pod("Succeeded")], all: true };
+        let found = nodes_found(vec![node("one", "True"), node("two", "False")], &pods);
         assert_eq!((found.nodes.len(), found.more), (1, 0));
         let one = &found.nodes[0];
         assert_eq!((one.cpu_m, one.memory, one.platform.as_str()), (1900, 2 << 30, "linux/amd64"));
@@ -280,14 +280,14 @@ mod tests {
         assert_eq!(one.taints.len(), 1);
         let taken = one.taken.clone().unwrap();
         assert_eq!((taken.cpu_m, taken.memory, taken.host_ports), (100, 1 << 30, vec![9100]));
-        let some = Pods { all: false, ..pods };
-        assert_eq!(nodes_found(vec![node("one", "True")], Some(&some)).nodes[0].taken, None);
+        let some = Running { all: false, ..pods };
+        assert_eq!(nodes_found(vec![node("one", "True")], &some).nodes[0].taken, None);
     }
 
     #[test]
     fn of_a_hundred_and_more_nodes_the_roomiest_are_told_of() {
         let nodes: Vec<Node> = (0..130).map(|number| node(&format!("n{number}"), "True")).collect();
-        let found = nodes_found(nodes, None);
+        let found = nodes_found(nodes, &Running { found: vec![], all: false });
         assert_eq!((found.nodes.len(), found.more), (MOST_NODES, 30));
     }
 

@@ -27,11 +27,14 @@ use crate::{
 };
 
 /// What all tasks of a site share.
+#[derive(Clone)]
 pub struct Site {
     /// Its name, for messages.
     pub name: String,
     /// Its cluster.
     pub platform: Platform,
+    /// The same cluster by the rights of restores, where those are others than the rights of saves.
+    pub restoring: Option<Platform>,
     /// The registry that restores push to and nodes pull from.
     pub registry: Option<RegistryHost>,
     /// Image of the mover pods.
@@ -44,6 +47,16 @@ pub struct Site {
     pub limits: SiteLimits,
     /// Clock, chance, spawning.
     pub seams: Seams,
+}
+
+impl Site {
+    /// The site as restores reach it.
+    pub fn restorer(self: &Arc<Self>) -> Arc<Self> {
+        match &self.restoring {
+            None => Arc::clone(self),
+            Some(platform) => Arc::new(Self { platform: platform.clone(), ..Self::clone(self) }),
+        }
+    }
 }
 
 /// One task being done.

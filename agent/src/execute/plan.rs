@@ -370,6 +370,7 @@ impl Task {
     /// Asks the API server about every object, in a namespace that exists; nothing is made.
     async fn dry_run(&self, objects: &[Value]) -> Result<Vec<Refusal>, TaskFailure> {
         let resources = self.site.platform.namespaced_resources().await?;
+        let place = self.site.platform.trial_namespace();
         let mut refusals = Vec::new();
         for object in objects.iter().filter(|object| !finished(object)) {
             let reference = object_ref(object);
@@ -383,7 +384,7 @@ impl Task {
                 continue;
             };
             let mut trial = object.clone();
-            trial["metadata"]["namespace"] = Value::from("default");
+            trial["metadata"]["namespace"] = Value::from(place);
             // A name of its own: what may be called the same in that namespace has nothing to do with it.
             trial["metadata"]["name"] = Value::from(trial_name(&reference.name));
             if reference.kind == "Pod" {
@@ -392,7 +393,7 @@ impl Task {
                     at(&mut trial, &["spec"]).and_then(Value::as_object_mut).and_then(|spec| spec.remove(field));
                 }
             }
-            match self.site.platform.apply(resource, "default", &trial, true).await {
+            match self.site.platform.apply(resource, place, &trial, true).await {
                 Ok(_) => {}
                 Err(failure) if failure.is_retryable() => return Err(failure),
                 // A binding's role is looked for there, too: it comes with the restore.

@@ -29,6 +29,7 @@ const AT_ONCE: usize = 8;
 impl Task {
     pub(super) async fn inspect(&self, source: &Source) -> Result<TaskOutput, TaskFailure> {
         let platform = &self.site.platform;
+        platform.opted_in(source.namespace.as_str()).await?;
         let marks = platform.namespace_marks(source.namespace.as_str()).await?;
         let application = self.gather(source).await?;
         if application.objects.is_empty() {

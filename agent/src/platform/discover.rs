@@ -209,6 +209,9 @@ impl Platform {
                 selected.extend(chosen);
             }
             for object in objects {
+                if self.account.as_ref().is_some_and(|account| account.is_opt_in(&object)) {
+                    continue;
+                }
                 contents.sort(resource, object);
             }
         }

@@ -114,7 +114,7 @@ impl Platform {
     pub async fn tunnel(&self, namespace: &str, towards: &Towards, port: u16) -> Result<DuplexStream, TaskFailure> {
         let upstream = self.upstream(namespace, towards, port).await.map_err(|why| {
             TaskFailure::retryable("forward.open", format!("can't connect to port {port} in {namespace}"), why)
-                .next(format!("see whether it runs: kubectl --context {} -n {namespace} get pods", self.context))
+                .next(format!("see whether it runs: {} -n {namespace} get pods", self.kubectl()))
         })?;
         let (ours, theirs) = tokio::io::duplex(ROOM);
         let platform = self.clone();

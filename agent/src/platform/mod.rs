@@ -8,7 +8,9 @@ pub mod exec;
 pub mod facts;
 pub mod forward;
 pub mod hold;
+pub mod inside;
 pub mod interactive;
+pub mod kept;
 pub mod logs;
 pub mod mover;
 pub mod namespace;
@@ -41,8 +43,9 @@ pub const HELD: &str = "ocopea.dev/held";
 pub const RECORD: &str = "ocopea.dev/record";
 
 use discover::KnownKinds;
+use inside::Account;
 
-/// A cluster, reached through one context of a kubeconfig.
+/// A cluster, reached through one context of a kubeconfig, or from inside by a service account.
 #[derive(Clone)]
 pub struct Platform {
     /// The API: requests that are answered within a minute.
@@ -52,6 +55,8 @@ pub struct Platform {
     kinds: Arc<Mutex<Option<KnownKinds>>>,
     /// The context's name, for messages.
     pub context: String,
+    /// The service account that this is reached by, where its rights end at namespaces that are opted in.
+    pub account: Option<Arc<Account>>,
     /// The API server's host: where NodePorts may be looked for.
     pub api_host: String,
     /// Clock, chance, spawning.
@@ -72,15 +77,30 @@ impl Platform {
         }
         .map_err(|error| fault(&error))?;
         let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
-        let mut config = Config::from_custom_kubeconfig(file, &options).await.map_err(|error| fault(&error))?;
+        let config = Config::from_custom_kubeconfig(file, &options).await.map_err(|error| fault(&error))?;
+        Self::at(config, context, None, seams).map_err(|error| fault(&error))
+    }
+
+    /// Where a configuration says; doesn't connect yet.
+    fn at(mut config: Config, context: &str, account: Option<Account>, seams: Seams) -> Result<Self, kube::Error> {
         config.connect_timeout = Some(std::time::Duration::from_secs(5));
         config.read_timeout = None;
         let mut answered = config.clone();
         // An API server that takes a connection and never answers must not hold a task for ever.
         answered.read_timeout = Some(std::time::Duration::from_secs(60));
         let api_host = config.cluster_url.host().unwrap_or_default().to_owned();
-        let streams = Client::try_from(config).map_err(|error| fault(&error))?;
-        let client = Client::try_from(answered).map_err(|error| fault(&error))?;
-        Ok(Self { client, streams, kinds: Arc::default(), context: context.to_owned(), api_host, seams })
+        let streams = Client::try_from(config)?;
+        let client = Client::try_from(answered)?;
+        let account = account.map(Arc::new);
+        Ok(Self { client, streams, kinds: Arc::default(), context: context.to_owned(), account, api_host, seams })
+    }
+
+    /// How `kubectl` is told this cluster, for messages.
+    pub fn kubectl(&self) -> String {
+        if self.context == inside::CONTEXT {
+            "kubectl".to_owned()
+        } else {
+            format!("kubectl --context {}", self.context)
+        }
     }
 }

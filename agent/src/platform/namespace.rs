@@ -85,11 +85,16 @@ impl Platform {
             }
             Err(error) => return Err(kubernetes(&what, &error)),
         }
+        self.bind_account(name).await?;
         // The first pods would be refused before the default service account is there.
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), name);
         for _ in 0..120 {
-            if accounts.get_opt("default").await.map_err(|error| kubernetes(&what, &error))?.is_some() {
-                return Ok(());
+            match accounts.get_opt("default").await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => {}
+                // A binding that was made counts some moments later.
+                Err(kube::Error::Api(status)) if status.code == 403 && self.account.is_some() => {}
+                Err(error) => return Err(kubernetes(&what, &error)),
             }
             self.seams.clock.sleep(Duration::from_millis(250)).await;
         }
@@ -101,7 +106,8 @@ impl Platform {
         let name = mark.name.as_str();
         let what = format!("can't remove namespace {name}");
         let api: Api<Namespace> = Api::all(self.client.clone());
-        for _ in 0..600 {
+        for round in 0..600 {
+            let early = round < 20;
             let Some(there) = api.get_opt(name).await.map_err(|error| kubernetes(&what, &error))? else {
                 return Ok(());
             };
@@ -110,11 +116,15 @@ impl Platform {
                 return Ok(());
             }
             if there.metadata.deletion_timestamp.is_none() {
+                // One that was made, and the agent ended before it was given its rights there.
+                self.bind_account(name).await?;
                 let only = Preconditions { uid: there.metadata.uid, resource_version: None };
                 let parameters = DeleteParams { preconditions: Some(only), ..DeleteParams::background() };
                 match api.delete(name, &parameters).await {
                     Ok(_) => {}
                     Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                    // A binding that was made counts some moments later.
+                    Err(kube::Error::Api(status)) if status.code == 403 && self.account.is_some() && early => {}
                     Err(error) => return Err(kubernetes(&what, &error)),
                 }
             }

@@ -82,7 +82,7 @@ impl Platform {
                     format!("the workloads of {namespace} did not become ready within {} s", waited.as_secs()),
                     cause,
                 )
-                .next(format!("see what they say: kubectl --context {} -n {namespace} get events", self.context)));
+                .next(format!("see what they say: {} -n {namespace} get events", self.kubectl())));
             }
             let pause = if waited < SOON { LOOK } else { LATER_LOOK };
             if !self.seams.sleep_unless(stop, pause).await {

@@ -80,6 +80,7 @@ impl TestSite {
             site: Arc::new(Site {
                 name,
                 platform,
+                restoring: None,
                 registry: Some(registry),
                 mover_image,
                 credentials,

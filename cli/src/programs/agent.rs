@@ -6,10 +6,15 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use ocopea_agent::{
     containers::RegistryHost,
     execute::Site,
-    platform::Platform,
+    platform::{
+        Platform,
+        inside::{self, Accounts},
+        kept::KeptSecret,
+    },
     worker::{Identity, Worker},
 };
 use ocopea_protocol::{
+    failure::TaskFailure,
     identity::IdentityError,
     message::SiteLimits,
     names::SiteName,
@@ -23,7 +28,7 @@ use url::Url;
 
 use super::{
     attend, broker,
-    identity::{Application, Broker, Enrolment, IdentityFile, Kept},
+    identity::{Application, Broker, Enrolment, IdentityFile, Kept, Place},
     log, metrics,
     settings::{Given, Program, Setting, Values, contents, path, text},
     signals::Signals,
@@ -79,7 +84,36 @@ impl Program for AgentProgram {
             help: "The kubeconfig; else $KUBECONFIG, else ~/.kube/config",
             usual: None,
         },
-        Setting { name: "context", value: "CONTEXT", help: "The cluster, as the kubeconfig calls it", usual: None },
+        Setting {
+            name: "context",
+            value: "CONTEXT",
+            help: "The cluster, as the kubeconfig calls it; in a pod, the pod's own cluster unless given",
+            usual: None,
+        },
+        Setting {
+            name: "identity-secret",
+            value: "NAME",
+            help: "In a pod: a Secret of its namespace that keeps the identity in place of a file",
+            usual: None,
+        },
+        Setting {
+            name: "save-account",
+            value: "NAME",
+            help: "In a pod: the service account that saves, bound to the cluster role of its name",
+            usual: None,
+        },
+        Setting {
+            name: "restore-account",
+            value: "NAME",
+            help: "In a pod: the service account that restores, likewise",
+            usual: None,
+        },
+        Setting {
+            name: "trial-namespace",
+            value: "NAME",
+            help: "In a pod: the namespace where plans of restores have objects tried out, and nothing is made",
+            usual: Some("default"),
+        },
         Setting {
             name: "registry",
             value: "[http://]HOST/PATH",
@@ -130,9 +164,11 @@ struct Settings {
     application: Option<Application>,
     certificates: Vec<Certificate>,
     name: Option<SiteName>,
-    identity: PathBuf,
+    identity: Option<PathBuf>,
+    identity_secret: Option<String>,
     kubeconfig: Option<PathBuf>,
-    context: String,
+    context: Option<String>,
+    accounts: Option<Accounts>,
     registry: Option<RegistryHost>,
     mover_image: Option<String>,
     limits: SiteLimits,
@@ -179,18 +215,71 @@ fn application(values: &mut Values) -> Option<Application> {
     }
 }
 
+/// The two accounts, or neither.
+fn accounts(values: &mut Values) -> Option<Accounts> {
+    let (save, restore) = (values.optional("save-account", text), values.optional("restore-account", text));
+    let trial = values.required("trial-namespace", text)?;
+    match (save, restore) {
+        (Some(save), Some(restore)) => Some(Accounts { save, restore, trial }),
+        (None, None) => None,
+        _ => {
+            values.problem("save-account, restore-account: give both, or neither");
+            None
+        }
+    }
+}
+
+/// Ways into the cluster: for saves, for restores where they have rights of their own, and what keeps the identity.
+struct Ways {
+    platform: Platform,
+    restoring: Option<Platform>,
+    place: Place,
+}
+
+async fn ways(settings: &Settings, seams: &Seams, stop: &CancellationToken) -> Result<Ways, Failure> {
+    let missing = || Failure::usage("there is no place to keep the site's identity in").next("give --identity FILE");
+    let file = || settings.identity.clone().map(Place::File).ok_or_else(missing);
+    let Some(context) = &settings.context else {
+        let mut inside = inside::open(settings.accounts.clone(), seams).await.map_err(unusable)?;
+        inside.keep_fresh(stop);
+        let place = match &settings.identity_secret {
+            Some(name) => Place::Secret(Box::new(KeptSecret::new(inside.own.clone(), &inside.namespace, name))),
+            None => file()?,
+        };
+        return Ok(Ways { platform: inside.saving, restoring: inside.restoring, place });
+    };
+    let platform = Platform::open(settings.kubeconfig.as_deref(), context, seams.clone()).await.map_err(unusable)?;
+    Ok(Ways { platform, restoring: None, place: file()? })
+}
+
+fn unusable(failure: TaskFailure) -> Failure {
+    Failure { status: 2, cause: failure.cause, next: failure.next, ..Failure::local(failure.what) }
+}
+
 fn settings(given: Given<AgentProgram>) -> Result<Settings, Failure> {
     let mut values = given.collect();
     let application = application(&mut values);
     let certificates = values.optional("coordinator-certificates", certificates).unwrap_or_default();
     let name = values.optional("name", str::parse::<SiteName>);
-    let context = values.required("context", text);
+    let kubeconfig = values.optional("kubeconfig", path);
+    let mut context = values.optional("context", text);
+    let inside = context.is_none() && kubeconfig.is_none() && inside::is_inside();
+    if context.is_none() && !inside {
+        context = values.required("context", text);
+    }
+    let identity_secret = values.optional("identity-secret", text);
+    let accounts = accounts(&mut values);
+    if context.is_some() && (identity_secret.is_some() || accounts.is_some()) {
+        values.problem(
+            "identity-secret, save-account, restore-account: they are for a pod's own cluster: leave --context out",
+        );
+    }
     let identity = values.optional("identity", path);
-    let identity = identity.or_else(|| context.as_deref().and_then(usual_identity));
-    if identity.is_none() && context.is_some() {
+    let usual = context.as_deref().or(inside.then_some("pod")).filter(|_| identity_secret.is_none());
+    let identity = identity.or_else(|| usual.and_then(usual_identity));
+    if identity.is_none() && usual.is_some() {
         values.problem("identity is missing, and there is no home directory: give --identity FILE");
     }
-    let kubeconfig = values.optional("kubeconfig", path);
     let registry = values.optional("registry", str::parse::<RegistryHost>);
     let mover_image = values.optional("mover-image", text);
     let copies = values.required("copies", |text| output::parse_number(text, MOST_COPIES));
@@ -203,9 +292,11 @@ fn settings(given: Given<AgentProgram>) -> Result<Settings, Failure> {
             application,
             certificates,
             name,
-            identity: identity?,
+            identity,
+            identity_secret,
             kubeconfig,
-            context: context?,
+            context,
+            accounts,
             registry,
             mover_image,
             limits: SiteLimits { copies: copies?, upload, download },
@@ -258,7 +349,7 @@ impl Joining<'_> {
     /// The broker refuses the password that this agent knows: another agent of the site may have got a newer one, which
     /// stands in the file; else a new one is asked for.
     async fn again(&mut self, refused: &Broker) -> Result<Broker, Failure> {
-        if let Some(kept) = self.file.load()?
+        if let Some(kept) = self.file.load().await?
             && let Some(newer) = kept.site.as_ref().and_then(|site| site.broker.clone())
             && newer != *refused
         {
@@ -277,15 +368,10 @@ pub async fn run(given: Given<AgentProgram>) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let tracker = TaskTracker::new();
     let seams = Seams::real(tracker.clone());
-    let platform = Platform::open(settings.kubeconfig.as_deref(), &settings.context, seams.clone()).await;
-    let platform = platform.map_err(|failure| Failure {
-        status: 2,
-        cause: failure.cause,
-        next: failure.next,
-        ..Failure::local(failure.what)
-    })?;
-    let file = IdentityFile::new(settings.identity, &settings.certificates)?;
-    let kept = file.open(settings.application)?;
+    let (agents, stop) = (TaskTracker::new(), CancellationToken::new());
+    let Ways { platform, restoring, place } = ways(&settings, &seams, &stop).await?;
+    let file = IdentityFile::new(place, &settings.certificates)?;
+    let kept = file.open(settings.application).await?;
     let known = kept.site.clone().and_then(|site| Some((site.broker.clone()?, site)));
     let mut joining = Joining { file: &file, kept, name: settings.name.map(|name| name.to_string()), seams: &seams };
     let (site, mut broker) = match known {
@@ -301,13 +387,14 @@ pub async fn run(given: Given<AgentProgram>) -> Result<(), Failure> {
         env!("CARGO_PKG_VERSION"),
         site.name,
         broker.url,
-        file.path().display()
+        file.place()
     ));
     let stores = StoreAccess::default();
     stores.limit_process(settings.limits.upload, settings.limits.download);
     let at = Arc::new(Site {
         name: site.name.clone(),
         platform,
+        restoring,
         registry: settings.registry,
         mover_image: settings.mover_image,
         credentials: attend::docker_credentials().await?,
@@ -319,7 +406,6 @@ pub async fn run(given: Given<AgentProgram>) -> Result<(), Failure> {
     let identity = Identity::beside(&at.platform, site.id, joining.kept.key()?);
     let worker = Worker::new(Arc::clone(&at), bus.bus(), identity, seams.clone()).map_err(fault)?;
     attend::print_site(&site.name, &at.report(worker.instance()).await);
-    let (agents, stop) = (TaskTracker::new(), CancellationToken::new());
     let numbers = worker.metrics();
     let measured = move || -> BoxFuture<String> {
         let text = numbers.as_ref().map(|numbers| numbers.text()).unwrap_or_default();

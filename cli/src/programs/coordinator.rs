@@ -3,7 +3,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -16,7 +16,7 @@ use ocopea_protocol::{
     secret::Secret,
 };
 use ocopea_repository::{
-    StoreAccess,
+    Keyring, StoreAccess,
     backend::{MOST_REQUESTS, s3::parse_location},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -274,9 +274,12 @@ async fn open_catalog(settings: &Settings, seams: &Seams) -> Result<Catalog, Fai
 /// Runs until SIGTERM or Ctrl-C, or does what the command says.
 pub async fn run(given: Given<CoordinatorProgram>, command: Option<CoordinatorCommand>) -> Result<(), Failure> {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    if let Some(CoordinatorCommand::MakeKeys { directory }) = &command {
+        return make_keys(directory);
+    }
     let settings = settings(given)?;
     match command {
-        None => serve(settings).await,
+        None | Some(CoordinatorCommand::MakeKeys { .. }) => serve(settings).await,
         Some(CoordinatorCommand::SignInCode) => {
             let catalog = open_catalog(&settings, &Seams::real(TaskTracker::new())).await?;
             let actor = catalog.ensure_first_user("team", &settings.first_user).await;
@@ -287,6 +290,23 @@ pub async fn run(given: Given<CoordinatorProgram>, command: Option<CoordinatorCo
             Ok(())
         }
     }
+}
+
+/// The files that a first start would make.
+fn make_keys(directory: &Path) -> Result<(), Failure> {
+    let fault = |error: std::io::Error| Failure::local(format!("{} can't be used: {error}", directory.display()));
+    std::fs::create_dir_all(directory).map_err(fault)?;
+    let seams = Seams::real(TaskTracker::new());
+    let repository = directory.join("repository.key");
+    files::secret_file(&repository, || Ok(Keyring::generate(&seams).to_text().to_string()))?;
+    let installation = directory.join("installation.key");
+    files::open_vault(&installation)?;
+    output::line(format!(
+        "{} and {}: back them up; without the first nobody can read the images.",
+        repository.display(),
+        installation.display()
+    ));
+    Ok(())
 }
 
 /// Where people reach it.

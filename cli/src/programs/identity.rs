@@ -1,15 +1,19 @@
-//! What makes a process an agent of its site, in one file (0600): the site's key, and what its broker knows it by.
+//! What makes a process an agent of its site, in one file (0600) or one Secret: the site's key, and what its broker knows it
+//! by.
 //!
 //! The key is written down before anybody hears of it: an answer to the enrolment that was lost is asked for again, with
 //! the same token and the same key. Several agents of a site share the file, or a copy of it.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use ocopea_agent::platform::kept::{Held, KeptSecret};
 use ocopea_coordinator::api::{Enrol, Enrolled};
 use ocopea_protocol::{
+    failure::TaskFailure,
     identity::{IdentityError, Once, Sealed, SiteKey},
     ids::SiteId,
     secret::Secret,
@@ -74,10 +78,40 @@ pub struct Application {
     pub token: Secret,
 }
 
-/// The file; beside it (`.joining`) is what an enrolment began with, until it is answered.
+/// Where it is kept; beside it is what an enrolment began with, until it is answered.
+pub enum Place {
+    /// A file; the beginning in a file beside it (`.joining`).
+    File(PathBuf),
+    /// A Secret of the cluster that the agent runs in, which its replicas share.
+    Secret(Box<KeptSecret>),
+}
+
+/// The Secret's entries.
+const IDENTITY: &str = "identity.json";
+const JOINING: &str = "joining.json";
+/// How often a Secret is read anew because somebody else wrote it.
+const MOST_WRITES: u32 = 10;
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Secret(secret) => write!(f, "{secret}"),
+        }
+    }
+}
+
+/// Both, as they were found.
+#[derive(Default)]
+struct Found {
+    identity: Option<Kept>,
+    joining: Option<Kept>,
+    held: Held,
+}
+
+/// What is kept, and how to ask for it.
 pub struct IdentityFile {
-    path: PathBuf,
-    joining: PathBuf,
+    place: Place,
     http: reqwest::Client,
 }
 
@@ -93,80 +127,105 @@ impl Kept {
 }
 
 impl IdentityFile {
-    /// A file that may be there; the coordinator is checked against these certificates beside the system's.
-    pub fn new(path: PathBuf, certificates: &[Certificate]) -> Result<Self, Failure> {
+    /// A place that may hold one; the coordinator is checked against these certificates beside the system's.
+    pub fn new(place: Place, certificates: &[Certificate]) -> Result<Self, Failure> {
         let mut http = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).timeout(ANSWER);
         for certificate in certificates {
             http = http.add_root_certificate(certificate.clone());
         }
         // A redirect would be told the token.
         let http = http.redirect(reqwest::redirect::Policy::none());
-        let joining = path.with_added_extension("joining");
-        Ok(Self { path, joining, http: http.build().map_err(|error| Failure::local(error.to_string()))? })
+        Ok(Self { place, http: http.build().map_err(|error| Failure::local(error.to_string()))? })
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// What it holds.
-    pub fn load(&self) -> Result<Option<Kept>, Failure> {
-        Self::read(&self.path)
+    pub async fn load(&self) -> Result<Option<Kept>, Failure> {
+        Ok(self.find().await?.identity)
     }
 
-    fn read(path: &Path) -> Result<Option<Kept>, Failure> {
-        let shown = path.display();
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Failure::local(format!("{shown} can't be read: {error}"))),
-        };
-        // What is in it isn't repeated.
-        let kept: Kept = serde_json::from_slice(&text).map_err(|error| {
-            let place = format!("line {}, column {}", error.line(), error.column());
-            Failure::local(format!("{shown} is no identity of a site ({place})"))
-                .next("put its backup back, or name another file with --identity and join again")
-        })?;
-        if kept.version != 1 {
-            return Err(Failure::local(format!("{shown} is of version {}, this program knows 1", kept.version))
-                .next("upgrade this program"));
+    async fn find(&self) -> Result<Found, Failure> {
+        match &self.place {
+            Place::File(path) => {
+                let identity = read(path)?;
+                Ok(Found { identity, joining: read(&path.with_added_extension("joining"))?, held: Held::default() })
+            }
+            Place::Secret(secret) => {
+                let held = secret.read().await.map_err(of_cluster)?;
+                let part =
+                    |entry: &str| held.get(entry).map(|text| parse(text, &format!("{secret}, {entry}"))).transpose();
+                Ok(Found { identity: part(IDENTITY)?, joining: part(JOINING)?, held })
+            }
         }
-        kept.key()?;
-        Ok(Some(kept))
     }
 
-    fn store(&self, kept: &Kept) -> Result<(), Failure> {
-        let fault = |error: std::io::Error| {
-            Failure::local(format!("the identity {} can't be written: {error}", self.path.display()))
-                .next("name another file with --identity")
-        };
-        if let Some(parent) = self.path.parent() {
-            std::fs::create_dir_all(parent).map_err(fault)?;
-        }
+    /// Answers whether it is stored: not when somebody else wrote since `found` was read.
+    async fn store(&self, kept: &Kept, found: &Found) -> Result<bool, Failure> {
         let text = serde_json::to_string_pretty(kept).map_err(|error| Failure::local(error.to_string()))?;
-        write_secret(if kept.site.is_some() { &self.path } else { &self.joining }, &text).map_err(fault)
+        match &self.place {
+            Place::File(path) => {
+                let fault = |error: std::io::Error| {
+                    Failure::local(format!("the identity {} can't be written: {error}", self.place))
+                        .next("name another file with --identity")
+                };
+                if let Some(parent) = path.parent() {
+                    std::fs::create_dir_all(parent).map_err(fault)?;
+                }
+                let joining = path.with_added_extension("joining");
+                write_secret(if kept.site.is_some() { path } else { &joining }, &text).map_err(fault)?;
+                if kept.site.is_some()
+                    && let Err(error) = std::fs::remove_file(&joining)
+                    && error.kind() != std::io::ErrorKind::NotFound
+                {
+                    // It holds the same key; the next start finds the answered one first.
+                    tracing::debug!(%error, "the beginning of the enrolment stays");
+                }
+                Ok(true)
+            }
+            Place::Secret(secret) => {
+                let entries = match kept.site {
+                    Some(_) => [(IDENTITY, Some(text.as_str())), (JOINING, None)],
+                    None => [(JOINING, Some(text.as_str())), (JOINING, Some(text.as_str()))],
+                };
+                secret.write(&found.held, &entries).await.map_err(of_cluster)
+            }
+        }
     }
 
-    /// What the file holds. Another token or coordinator than its own is a new beginning, with a key of its own.
-    pub fn open(&self, application: Option<Application>) -> Result<Kept, Failure> {
-        let kept = self.load()?;
+    /// What is kept. Another token or coordinator than its own is a new beginning, with a key of its own.
+    pub async fn open(&self, application: Option<Application>) -> Result<Kept, Failure> {
         let Some(Application { coordinator, token }) = application else {
-            return kept.ok_or_else(|| {
-                Failure::usage(format!("{} holds no identity of a site yet", self.path.display()))
+            return self.load().await?.ok_or_else(|| {
+                Failure::usage(format!("{} holds no identity of a site yet", self.place))
                     .next("join with what `ocopea sites add NAME` prints: --coordinator URL --join-token TOKEN")
             });
         };
-        for known in [kept, Self::read(&self.joining)?].into_iter().flatten() {
-            if known.token == token && known.coordinator == coordinator {
-                return Ok(known);
+        for _ in 0..MOST_WRITES {
+            let found = self.find().await?;
+            for known in [&found.identity, &found.joining].into_iter().flatten() {
+                if known.token == token && known.coordinator == coordinator {
+                    return Ok(known.clone());
+                }
+            }
+            let key = SiteKey::generate().map_err(|error| broken(&error))?;
+            let key = Secret::new(key.to_text().as_str());
+            let (coordinator, token) = (coordinator.clone(), token.clone());
+            let kept = Kept { version: 1, coordinator, token, key, site: None };
+            // Where another replica began first, its key is the site's.
+            if self.store(&kept, &found).await? {
+                return Ok(kept);
             }
         }
-        let key = SiteKey::generate().map_err(|error| broken(&error))?;
-        let key = Secret::new(key.to_text().as_str());
-        let kept = Kept { version: 1, coordinator, token, key, site: None };
-        self.store(&kept)?;
-        Ok(kept)
+        Err(self.contended())
+    }
+
+    fn contended(&self) -> Failure {
+        Failure::local(format!("{} is written by others again and again", self.place))
+            .next("see who writes it: only agents of one site share an identity")
     }
 
     /// Asks the coordinator, and keeps what it says. A new password comes with each answer.
@@ -197,14 +256,39 @@ impl IdentityFile {
             }
         };
         kept.site = Some(Enrolment { id, name: answer.name, broker });
-        self.store(kept)?;
-        match std::fs::remove_file(&self.joining) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                // It holds the same key; the next start finds the answered one first.
-                tracing::debug!(%error, "the beginning of the enrolment stays");
+        for _ in 0..MOST_WRITES {
+            if self.store(kept, &self.find().await?).await? {
+                return Ok(());
             }
-            _ => {}
         }
-        Ok(())
+        Err(self.contended())
     }
+}
+
+/// A file's contents; `None` where there is none.
+fn read(path: &Path) -> Result<Option<Kept>, Failure> {
+    match std::fs::read(path) {
+        Ok(text) => parse(&text, &path.display().to_string()).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::local(format!("{} can't be read: {error}", path.display()))),
+    }
+}
+
+fn parse(text: &[u8], shown: &str) -> Result<Kept, Failure> {
+    // What is in it isn't repeated.
+    let kept: Kept = serde_json::from_slice(text).map_err(|error| {
+        let place = format!("line {}, column {}", error.line(), error.column());
+        Failure::local(format!("{shown} is no identity of a site ({place})"))
+            .next("put its backup back, or name another file with --identity and join again")
+    })?;
+    if kept.version != 1 {
+        return Err(Failure::local(format!("{shown} is of version {}, this program knows 1", kept.version))
+            .next("upgrade this program"));
+    }
+    kept.key()?;
+    Ok(kept)
+}
+
+fn of_cluster(failure: TaskFailure) -> Failure {
+    Failure { cause: failure.cause, next: failure.next, ..Failure::local(failure.what) }
 }

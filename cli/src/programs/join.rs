@@ -4,7 +4,7 @@ use ocopea_coordinator::api::{JoinToken, Me, NewSite};
 
 use super::{
     agent::{self, AgentProgram, usual_identity},
-    identity::IdentityFile,
+    identity::{IdentityFile, Place},
     settings::Given,
 };
 use crate::{
@@ -25,7 +25,7 @@ pub async fn run(options: Join, url: Option<String>, token: Option<String>) -> R
     let path = options.identity.clone().or_else(|| usual_identity(&options.context)).ok_or_else(|| {
         Failure::usage("there is no home directory to keep the site's identity in").next("name a file with --identity")
     })?;
-    let known = IdentityFile::new(path.clone(), &[])?.load()?.is_some();
+    let known = IdentityFile::new(Place::File(path.clone()), &[])?.load().await?.is_some();
     let mut joining = (None, None);
     if !known {
         let mut url = options.address.or(url);

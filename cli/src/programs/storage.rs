@@ -3,7 +3,7 @@
 //! A catalog knows the images of one repository. So where it lies is written down at the first start (`repository.json`;
 //! no secret stands in it), and a start that names another place is refused.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use ocopea_protocol::{
     image::{Location, StoreLimits},
@@ -15,6 +15,9 @@ use super::files::{secret_file, write_secret};
 use crate::{client::Failure, output};
 
 const PLACE: &str = "repository.json";
+/// How often, and how long apart, a repository is looked for that somebody else makes.
+const OTHERS: u32 = 6;
+const OTHER: Duration = Duration::from_millis(500);
 
 /// A location as people write it.
 pub(super) fn told(location: &Location) -> String {
@@ -124,6 +127,24 @@ pub(super) async fn check_key(location: &Location, key: &Path, seams: &Seams) ->
     Ok(())
 }
 
+/// Opens what somebody else makes, once it is whole; says that the place is occupied where nothing comes of it.
+async fn made_by_another(
+    location: &Location,
+    stores: &StoreAccess,
+    keyring: &Keyring,
+    seams: &Seams,
+    place: String,
+) -> Result<Repository, Error> {
+    for _ in 0..OTHERS {
+        seams.clock.sleep(OTHER).await;
+        match Repository::open(location, stores, keyring, seams).await {
+            Err(Error::NoRepository { .. }) => {}
+            opened => return opened,
+        }
+    }
+    Err(Error::Occupied { place })
+}
+
 /// Opens a repository with the keys in this file; makes both where there are none.
 pub(super) async fn open_with(
     location: &Location,
@@ -136,7 +157,11 @@ pub(super) async fn open_with(
     let keyring = Keyring::parse(&text).map_err(failed)?;
     let repository = match Repository::open(location, &stores, &keyring, seams).await {
         // A kill may have come in the midst of the first start: what it began is taken to its end.
-        Err(Error::NoRepository { .. }) => Repository::create(location, &stores, &keyring, seams).await,
+        Err(Error::NoRepository { .. }) => match Repository::create(location, &stores, &keyring, seams).await {
+            // Another coordinator may be making it at this very moment, with the same keys.
+            Err(Error::Occupied { place }) => made_by_another(location, &stores, &keyring, seams, place).await,
+            made => made,
+        },
         other => other,
     };
     let repository = repository.map_err(failed)?;

@@ -139,6 +139,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
         let site = Arc::new(Site {
             name: option.name.to_string(),
             platform,
+            restoring: None,
             registry: option.registry,
             mover_image: options.mover_image.clone(),
             credentials: credentials.clone(),

@@ -191,7 +191,7 @@ fn table() -> Vec<Row> {
             name: "a host name of its own",
             met: host("free.example"),
             not: (host("taken.example"), Answer::Changes),
-            blind: Some(|site| site.capabilities.hosts = Known::default()),
+            blind: None,
         },
         row("cores", pod(|pod| pod.cpu_m = 3000), pod(|pod| pod.cpu_m = 3001), Some(no_nodes)),
         row("memory", pod(|pod| pod.memory = 7 * GIB), pod(|pod| pod.memory = 7 * GIB + 1), Some(no_nodes)),
@@ -295,6 +295,14 @@ fn a_cluster_that_does_not_answer_can_run_nothing_and_an_older_image_is_not_know
     assert!(found.answer == Answer::No && found.reasons[0].found.contains("no route"), "{found:?}");
     let older = verdict(&Needs::default(), &site());
     assert!(older.answer == Answer::Unknown && older.reasons[0].mend.contains("--dry-run"), "{older:?}");
+}
+
+#[test]
+fn a_host_name_that_may_be_taken_is_a_change_at_worst() {
+    let mut blind = site();
+    blind.capabilities.hosts = Known::default();
+    let host = more(Need::Host { host: "free.example".to_owned(), by: "ingress/web".to_owned() });
+    assert_eq!(verdict(&host, &blind).answer, Answer::Changes);
 }
 
 #[test]
