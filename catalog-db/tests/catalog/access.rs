@@ -105,11 +105,13 @@ async fn a_sign_in_code_works_once_though_used_at_once(world: &World) {
     let ann = world.admin("one").await;
     let until = world.catalog.seams.clock.now().plus(Duration::from_secs(600));
     world.catalog.add_sign_in_code(ann.user, "code", until).await.unwrap();
-    let uses = futures::future::join_all((0..8).map(|_| world.catalog.sign_in("code", "token of code", None))).await;
+    let uses =
+        futures::future::join_all((0..8).map(|_| world.catalog.sign_in("code", "sign-in", "token of code", None)))
+            .await;
     let taken: Vec<UserId> = uses.into_iter().filter_map(Result::ok).collect();
     assert_eq!(taken, [ann.user]);
-    assert!(world.catalog.sign_in("code", "token of code", None).await.is_err());
-    assert!(world.catalog.sign_in("cod_", "token of cod_", None).await.is_err());
+    assert!(world.catalog.sign_in("code", "sign-in", "token of code", None).await.is_err());
+    assert!(world.catalog.sign_in("cod_", "sign-in", "token of cod_", None).await.is_err());
 }
 
 async fn a_sign_in_that_can_t_be_finished_leaves_the_code_as_it_was(world: &World) {
@@ -117,7 +119,7 @@ async fn a_sign_in_that_can_t_be_finished_leaves_the_code_as_it_was(world: &Worl
     let until = world.catalog.seams.clock.now().plus(Duration::from_secs(600));
     world.catalog.add_sign_in_code(ann.user, "code", until).await.unwrap();
     world.catalog.add_token(ann.user, "t", "taken", Role::Viewer, None).await.unwrap();
-    assert!(world.catalog.sign_in("code", "taken", None).await.is_err());
+    assert!(world.catalog.sign_in("code", "sign-in", "taken", None).await.is_err());
     assert_eq!(world.catalog.sign_in("code", "free", None).await.unwrap(), ann.user);
     assert_eq!(world.number("SELECT count(*) FROM audit WHERE subject = 'sign-in'").await, 1);
 }
