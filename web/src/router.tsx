@@ -3,7 +3,7 @@ import type { QueryClient } from '@tanstack/react-query'
 import { createRootRouteWithContext, createRoute, createRouter, lazyRouteComponent, redirect } from '@tanstack/react-router'
 import { Applications } from './pages/applications'
 import { Images } from './pages/images'
-import { NotThere, Shell } from './shell'
+import { Broken, NotThere, Shell } from './shell'
 
 export interface ImageFilters { q?: string; label?: string; application?: string; site?: string; by?: string; repository?: string }
 export interface RestoreChoices { site?: string; name?: string; set?: Record<string, string> }
@@ -38,7 +38,7 @@ const status = createRoute({ getParentRoute: () => root, path: '/status', compon
 const signIn = createRoute({ getParentRoute: () => root, path: '/sign-in', validateSearch: (s: Record<string, unknown>): { code?: string } => some({ code: text(s['code']) }) as { code?: string } })
 
 const tree = root.addChildren([home, applications, images, image, restore, save, environments, environment, operations, operation, sites, repositories, status, signIn])
-export const makeRouter = (queries: QueryClient) => createRouter({ routeTree: tree, context: { queries }, defaultPreload: 'intent', defaultPreloadStaleTime: 0, scrollRestoration: true })
+export const makeRouter = (queries: QueryClient) => createRouter({ routeTree: tree, context: { queries }, defaultErrorComponent: Broken, defaultPreload: 'intent', defaultPreloadStaleTime: 0, scrollRestoration: true })
 declare module '@tanstack/react-router' {
   interface Register { router: ReturnType<typeof makeRouter> }
 }

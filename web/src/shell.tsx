@@ -78,6 +78,11 @@ function Scheme() {
   )
 }
 
+/** A fault of a page is said, and the others go on working. */
+export function Broken({ error, reset }: { error: unknown; reset: () => void }) {
+  return <Page title="This page has a fault"><p>{String(error)}</p><p><Button variant="default" onClick={reset}>Try again</Button></p></Page>
+}
+
 export function NotThere() {
   return <Page title="There is nothing here"><p>The address may be mistyped, or what it named is gone. <Link to="/images">See the images</Link>.</p></Page>
 }

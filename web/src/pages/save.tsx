@@ -29,7 +29,7 @@ export function Save() {
     queryFn: async ({ signal }) => {
       const accepted = await data(client.POST('/api/v1/inspections', { params: { header: once() }, body: { ...source, credentials: [], labels: {}, comment: '' }, signal }))
       const operation = await ended(accepted.operation, signal)
-      return { inventory: as<Inventory>(operation.result), failure: as<Failure>(operation.failure) }
+      return { inventory: as<{ Inspected?: Inventory }>(operation.result)?.Inspected, failure: as<Failure>(operation.failure) }
     },
   })
   const save = useMutation({
