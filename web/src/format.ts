@@ -25,6 +25,8 @@ export function ago(at: string | null | undefined, now = Date.now()): string {
   return ms < 5000 ? 'just now' : `${span(ms)} ago`
 }
 export const moment = (at: string) => new Date(at).toLocaleString('en-GB', { dateStyle: 'medium', timeStyle: 'medium' })
+/** The same text with digests as long as people compare them. */
+export const shortened = (text: string) => text.replaceAll(/sha256:([0-9a-f]{12})[0-9a-f]{52}/g, 'sha256:$1…')
 export const short = (digest: string) => digest.replace(/^sha256:/, '').slice(0, 12)
 /** Only what a browser may open: anything else stays text. */
 export const safeUrl = (url: string | null | undefined) => (url && /^https?:\/\//i.test(url) ? url : undefined)

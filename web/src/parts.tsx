@@ -37,11 +37,11 @@ export const Waiting = ({ lines = 6 }: { lines?: number }) => (
 export const Empty = ({ title, children }: { title: string; children?: ReactNode }) => <div className="empty"><strong>{title}</strong>{children && <div>{children}</div>}</div>
 
 const TONES: Record<string, string> = {
-  succeeded: 'good', ready: 'good', running: 'busy', active: 'good', creating: 'busy', removing: 'busy', undoing: 'warn', limited: 'warn', incomplete: 'bad',
+  claimed: 'busy', succeeded: 'good', ready: 'good', running: 'busy', active: 'good', creating: 'busy', removing: 'busy', undoing: 'warn', limited: 'warn', incomplete: 'bad',
   failed: 'bad', unreachable: 'bad', unusable: 'bad', cancelled: 'quiet', unknown: 'quiet', snapshot: 'good', 'crash-consistent': 'quiet', inconsistent: 'warn',
 }
 /** A state, told by word and by colour. */
-export const State = ({ of, tone, title }: { of: string; tone?: string; title?: string }) => <span className={`state ${tone ?? TONES[of] ?? 'quiet'}`} title={title}><i aria-hidden />{of}</span>
+export const State = ({ of, tone, title }: { of: string; tone?: string; title?: string }) => <span className={`state ${tone ?? TONES[of] ?? 'quiet'}`} title={title}><i aria-hidden />{of === 'claimed' ? 'running' : of}</span>
 
 export const Ago = ({ at }: { at: string | null | undefined }) => (at ? <time dateTime={at} title={moment(at)}>{ago(at)}</time> : <span className="dim">never</span>)
 export const Labels = ({ of }: { of: Record<string, string> }) => <span className="labels">{Object.entries(of).map(([k, v]) => <span className="label" key={k}>{k}{v && <b>={v}</b>}</span>)}</span>
@@ -70,12 +70,12 @@ export function List<T>({ label, rows, columns, id, more }: { label: string; row
   return (
     <div className="list" ref={body} tabIndex={0} role="region" aria-label={label}>
       <table aria-rowcount={rows.length}>
-        <thead><tr>{columns.map((c) => <th key={c.head} scope="col" className={c.className}>{c.head}</th>)}</tr></thead>
+        <thead><tr>{columns.map((c) => <th key={c.head} scope="col" className={c.className}>{c.head === 'Actions' ? <span className="hidden">Actions</span> : c.head}</th>)}</tr></thead>
         <tbody>
           {before > 0 && <tr aria-hidden="true"><td colSpan={columns.length} height={before} className="space" /></tr>}
           {items.map((item) => {
             const row = rows[item.index]
-            return row && <tr key={item.key} data-index={item.index} ref={virtual.measureElement} aria-rowindex={item.index + 1}>{columns.map((c) => <td key={c.head} className={c.className} data-head={c.head}>{c.cell(row)}</td>)}</tr>
+            return row && <tr key={item.key} data-index={item.index} ref={virtual.measureElement} aria-rowindex={item.index + 1}>{columns.map((c) => <td key={c.head} className={c.className} {...(c.head === 'Actions' ? {} : { 'data-head': c.head })}>{c.cell(row)}</td>)}</tr>
           })}
           {after > 0 && <tr aria-hidden="true"><td colSpan={columns.length} height={after} className="space" /></tr>}
         </tbody>

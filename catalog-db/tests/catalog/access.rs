@@ -120,7 +120,7 @@ async fn a_sign_in_that_can_t_be_finished_leaves_the_code_as_it_was(world: &Worl
     world.catalog.add_sign_in_code(ann.user, "code", until).await.unwrap();
     world.catalog.add_token(ann.user, "t", "taken", Role::Viewer, None).await.unwrap();
     assert!(world.catalog.sign_in("code", "sign-in", "taken", None).await.is_err());
-    assert_eq!(world.catalog.sign_in("code", "free", None).await.unwrap(), ann.user);
+    assert_eq!(world.catalog.sign_in("code", "sign-in", "free", None).await.unwrap(), ann.user);
     assert_eq!(world.number("SELECT count(*) FROM audit WHERE subject = 'sign-in'").await, 1);
 }
 
@@ -131,9 +131,9 @@ async fn a_sign_in_code_works_only_in_time(world: &World) {
         world.catalog.add_sign_in_code(ann.user, code, until).await.unwrap();
     }
     world.clock.advance(Duration::from_millis(599_999));
-    assert_eq!(world.catalog.sign_in("early", "token of early", None).await.unwrap(), ann.user);
+    assert_eq!(world.catalog.sign_in("early", "sign-in", "token of early", None).await.unwrap(), ann.user);
     world.clock.advance(Duration::from_millis(1));
-    let error = world.catalog.sign_in("late", "token of late", None).await.unwrap_err();
+    let error = world.catalog.sign_in("late", "sign-in", "token of late", None).await.unwrap_err();
     // The code is a secret: not even a wrong one is repeated.
     assert!(matches!(&error, CatalogError::NotFound { .. }) && !error.to_string().contains("late"), "{error}");
 }

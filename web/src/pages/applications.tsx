@@ -20,7 +20,7 @@ export function Applications() {
           { head: 'Runs', cell: (row) => `${plural(row.workloads, 'workload')}, ${plural(row.containers, 'container image')}` },
           { head: 'Data', cell: (row) => [...row.data, ...(row.claimed_bytes ? [`${bytes(row.claimed_bytes)} of volumes`] : [])].join(', ') || <span className="dim">none</span> },
           { head: 'Saved', cell: (row) => row.saved ? <Link to="/images" search={{ application: row.application }}><Ago at={row.saved} /></Link> : <span className="dim">never</span>, className: 'nowrap' },
-          { head: '', cell: (row) => (
+          { head: 'Actions', cell: (row) => (
             <div className="acts">
               {row.saved && <Button component={Link} to="/images" search={{ application: row.application } as never} size="compact-sm" variant="default" aria-label={`Run a copy of ${row.application}`}>Run a copy</Button>}
               <Button component={Link} to="/save/$site/$namespace" params={{ site: row.site, namespace: row.application } as never} size="compact-sm" aria-label={`Save ${row.application} at ${row.site}`}>Save</Button>

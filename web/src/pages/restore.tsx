@@ -6,7 +6,7 @@ import { keepPreviousData, useMutation, useQuery } from '@tanstack/react-query'
 import { Link, getRouteApi, useNavigate } from '@tanstack/react-router'
 import { useEffect, useState } from 'react'
 import { client, data, ended, once } from '../api'
-import { bytes, short } from '../format'
+import { bytes, short, shortened } from '../format'
 import { keep, recall } from '../kept'
 import { Ago, Empty, Page, Section, State, Trouble, Waiting } from '../parts'
 import { type Failure, type ImageRecord, type Plan, type Report, as } from '../records'
@@ -113,7 +113,7 @@ export function Restore() {
                 {made.refusals.map((r) => <div className="notice bad" key={r.what + r.needed}><b>{r.what}</b> can't be restored there: needs {r.needed}, found {r.found}.{r.next && <p>Next: {r.next}</p>}</div>)}
                 {made.notices.map((n) => <div className="notice" key={n}>{n}</div>)}
               </div>}
-              {made && <table className="plan"><tbody>{made.steps.map((s, i) => <tr key={i}><td className={`act ${s.action}`}>{s.action}</td><td><b>{s.what}</b>{s.detail && <div className="dim">{s.detail}</div>}{s.why && <div className="dim">{s.why}</div>}</td></tr>)}</tbody></table>}
+              {made && <table className="plan"><tbody>{made.steps.map((s, i) => <tr key={i}><td className={`act ${s.action}`}>{s.action}</td><td><b>{s.what}</b>{s.detail && <div className="dim" title={s.detail}>{shortened(s.detail)}</div>}{s.why && <div className="dim">{s.why}</div>}</td></tr>)}</tbody></table>}
             </div>
           )}
           {restore.error && <div className="body"><Trouble error={restore.error} /></div>}
