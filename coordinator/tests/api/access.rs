@@ -214,7 +214,7 @@ fn ownership(operation: &str) -> Option<Of> {
         | "/api/v1/repository/verifications"
         | "/api/v1/tokens/{id}" => Of::One,
         "/api/v1/images" | "/api/v1/environments" | "/api/v1/operations" | "/api/v1/applications" => Of::Many,
-        "/api/v1/me" | "/api/v1/tokens" => Of::Person,
+        "/api/v1/me" | "/api/v1/session" | "/api/v1/tokens" => Of::Person,
         "/api/v1/sites"
         | "/api/v1/sites/{site}"
         | "/api/v1/sites/{site}/approval"
