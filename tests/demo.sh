@@ -166,7 +166,7 @@ joined fixed "the restore with the fixed version"
 run ocopea images
 run ocopea environments
 url() { ocopea environments -o json | jq -r --arg e "$1" '.[] | select(.name == $e) | .url // "ocopea connect \($e) lets-chat"'; }
-pages=$(grep -o 'http://[^ ]*/sign-in?code=[^ ]*' "$STATE/up.log" | tail -1)   # works once; signed in before, its address alone does
+sign_in=$(grep -o 'http://[^ ]*/sign-in?code=[^ ]*' "$STATE/up.log" | tail -1)
 cat <<T
 
 What happened: Lets-chat with 100 000 messages was saved at $SITE_A while it ran, vandalised there, and restored at
@@ -174,7 +174,7 @@ $SITE_B exactly as it had been ($COPY), and once more with the fixed version 1.4
 
   the copy            $(url $COPY)
   with the fix        $(url $FIXED)   (room incident-4711 is in order)
-  the pages           $pages
+  the pages           ${sign_in%/sign-in*}/   (once, until ten minutes after its start: $sign_in)
   go on               alias ocopea=$OCOPEA; ocopea show $image; ocopea logs $COPY -f
   data, log           $STATE/data
   stop and remove     make demo-stop

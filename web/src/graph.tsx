@@ -1,14 +1,15 @@
 // An image's topology: configuration and data that containers use, left to right. Loaded when it is first shown.
 import '@xyflow/react/dist/base.css'
 import dagre from '@dagrejs/dagre'
-import { Controls, type Edge, Handle, type Node, type NodeProps, Position, ReactFlow } from '@xyflow/react'
-import { useMemo } from 'react'
+import { Controls, type Edge, Handle, type Node, type NodeProps, Position, ReactFlow, type ReactFlowInstance } from '@xyflow/react'
+import { useEffect, useMemo, useRef, useState } from 'react'
 import { bytes } from './format'
 import { type ImageRecord, kindOf } from './records'
 
 type Part = Node<{ name: string; what: string; sort: string }, 'part'>
 const WIDTH = 200
 const HEIGHT = 56
+const FIT = { maxZoom: 1, padding: 0.12 }
 
 function PartNode({ data }: NodeProps<Part>) {
   return <div className={`node ${data.sort}`}><Handle type="target" position={Position.Left} isConnectable={false} /><b title={data.name}>{data.name}</b><span>{data.what}</span><Handle type="source" position={Position.Right} isConnectable={false} /></div>
@@ -47,9 +48,18 @@ export function topology(record: ImageRecord): { nodes: Part[]; edges: Edge[] } 
 
 export default function Graph({ record }: { record: ImageRecord }) {
   const { nodes, edges } = useMemo(() => topology(record), [record])
+  const box = useRef<HTMLDivElement>(null)
+  const [flow, setFlow] = useState<ReactFlowInstance<Part>>()
+  // All of it is to be seen, however wide the window becomes.
+  useEffect(() => {
+    if (!box.current || !flow) return
+    const watch = new ResizeObserver(() => void flow.fitView(FIT))
+    watch.observe(box.current)
+    return () => watch.disconnect()
+  }, [flow])
   return (
-    <div className="graph" role="figure" aria-label={`${record.components.length} components, and which uses which; the list below names them`}>
-      <ReactFlow nodes={nodes} edges={edges} nodeTypes={nodeTypes} fitView fitViewOptions={{ maxZoom: 1, padding: 0.12 }} minZoom={0.1} nodesDraggable={false} nodesConnectable={false} nodesFocusable={false} edgesFocusable={false} zoomOnScroll={false} preventScrolling={false}>
+    <div className="graph" ref={box} role="figure" aria-label={`${record.components.length} components, and which uses which; the list below names them`}>
+      <ReactFlow nodes={nodes} edges={edges} nodeTypes={nodeTypes} fitView fitViewOptions={FIT} onInit={setFlow} minZoom={0.1} nodesDraggable={false} nodesConnectable={false} nodesFocusable={false} edgesFocusable={false} zoomOnScroll={false} preventScrolling={false}>
         <Controls showInteractive={false} />
       </ReactFlow>
     </div>

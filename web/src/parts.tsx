@@ -43,6 +43,9 @@ const TONES: Record<string, string> = {
 /** A state, told by word and by colour. */
 export const State = ({ of, tone, title }: { of: string; tone?: string; title?: string }) => <span className={`state ${tone ?? TONES[of] ?? 'quiet'}`} title={title}><i aria-hidden />{of === 'claimed' ? 'running' : of}</span>
 
+/** Of an environment: there, running is how it should be. */
+export const Runs = ({ of }: { of: string }) => <State of={of} {...(of === 'running' ? { tone: 'good' } : {})} />
+
 export const Ago = ({ at }: { at: string | null | undefined }) => (at ? <time dateTime={at} title={moment(at)}>{ago(at)}</time> : <span className="dim">never</span>)
 export const Labels = ({ of }: { of: Record<string, string> }) => <span className="labels">{Object.entries(of).map(([k, v]) => <span className="label" key={k}>{k}{v && <b>={v}</b>}</span>)}</span>
 

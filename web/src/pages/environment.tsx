@@ -6,7 +6,7 @@ import { Link, getRouteApi, useNavigate } from '@tanstack/react-router'
 import { useEffect, useRef, useState } from 'react'
 import { Refused, client, data, once } from '../api'
 import { moment, safeUrl } from '../format'
-import { Ago, Command, Facts, Page, Section, State, Trouble, Waiting } from '../parts'
+import { Ago, Command, Facts, Page, Runs, Section, Trouble, Waiting } from '../parts'
 
 const route = getRouteApi('/environments/$environment')
 // A page that stands open for days keeps no more than this.
@@ -81,7 +81,7 @@ export function EnvironmentPage() {
         <Button variant="default" component={Link} to="/save/$site/$namespace" params={{ site: one.site, namespace: one.name } as never}>Save</Button>
         {url && <Button component="a" href={url} target="_blank" rel="noreferrer noopener">Open</Button>}
       </>}>
-      <div className="brief"><State of={one.state} /><span>at {one.site}</span><span>made <Ago at={one.created} /> by {one.owner}</span></div>
+      <div className="brief"><Runs of={one.state} /><span>at {one.site}</span><span>made <Ago at={one.created} /> by {one.owner}</span></div>
       {remove.error && <Trouble error={remove.error} />}
       <div className="columns">
         <div><Logs environment={id} /></div>

@@ -4,7 +4,7 @@ import { Link } from '@tanstack/react-router'
 import { useCallback } from 'react'
 import { type Environment, client, data } from '../api'
 import { safeUrl, short } from '../format'
-import { Ago, Empty, List, Page, State, Trouble, Waiting } from '../parts'
+import { Ago, Empty, List, Page, Runs, Trouble, Waiting } from '../parts'
 
 export function Environments() {
   const found = useInfiniteQuery({
@@ -23,7 +23,7 @@ export function Environments() {
       {found.data && rows.length === 0 && <Empty title="Nothing runs that Ocopea deployed">Open <Link to="/images">an image</Link> and restore it.</Empty>}
       {rows.length > 0 && <List<Environment> label="Environments" rows={rows} id={(row) => row.id} more={more} columns={[
         { head: 'Name', cell: (row) => <Link to="/environments/$environment" params={{ environment: row.id }} className="name">{row.name}</Link> },
-        { head: 'State', cell: (row) => <State of={row.state} />, className: 'nowrap' },
+        { head: 'State', cell: (row) => <Runs of={row.state} />, className: 'nowrap' },
         { head: 'Site', cell: (row) => row.site },
         { head: 'From', cell: (row) => <Link to="/images/$image" params={{ image: row.image }} className="mono" aria-label={`Image ${row.image}`}>{short(row.image)}…</Link> },
         { head: 'URL', cell: (row) => safeUrl(row.url) ? <a href={safeUrl(row.url)} target="_blank" rel="noreferrer noopener">{row.url}</a> : <span className="dim">none</span> },

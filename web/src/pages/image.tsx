@@ -6,7 +6,7 @@ import { Link, getRouteApi, useNavigate } from '@tanstack/react-router'
 import { Suspense, lazy, useState } from 'react'
 import { client, data, once } from '../api'
 import { bytes, moment, number, plural, short } from '../format'
-import { Ago, Empty, Facts, Page, Section, State, Trouble, Waiting } from '../parts'
+import { Ago, Empty, Facts, Page, Runs, Section, State, Trouble, Waiting } from '../parts'
 import { type Component, type ImageRecord, as, kindOf } from '../records'
 
 const Graph = lazy(() => import('../graph'))
@@ -101,7 +101,7 @@ export function ImagePage() {
         <div>
           <Section title="Runs now at">
             {runs.error ? <div className="body"><Trouble error={runs.error} again={() => void runs.refetch()} /></div> : where.length === 0 ? <Empty title="Nowhere" /> : (
-              <div className="body form">{where.map((e) => <div key={e.id}><Link to="/environments/$environment" params={{ environment: e.id }} className="name">{e.name}</Link> <span className="dim">at {e.site}, by {e.owner}</span><br /><State of={e.state} /></div>)}</div>)}
+              <div className="body form">{where.map((e) => <div key={e.id}><Link to="/environments/$environment" params={{ environment: e.id }} className="name">{e.name}</Link> <span className="dim">at {e.site}, by {e.owner}</span><br /><Runs of={e.state} /></div>)}</div>)}
           </Section>
           <Section title="Labels">
             <div className="body form">
