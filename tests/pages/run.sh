@@ -1,6 +1,6 @@
 #!/bin/bash
 # run.sh [DIRECTORY]: the pages in a real browser, against `ocopea up` with the testbed's clusters and a small application.
-# Screenshots come into DIRECTORY (by default .ocopea/pages).
+# Screenshots come into DIRECTORY (by default .ocopea/pages). PICTURES=yes takes those that docs show, too (needs pngquant).
 . "$(dirname "$0")/../testbed/lib.sh"
 export KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH
 "$HERE/prereqs.sh" pages
@@ -32,3 +32,9 @@ done
 LINK=$(grep -o 'http://[^ ]*/sign-in?code=[^ ]*' "$W/up.log")
 say "clicking through the pages"
 LINK=$LINK NAMESPACE=$NAMESPACE COPY=$COPY SHOTS=$SHOTS SEED="$TOP/tests/pages/many.py $W/data/catalog.sqlite 10000" CHROMIUM=$(command -v chromium) node "$TOP/tests/pages/journey.mjs"
+if [ -n "${PICTURES:-}" ]; then
+  mkdir -p "$TOP/docs/pages"
+  for picture in "$SHOTS"/*-light-1440.png; do
+    pngquant --force --speed 1 --strip 32 --output "$TOP/docs/pages/$(basename "${picture%-light-1440.png}").png" "$picture"
+  done
+fi

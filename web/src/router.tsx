@@ -30,7 +30,7 @@ const restore = createRoute({
 const save = createRoute({ getParentRoute: () => root, path: '/save/$site/$namespace', component: lazyRouteComponent(() => import('./pages/save'), 'Save') })
 const environments = createRoute({ getParentRoute: () => root, path: '/environments', component: lazyRouteComponent(() => import('./pages/environments'), 'Environments') })
 const environment = createRoute({ getParentRoute: () => root, path: '/environments/$environment', component: lazyRouteComponent(() => import('./pages/environment'), 'EnvironmentPage') })
-const operations = createRoute({ getParentRoute: () => root, path: '/operations', component: lazyRouteComponent(() => import('./pages/operations'), 'Operations') })
+const operations = createRoute({ getParentRoute: () => root, path: '/operations', validateSearch: (s: Record<string, unknown>): { all?: boolean } => (s['all'] === true ? { all: true } : {}), component: lazyRouteComponent(() => import('./pages/operations'), 'Operations') })
 const operation = createRoute({ getParentRoute: () => root, path: '/operations/$operation', component: lazyRouteComponent(() => import('./pages/operation'), 'OperationPage') })
 const sites = createRoute({ getParentRoute: () => root, path: '/sites', component: lazyRouteComponent(() => import('./pages/sites'), 'Sites') })
 const repositories = createRoute({ getParentRoute: () => root, path: '/repositories', component: lazyRouteComponent(() => import('./pages/repositories'), 'Repositories') })

@@ -1,5 +1,5 @@
 // One environment: its URL, its logs as they come, saving and removing it.
-import { Button, Modal, TextInput } from '@mantine/core'
+import { Button, Modal, Select } from '@mantine/core'
 import { useDisclosure } from '@mantine/hooks'
 import { useMutation, useQuery } from '@tanstack/react-query'
 import { Link, getRouteApi, useNavigate } from '@tanstack/react-router'
@@ -7,14 +7,14 @@ import { useEffect, useRef, useState } from 'react'
 import { Refused, client, data, once } from '../api'
 import { moment, safeUrl } from '../format'
 import { Ago, Command, Facts, Page, Runs, Section, Trouble, Waiting } from '../parts'
+import { type ImageRecord, as } from '../records'
 
 const route = getRouteApi('/environments/$environment')
 // A page that stands open for days keeps no more than this.
 const MOST = 400_000
 
-function Logs({ environment }: { environment: string }) {
+function Logs({ environment, components }: { environment: string; components: string[] }) {
   const [text, setText] = useState('')
-  const [component, setComponent] = useState('')
   const [asked, setAsked] = useState({ component: '', round: 0 })
   const [state, setState] = useState<'opening' | 'open' | 'ended'>('opening')
   const [error, setError] = useState<unknown>()
@@ -50,10 +50,10 @@ function Logs({ environment }: { environment: string }) {
   useEffect(() => { const at = box.current; if (at && stick.current) at.scrollTop = at.scrollHeight }, [text])
   return (
     <Section title="Logs" aside={
-      <form className="acts" onSubmit={(event) => { event.preventDefault(); setAsked((old) => ({ component: component.trim(), round: old.round + 1 })) }}>
-        <TextInput size="xs" aria-label="Only of this component" placeholder="all components" value={component} onChange={(event) => setComponent(event.currentTarget.value)} maxLength={100} />
-        <Button size="xs" variant="default" type="submit">{state === 'ended' ? 'Follow again' : 'Show'}</Button>
-      </form>}>
+      <>
+        {state === 'ended' && <Button size="xs" variant="default" onClick={() => setAsked((old) => ({ ...old, round: old.round + 1 }))}>Follow again</Button>}
+        {components.length > 1 && <Select size="xs" aria-label="Only of this component" placeholder="all components" clearable clearButtonProps={{ 'aria-label': 'All components' }} data={components} value={asked.component || null} onChange={(one) => setAsked((old) => ({ component: one ?? '', round: old.round + 1 }))} />}
+      </>}>
       {error !== undefined && <div className="body"><Trouble error={error} /></div>}
       <pre className="logs" ref={box} tabIndex={0} role="log" aria-label="Log lines" aria-live="off" onScroll={(event) => { const at = event.currentTarget; stick.current = at.scrollHeight - at.scrollTop - at.clientHeight < 40 }}>{text || (state === 'opening' ? 'asking the site …' : state === 'open' ? 'nothing was logged yet' : 'no lines')}</pre>
     </Section>
@@ -74,6 +74,9 @@ export function EnvironmentPage() {
   if (!found.data) return <Page title="Environment"><Waiting /></Page>
   const one = found.data
   const url = safeUrl(one.url)
+  const parts = as<ImageRecord>(image.data?.body)?.components ?? []
+  const workloads = [...new Set(parts.flatMap((c) => c.body.container?.found.used_by.map((by) => by.name) ?? []))].sort()
+  const services = parts.flatMap((c) => (c.body.data && c.body.data.found.kind !== 'volume' ? [c.name] : []))
   return (
     <Page title={one.name} over={<Link to="/environments">Environments</Link>} actions={
       <>
@@ -84,7 +87,7 @@ export function EnvironmentPage() {
       <div className="brief"><Runs of={one.state} /><span>at {one.site}</span><span>made <Ago at={one.created} /> by {one.owner}</span></div>
       {remove.error && <Trouble error={remove.error} />}
       <div className="columns">
-        <div><Logs environment={id} /></div>
+        <div><Logs environment={id} components={workloads} /></div>
         <div>
           <Section title="About"><div className="body"><Facts of={[
             ['From image', <Link key="i" to="/images/$image" params={{ image: one.image }}>{image.data?.name ?? one.image}</Link>],
@@ -94,9 +97,9 @@ export function EnvironmentPage() {
           ]} /></div></Section>
           <Section title="From your shell"><div className="body">
             <p className="dim">A port on your machine, with a ready connection string:</p>
-            <Command text={`ocopea connect ${one.name} SERVICE`} />
+            {(services.length ? services : ['SERVICE']).map((s) => <Command key={s} text={`ocopea connect ${one.name} ${s}`} />)}
             <p className="dim">A program in a container:</p>
-            <Command text={`ocopea exec ${one.name} COMPONENT -- sh`} />
+            {(workloads.length ? workloads : ['COMPONENT']).map((w) => <Command key={w} text={`ocopea exec ${one.name} ${w} -- sh`} />)}
           </div></Section>
         </div>
       </div>

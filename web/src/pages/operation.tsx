@@ -7,7 +7,7 @@ import { type Operation, type Task, client, data } from '../api'
 import { bytes, moment, number, plural, span } from '../format'
 import { useOperation, useRates } from '../live'
 import { Facts, Page, Section, State, Trouble, Waiting } from '../parts'
-import { type Failure, type Progress, as } from '../records'
+import { type Failure, type Progress, type Stream, as } from '../records'
 
 const route = getRouteApi('/operations/$operation')
 
@@ -22,8 +22,24 @@ function Told({ failure, label }: { failure: Failure; label: string }) {
   return <Alert color="red" variant="outline" className="trouble" title={label}><p>{failure.what}: {failure.cause}</p>{failure.next && <p>Next: {failure.next}</p>}</Alert>
 }
 
+interface Output { component?: { bytes: number; new_bytes: number }; streams?: Stream[]; url?: string | null; notes?: string[]; frozen_ms?: number; notices?: string[] }
+/** What a finished task brought: its output is an object of one kind. */
+function came(task: Task): string[] {
+  const output = as<Output>(Object.values(as<Record<string, unknown>>(task.output) ?? {})[0])
+  if (!output || task.state !== 'succeeded') return []
+  const items = new Map<string, number>()
+  for (const s of output.streams ?? []) items.set(s.unit, (items.get(s.unit) ?? 0) + s.items)
+  return [
+    ...(output.component ? [`${bytes(output.component.bytes)}, ${bytes(output.component.new_bytes)} new`] : []),
+    ...[...items].map(([unit, n]) => `${number(n)} ${unit}`), ...(output.frozen_ms ? [`writes were held for ${span(output.frozen_ms)}`] : []),
+    ...(output.url ? [output.url] : []), ...(output.notes ?? []), ...(output.notices ?? []),
+  ]
+}
+
 function Work({ task, rate }: { task: Task; rate: number | undefined }) {
   const progress = as<Progress>(task.progress)
+  const brought = came(task)
+  if (brought.length > 0) return <span className="dim">{brought.join(' · ')}</span>
   if (!progress || (!progress.bytes && !progress.items && !progress.phase)) return null
   const whole = Math.max(progress.of_bytes, progress.bytes)
   const left = rate && progress.of_bytes > progress.bytes ? ((progress.of_bytes - progress.bytes) / rate) * 1000 : undefined
