@@ -2,9 +2,10 @@
 import { Button, Checkbox, Select, Switch, TagsInput, TextInput, Textarea } from '@mantine/core'
 import { keepPreviousData, useMutation, useQuery } from '@tanstack/react-query'
 import { Link, getRouteApi, useNavigate } from '@tanstack/react-router'
-import { useState } from 'react'
+import { useEffect, useRef, useState } from 'react'
 import { client, data, ended, once } from '../api'
 import { bytes, plural, short } from '../format'
+import { draft, keepDraft } from '../kept'
 import { Page, Section, State, Trouble, Waiting } from '../parts'
 import { type Failure, type Gap, type Inventory, as } from '../records'
 
@@ -14,12 +15,17 @@ const labelsOf = (tags: string[]) => Object.fromEntries(tags.map((tag) => { cons
 export function Save() {
   const { site, namespace } = route.useParams()
   const navigate = useNavigate()
-  const [without, setWithout] = useState<string[]>([])
-  const [name, setName] = useState('')
-  const [labels, setLabels] = useState<string[]>([])
-  const [comment, setComment] = useState('')
-  const [repository, setRepository] = useState<string | null>(null)
-  const [freeze, setFreeze] = useState(false)
+  // What was filled in outlives a reload.
+  const kept = `save.${site}/${namespace}`
+  const [begun] = useState(() => draft(kept, { without: [] as string[], name: '', labels: [] as string[], comment: '', repository: null as string | null, freeze: false }))
+  const [without, setWithout] = useState(begun.without)
+  const [name, setName] = useState(begun.name)
+  const [labels, setLabels] = useState(begun.labels)
+  const [comment, setComment] = useState(begun.comment)
+  const [repository, setRepository] = useState(begun.repository)
+  const [freeze, setFreeze] = useState(begun.freeze)
+  const sent = useRef(false)
+  useEffect(() => { if (!sent.current) keepDraft(kept, { without, name, labels, comment, repository, freeze }) }, [kept, without, name, labels, comment, repository, freeze])
   const source = { site, namespace, without: [...without].sort(), freeze }
   const input = { ...source, credentials: [], labels: labelsOf(labels), comment, name: name.trim() || null, repository }
   const repositories = useQuery({ queryKey: ['repositories'], queryFn: ({ signal }) => data(client.GET('/api/v1/repositories', { signal })) })
@@ -34,11 +40,11 @@ export function Save() {
   })
   const save = useMutation({
     mutationFn: () => data(client.POST('/api/v1/saves', { params: { header: once() }, body: input })),
-    onSuccess: (accepted) => void navigate({ to: '/operations/$operation', params: { operation: accepted.operation } }),
+    onSuccess: (accepted) => { sent.current = true; keepDraft(kept, null); void navigate({ to: '/operations/$operation', params: { operation: accepted.operation } }) },
   })
   const inventory = look.data?.inventory
   const leave = (what: string, out: boolean) => setWithout((old) => (out ? [...old, what] : old.filter((one) => one !== what)))
-  const gaps: Gap[] = [...(inventory?.gaps ?? []), ...(inventory?.data.flatMap((d) => d.rights) ?? [])]
+  const gaps: Gap[] = [...(inventory?.gaps ?? []), ...(inventory?.data.flatMap((d) => d.rights) ?? [])].filter((g) => g.blocking || !without.includes(g.name))
   const blocking = gaps.filter((g) => g.blocking && !without.includes(g.name))
   const settled = Boolean(inventory && !look.isPlaceholderData && !look.isFetching)
   return (
@@ -51,14 +57,15 @@ export function Save() {
           {look.data?.failure && <Section title="What is found"><div className="body"><div className="notice bad"><b>{look.data.failure.what}</b>: {look.data.failure.cause}{look.data.failure.next && <p>Next: {look.data.failure.next}</p>}</div>{without.length > 0 && <Button size="xs" variant="default" onClick={() => setWithout([])}>Leave nothing out</Button>}</div></Section>}
           {inventory && (
             <div className={look.isFetching ? 'stale' : ''}>
+              {without.length > 0 && <Section title="Left out, because you said so"><div className="body labels">{without.map((one) => <span className="label" key={one}>{one}<button type="button" aria-label={`Take ${one} in again`} onClick={() => leave(one, false)}>×</button></span>)}</div></Section>}
               {gaps.length > 0 && <Section title="What would be missing"><div className="body">
                 {gaps.map((g) => <div key={g.name + g.what} className={`notice ${g.blocking ? 'bad' : ''}`}><b>{g.what}</b>: {g.why}{g.next && <p>Next: {g.next}</p>}
                   {g.blocking && <Checkbox mt={6} label={`Leave ${g.name} out`} checked={without.includes(g.name)} onChange={(event) => leave(g.name, event.currentTarget.checked)} />}</div>)}
               </div></Section>}
               <Section title="Data services" aside={<span className="dim">{plural(inventory.data.length, 'data service')}</span>}>
-                <table className="stack"><thead><tr><th scope="col">Name</th><th scope="col">Kind</th><th scope="col">A copy of it will be</th><th scope="col" className="right">About</th></tr></thead>
-                  <tbody>{inventory.data.map((d) => <tr key={d.name}><td className="name" data-head="Name">{d.name}</td><td data-head="Kind">{d.kind} {d.version}</td><td data-head="Copy"><div><State of={d.consistency.level} /> <span className="dim">{d.consistency.why}</span></div></td><td className="right" data-head="About">{bytes(d.bytes)}</td></tr>)}
-                    {inventory.data.length === 0 && <tr><td colSpan={4} className="dim">none</td></tr>}</tbody></table>
+                <table className="stack"><thead><tr><th scope="col">Name</th><th scope="col">Kind</th><th scope="col">A copy of it will be</th><th scope="col" className="right">About</th><th scope="col"><span className="hidden">Actions</span></th></tr></thead>
+                  <tbody>{inventory.data.map((d) => <tr key={d.name}><td className="name" data-head="Name">{d.name}</td><td data-head="Kind">{d.kind} {d.version}</td><td data-head="Copy"><div><State of={d.consistency.level} /> <span className="dim">{d.consistency.why}</span></div></td><td className="right" data-head="About">{bytes(d.bytes)}</td><td><div className="acts"><Button size="compact-xs" variant="default" aria-label={`Leave ${d.name} out`} onClick={() => leave(d.name, true)}>Leave out</Button></div></td></tr>)}
+                    {inventory.data.length === 0 && <tr><td colSpan={5} className="dim">none</td></tr>}</tbody></table>
               </Section>
               <Section title="Container images" aside={<span className="dim">by the digest that runs</span>}>
                 <table className="stack"><thead><tr><th scope="col">Name</th><th scope="col">Image</th><th scope="col">Used by</th></tr></thead>
