@@ -44,6 +44,12 @@ test-kubernetes: ## Ocopea inside two Kubernetes clusters, by its charts: a save
 	@tests/charts.sh
 	@tests/kubernetes.sh
 
+.PHONY: web test-pages
+web: ## builds the pages that the coordinator serves (nothing where nothing changed)
+	@$(TB)/web.sh
+test-pages: testbed testbed-images ## the pages in a real browser: sign in, save, restore in two clicks, remove; accessibility, screenshots (in .ocopea/pages)
+	@tests/pages/run.sh
+
 .PHONY: faults
 faults: testbed testbed-images ## ends Ocopea at every step of every operation and at 50 random moments, and looks at what is left (about an hour)
 	@tests/faults.sh

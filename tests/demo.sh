@@ -81,6 +81,8 @@ else
   registry=http://$REGISTRY/ocopea samples=http://$REGISTRY/samples database=$REGISTRY/testbed/mongodb:6
 fi
 [ -n "$own_clusters" ] && ! command -v apt-get >/dev/null || "$HERE/prereqs.sh" rust go
+# The pages need npm; a demo on somebody's own machine without it goes on without them.
+if command -v apt-get >/dev/null || command -v npm >/dev/null; then "$HERE/web.sh"; fi
 say "building ocopea and Lets-chat, beside what follows (some minutes when nothing is built yet)"
 begin_build -p ocopea-cli -p ocopea-mover -p lets-chat
 if [ -z "$own_clusters" ]; then
@@ -164,6 +166,7 @@ joined fixed "the restore with the fixed version"
 run ocopea images
 run ocopea environments
 url() { ocopea environments -o json | jq -r --arg e "$1" '.[] | select(.name == $e) | .url // "ocopea connect \($e) lets-chat"'; }
+sign_in=$(grep -o 'http://[^ ]*/sign-in?code=[^ ]*' "$STATE/up.log" | tail -1)
 cat <<T
 
 What happened: Lets-chat with 100 000 messages was saved at $SITE_A while it ran, vandalised there, and restored at
@@ -171,6 +174,7 @@ $SITE_B exactly as it had been ($COPY), and once more with the fixed version 1.4
 
   the copy            $(url $COPY)
   with the fix        $(url $FIXED)   (room incident-4711 is in order)
+  the pages           ${sign_in%/sign-in*}/   (once, until ten minutes after its start: $sign_in)
   go on               alias ocopea=$OCOPEA; ocopea show $image; ocopea logs $COPY -f
   data, log           $STATE/data
   stop and remove     make demo-stop

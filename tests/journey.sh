@@ -81,7 +81,7 @@ kubectl --context a -n $NS rollout status statefulset/db deployment/web --timeou
 check "ocopea up starts with two sites" start
 check "a second process on the same directory is refused by name" refused 5 "another process uses" "$OCOPEA" up --data "$W/data" --listen 127.0.0.1:0 --site a=a
 check "the key file is for its owner alone" test "$(stat -c %a "$W/data/repository.key")" = 600
-check "the sign-in code works once" bash -c "url=\$(grep -o \"http://[^']*code=[^']*\" '$W/up.log'); '$OCOPEA' sign-in \"\$url\" && ! '$OCOPEA' sign-in \"\$url\""
+check "the sign-in code works once" bash -c "url=\$(grep -o \"http://[^ ']*code=[^ ']*\" '$W/up.log'); '$OCOPEA' sign-in \"\$url\" && ! '$OCOPEA' sign-in \"\$url\""
 check "a wrong token is refused" refused 4 "token" "$OCOPEA" --token ocopea_nonsense sites
 check "an application that isn't there is named" refused 3 "nothing-here" "$OCOPEA" inspect a/nothing-here
 check "hostile names are refused" refused 2 "namespace" "$OCOPEA" save 'a/../../etc'

@@ -2,6 +2,7 @@
 # test.sh: all tests. Sets up the testbed and everything else that they need.
 . "$(dirname "$0")/testbed/lib.sh"
 "$HERE/prereqs.sh" rust go java testbed tests
+"$HERE/web.sh"
 say "building the tests, beside what follows (some minutes when nothing is built yet)"
 begin_build --workspace --tests --bins
 "$HERE/mongod.sh" build

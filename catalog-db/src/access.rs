@@ -111,9 +111,15 @@ impl Catalog {
         Ok(())
     }
 
-    /// Exchanges a sign-in code for a token, of which `token` is the hash: works once, and only in time. All of it or
-    /// nothing: a code isn't lost when the token can't be stored.
-    pub async fn sign_in(&self, code: &str, token: &str, expires: Option<Timestamp>) -> Result<UserId, CatalogError> {
+    /// Exchanges a sign-in code for a token of that name, of which `token` is the hash: works once, and only in time. All
+    /// of it or nothing: a code isn't lost when the token can't be stored.
+    pub async fn sign_in(
+        &self,
+        code: &str,
+        name: &str,
+        token: &str,
+        expires: Option<Timestamp>,
+    ) -> Result<UserId, CatalogError> {
         let absent = || CatalogError::not_found("sign-in code", "…");
         if !is_storable(code) {
             return Err(absent());
@@ -132,7 +138,7 @@ impl Catalog {
         }
         let row = sign_in_codes::Entity::find_by_id(code).one(&transaction.inner).await?;
         let user = UserId(row.ok_or_else(absent)?.user_id);
-        transaction.add_token(user, "sign-in", token, Role::Administrator, expires).await?;
+        transaction.add_token(user, name, token, Role::Administrator, expires).await?;
         transaction.commit().await?;
         Ok(user)
     }
@@ -197,6 +203,26 @@ impl Catalog {
                 })
             })
             .collect()
+    }
+
+    /// Ends the token of that hash; one that ended before stays ended.
+    pub async fn sign_out(&self, hash: &str) -> Result<(), CatalogError> {
+        let transaction = self.begin().await?;
+        let Some(token) = tokens::Entity::find().filter(tokens::Column::Hash.eq(hash)).one(&transaction.inner).await?
+        else {
+            return Err(CatalogError::not_found("session", "…"));
+        };
+        let now = self.seams.clock.now().0;
+        tokens::Entity::update_many()
+            .set(tokens::ActiveModel { revoked: Set(Some(now)), ..Default::default() })
+            .filter(tokens::Column::Id.eq(token.id))
+            .filter(tokens::Column::Revoked.is_null())
+            .exec(&transaction.inner)
+            .await?;
+        transaction
+            .audit(None, Some(UserId(token.user_id)), "token.revoke", &token.id.to_string(), "signed out")
+            .await?;
+        transaction.commit().await
     }
 
     /// Ends one of a person's tokens.

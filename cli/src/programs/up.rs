@@ -182,7 +182,7 @@ pub async fn run(options: Up) -> Result<(), Failure> {
         Err(error) => format!("this shell could not be signed in: {error}"),
     };
     output::line(format!(
-        "Sign in elsewhere: ocopea sign-in '{url}/sign-in?code={}'   (works once, for ten minutes; {shell})",
+        "Open   {url}/sign-in?code={}   (works once, for ten minutes; elsewhere: ocopea sign-in 'URL'; {shell})",
         code.reveal()
     ));
     output::line(format!(

@@ -1,16 +1,18 @@
 //! REST under `/api/v1`. One file per resource; every endpoint says which role it wants.
 //!
 //! Errors are `application/problem+json`; lists are paged by cursor (newest first, `next` is the cursor of the next
-//! page); creation takes `Idempotency-Key`; an operation is followed by server-sent events. A token always, except
-//! for signing in, for enrolling (whose body holds one), and the health checks.
+//! page); creation takes `Idempotency-Key`; an operation is followed by server-sent events. A token always, or a
+//! browser's session (`browser.rs`), except for signing in, for enrolling (whose body holds one), and the health checks.
 
 mod body;
+mod browser;
 pub mod connect;
 pub mod enrolment;
 mod environments;
 pub mod exec;
 mod images;
 mod operations;
+mod pages;
 mod problem;
 mod repositories;
 mod repository;
@@ -41,6 +43,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub use browser::{CSRF, SESSION};
 pub use problem::Problem;
 pub use server::serve;
 pub use status::{CountView, QuarantineView, QuarantinedView, SavedView, StatusView, UpkeepView};
@@ -123,6 +126,7 @@ impl utoipa::Modify for Bearer {
 fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(session::sign_in))
+        .routes(routes!(browser::begin, browser::end))
         .routes(routes!(session::me))
         .routes(routes!(session::list_tokens, session::create_token))
         .routes(routes!(session::revoke_token))
@@ -165,10 +169,26 @@ fn routes() -> OpenApiRouter<State> {
 /// The OpenAPI 3.1 document, as it is checked in.
 pub fn openapi() -> String {
     let (_, mut document) = routes().split_for_parts();
+    name_operations(&mut document);
     describe_problems(&mut document);
     let mut text = document.to_pretty_json().unwrap_or_default();
     text.push('\n');
     text
+}
+
+/// Each operation gets a name of its own, as the standard wants, from its method and path: `get_images_image`.
+fn name_operations(document: &mut utoipa::openapi::OpenApi) {
+    use utoipa::openapi::path::PathItem;
+    for (path, item) in &mut document.paths.paths {
+        let parts = path.trim_start_matches("/api/v1/").replace(['{', '}'], "").replace(['/', '-'], "_");
+        let PathItem { get, put, post, delete, patch, .. } = item;
+        let methods = [("get", get), ("put", put), ("post", post), ("delete", delete), ("patch", patch)];
+        for (method, operation) in methods {
+            if let Some(operation) = operation {
+                operation.operation_id = Some(format!("{method}_{parts}"));
+            }
+        }
+    }
 }
 
 /// Every operation may be refused, always in the same shape.
@@ -204,11 +224,12 @@ pub fn router(state: State) -> Router {
         .with_state(state.clone())
         .route("/healthz", get(|| async { "ok" }))
         .route("/api/v1/openapi.json", get(|| async { ([("content-type", "application/json")], openapi()) }))
-        .fallback(|| async { Problem::not_found("this address", "see /api/v1/openapi.json for what there is") })
+        .fallback(pages::serve)
         .layer(DefaultBodyLimit::disable())
         .layer(axum::middleware::from_fn_with_state(state.clone(), body::read_whole))
         .layer(CatchPanicLayer::new())
         .layer(axum::middleware::map_response(problem::in_our_shape))
+        .layer(axum::middleware::map_response(pages::guarded))
 }
 
 /// How long answers take, by route.

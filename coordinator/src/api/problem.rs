@@ -17,7 +17,7 @@ use ocopea_protocol::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
-use super::State;
+use super::{State, browser};
 use crate::tokens;
 
 /// What went wrong, why, and what to do.
@@ -196,12 +196,19 @@ pub struct Caller {
     actor: Actor,
     /// The hash of the token that they came with.
     token: String,
+    /// Whether a browser's cookie brought it.
+    by_cookie: bool,
 }
 
 /// How long what is open may go on after its token was revoked or its person's rights were taken.
 const LOOKED_AFTER: Duration = Duration::from_secs(3);
 
 impl Caller {
+    /// The hash of the browser's session, if that is what they came with.
+    pub fn session(&self) -> Option<&str> {
+        self.by_cookie.then_some(self.token.as_str())
+    }
+
     /// The actor, if their role suffices.
     pub fn at_least(self, role: Role) -> Result<Actor, Problem> {
         if self.actor.role >= role {
@@ -238,17 +245,26 @@ impl FromRequestParts<State> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
-        let given = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = given
+        let headers = &parts.headers;
+        let given = headers.get(header::AUTHORIZATION).map(|value| value.to_str().unwrap_or_default());
+        // Who says a token means that one, even where a cookie comes along.
+        let session = if given.is_none() { browser::session_token(headers) } else { None };
+        let by_cookie = session.is_some();
+        if by_cookie {
+            browser::from_our_page(&parts.method, headers)?;
+        }
+        let bearer = given
             .and_then(|value| value.split_once(' '))
             // The word is the same in whatever case (RFC 9110, 11.1).
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim())
+            .map(|(_, token)| token.trim());
+        let token = session
+            .or(bearer)
             .ok_or_else(|| Problem::unauthorized("a token is needed: Authorization: Bearer TOKEN"))?;
         let token = tokens::hash(token);
         let actor = state.coordinator.catalog.authenticate(&token).await?;
         let actor = actor.ok_or_else(|| Problem::unauthorized("this token is unknown, expired or revoked"))?;
-        Ok(Self { actor, token })
+        Ok(Self { actor, token, by_cookie })
     }
 }
 

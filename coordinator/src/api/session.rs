@@ -43,7 +43,7 @@ pub(super) async fn sign_in(
         .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "random", "the system gives no randomness"))?;
     let expires = catalog.seams.clock.now().plus(SIGNED_IN);
     let (code, hash) = (tokens::hash(&input.code), tokens::hash(token.reveal()));
-    catalog.again(|| catalog.sign_in(&code, &hash, Some(expires))).await?;
+    catalog.again(|| catalog.sign_in(&code, "sign-in", &hash, Some(expires))).await?;
     Ok(Json(IssuedToken { token: token.reveal().to_owned() }))
 }
 

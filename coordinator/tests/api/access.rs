@@ -44,6 +44,7 @@ fn operations() -> BTreeMap<&'static str, (Role, Value)> {
         ("post /api/v1/restores", (Operator, json!({"image": NOBODY, "site": "desk", "name": "copy"}))),
         ("post /api/v1/saves", (Operator, save)),
         ("get /api/v1/quarantine", (Administrator, Value::Null)),
+        ("delete /api/v1/session", (Viewer, Value::Null)),
         ("get /api/v1/sites", (Viewer, Value::Null)),
         ("get /api/v1/status", (Administrator, Value::Null)),
         ("post /api/v1/sites", (Administrator, json!({"name": "edge"}))),
@@ -57,7 +58,7 @@ fn operations() -> BTreeMap<&'static str, (Role, Value)> {
 }
 
 /// Those that want no token: what their bodies hold is all that is asked for.
-const OPEN: [&str; 2] = ["post /api/v1/sign-in", "post /api/v1/enrol"];
+const OPEN: [&str; 3] = ["post /api/v1/sign-in", "post /api/v1/enrol", "post /api/v1/session"];
 
 fn filled(path: &str) -> String {
     let mut out = String::new();
@@ -213,7 +214,7 @@ fn ownership(operation: &str) -> Option<Of> {
         | "/api/v1/repository/verifications"
         | "/api/v1/tokens/{id}" => Of::One,
         "/api/v1/images" | "/api/v1/environments" | "/api/v1/operations" | "/api/v1/applications" => Of::Many,
-        "/api/v1/me" | "/api/v1/tokens" => Of::Person,
+        "/api/v1/me" | "/api/v1/session" | "/api/v1/tokens" => Of::Person,
         "/api/v1/sites"
         | "/api/v1/sites/{site}"
         | "/api/v1/sites/{site}/approval"

@@ -9,6 +9,7 @@
 
 mod access;
 mod agents;
+mod browser;
 mod ends;
 mod repositories;
 mod requests;
