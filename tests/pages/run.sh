@@ -4,7 +4,7 @@
 . "$(dirname "$0")/../testbed/lib.sh"
 export KUBECONFIG=$TESTBED/kubeconfig PATH=$CACHE/bin:$PATH
 "$HERE/prereqs.sh" pages
-begin_build -p ocopea-cli -p ocopea-mover -p lets-chat
+begin_build --workspace --bins
 "$HERE/web.sh"
 finish_build
 OCOPEA=${CARGO_TARGET_DIR:-$TOP/target}/debug/ocopea

@@ -37,7 +37,7 @@ export const Waiting = ({ lines = 6 }: { lines?: number }) => (
 export const Empty = ({ title, children }: { title: string; children?: ReactNode }) => <div className="empty"><strong>{title}</strong>{children && <div>{children}</div>}</div>
 
 const TONES: Record<string, string> = {
-  claimed: 'busy', succeeded: 'good', ready: 'good', running: 'busy', active: 'good', creating: 'busy', removing: 'busy', undoing: 'warn', limited: 'warn', incomplete: 'bad',
+  claimed: 'busy', succeeded: 'good', compatible: 'good', changes: 'warn', no: 'bad', ready: 'good', running: 'busy', active: 'good', creating: 'busy', removing: 'busy', undoing: 'warn', limited: 'warn', incomplete: 'bad',
   failed: 'bad', unreachable: 'bad', unusable: 'bad', cancelled: 'quiet', unknown: 'quiet', snapshot: 'good', 'crash-consistent': 'quiet', inconsistent: 'warn',
 }
 /** A state, told by word and by colour. */

@@ -5,11 +5,11 @@ import { useDebouncedValue } from '@mantine/hooks'
 import { keepPreviousData, useMutation, useQuery } from '@tanstack/react-query'
 import { Link, getRouteApi, useNavigate } from '@tanstack/react-router'
 import { useEffect, useState } from 'react'
-import { client, data, ended, once } from '../api'
+import { type Verdict, client, data, ended, once } from '../api'
 import { bytes, short, shortened } from '../format'
 import { keep, recall } from '../kept'
 import { Ago, Empty, Page, Section, State, Trouble, Waiting } from '../parts'
-import { type Failure, type ImageRecord, type Plan, type Report, as } from '../records'
+import { type Failure, type ImageRecord, type Plan, as } from '../records'
 import type { RestoreChoices } from '../router'
 
 const route = getRouteApi('/images/$image/restore')
@@ -22,13 +22,27 @@ function free(application: string, taken: Set<string>): string {
   for (let n = 2; ; n += 1) if (!taken.has(`${stem}-${n}`)) return `${stem}-${n}`
 }
 
+/** A site with its verdict, and every reason that it is no better. */
+function Choice({ of, chosen, choose }: { of: Verdict; chosen: boolean; choose: () => void }) {
+  return (
+    <label className="choice">
+      <input type="radio" name="site" value={of.site} checked={chosen} disabled={of.verdict === 'no'} onChange={choose} />
+      <span><b>{of.site}</b> <State of={of.verdict} /></span>
+      <span className="why">
+        {of.reasons.map((r) => <span key={r.what + r.needed} className="reason"><b>{r.what}</b>: needs {r.needed}; found: {r.found}.{r.mend && <> <i>{r.mend}</i></>}</span>)}
+        {of.reported ? <>looked at <Ago at={of.reported} /></> : 'never looked at'}
+      </span>
+    </label>
+  )
+}
+
 export function Restore() {
   const { image: id } = route.useParams()
   const choices = route.useSearch()
   const change = route.useNavigate()
   const navigate = useNavigate()
   const image = useQuery({ queryKey: ['image', id], queryFn: ({ signal }) => data(client.GET('/api/v1/images/{image}', { params: { path: { image: id } }, signal })) })
-  const sites = useQuery({ queryKey: ['sites'], queryFn: ({ signal }) => data(client.GET('/api/v1/sites', { signal })), refetchInterval: 15_000 })
+  const sites = useQuery({ queryKey: ['verdicts', id], queryFn: ({ signal }) => data(client.GET('/api/v1/images/{image}/sites', { params: { path: { image: id } }, signal })), refetchInterval: 15_000 })
   const runs = useQuery({ queryKey: ['environments', 'names'], queryFn: ({ signal }) => data(client.GET('/api/v1/environments', { params: { query: { limit: 1000 } }, signal })), staleTime: 0 })
   const applications = useQuery({ queryKey: ['applications'], queryFn: ({ signal }) => data(client.GET('/api/v1/applications', { signal })) })
   const [draft, setDraft] = useState<{ name?: string; set: Record<string, string> }>({ set: choices.set ?? {}, ...(choices.name ? { name: choices.name } : {}) })
@@ -39,8 +53,11 @@ export function Restore() {
     if (suggested || !settled || !image.data) return
     setSuggested(free(image.data.application, new Set([...(runs.data?.items.map((e) => e.name) ?? []), ...(applications.data?.map((a) => a.application) ?? [])])))
   }, [suggested, settled, image.data, runs.data, applications.data])
-  const usable = sites.data?.filter((s) => s.state === 'ready' || s.state === 'limited') ?? []
-  const site = choices.site ?? (usable.find((s) => s.name === recall('site')) ?? usable.find((s) => s.name !== image.data?.site) ?? usable[0])?.name
+  const offered = sites.data?.filter((s) => s.verdict === 'compatible' || s.verdict === 'changes') ?? []
+  const others = sites.data?.filter((s) => !offered.includes(s)) ?? []
+  // Where it is not known, the plan finds out: it may be asked for, and is nobody's suggestion while another is offered.
+  const usable = offered.length ? offered : others.filter((s) => s.verdict === 'unknown')
+  const site = choices.site ?? (usable.find((s) => s.site === recall('site')) ?? usable.find((s) => s.site !== image.data?.site) ?? usable[0])?.site
   const name = draft.name ?? suggested
   const set = Object.fromEntries(Object.entries(draft.set).filter(([, v]) => v.trim()))
   const wanted = { site, name, set }
@@ -77,17 +94,13 @@ export function Restore() {
           <Section title="Site">
             <div className="body sites" role="radiogroup" aria-label="Site">
               {sites.data.length === 0 && <Empty title="There is no site"><Link to="/sites">Let one join</Link></Empty>}
-              {sites.data.map((one) => {
-                const can = usable.includes(one)
-                const report = as<Report>(one.report)
-                return (
-                  <label key={one.id} className="choice">
-                    <input type="radio" name="site" value={one.name} checked={one.name === site} disabled={!can} onChange={() => chosen({ site: one.name })} />
-                    <span><b>{one.name}</b> <State of={one.state} /></span>
-                    <span className="why">{one.why || [report?.platform, report?.storage_classes[0] && `storage ${report.storage_classes[0]}`].filter(Boolean).join(', ')}</span>
-                  </label>
-                )
-              })}
+              {offered.map((one) => <Choice key={one.id} of={one} chosen={one.site === site} choose={() => chosen({ site: one.site })} />)}
+              {others.length > 0 && (
+                <details open={offered.length === 0 || others.some((one) => one.site === site)}>
+                  <summary>{others.length === 1 ? '1 site' : `${others.length} sites`} {offered.length ? 'more' : ''} where it can't run, or nobody knows</summary>
+                  {others.map((one) => <Choice key={one.id} of={one} chosen={one.site === site} choose={() => chosen({ site: one.site })} />)}
+                </details>
+              )}
             </div>
           </Section>
           <Section title="Name">
