@@ -5,7 +5,7 @@
 # Without an argument it ends by itself and removes all; `up` leaves it standing, `try` saves and restores there, `down` removes it.
 # KUBERNETES_NAME=WORD, KUBERNETES_PORT=N: another one beside it.
 . "$(dirname "$0")/testbed/lib.sh"
-NAME=${KUBERNETES_NAME:-kube} NODE_PORT=${KUBERNETES_PORT:-30870}
+NAME=${KUBERNETES_NAME:-inside} NODE_PORT=${KUBERNETES_PORT:-30870}
 STATE=$TOP/.ocopea/kubernetes-$NAME OCOPEA=${CARGO_TARGET_DIR:-$TOP/target}/debug/ocopea
 HOME_NS=$NAME-ocopea SHOP=$NAME-shop CLOSED=$NAME-closed COPY=$NAME-copy
 AGENT=$NAME-ocopea-agent AT=https://172.31.0.1:$NODE_PORT
@@ -137,7 +137,9 @@ up() {
   "$TOP/samples/lets-chat/deploy.sh" --context a --namespace $SHOP --registry "http://$REGISTRY/samples" --database "$REGISTRY/testbed/postgres:15" --shape postgres >/dev/null
   say "installing agents in a and b"
   agent a --set "save.namespaces={$SHOP}"
-  agent b
+  # Both of these begin with one token and no identity: the first key that is written down is the site's.
+  agent b --set replicas=2
+  k b -n $HOME_NS rollout status deployment/$AGENT --timeout=60s >/dev/null
   ocopea sites
 }
 
