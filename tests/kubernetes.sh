@@ -143,6 +143,8 @@ up() {
   ocopea sites
 }
 
+# ended OPERATION: whether it has come to an end
+ended() { ocopea operations show "$1" -o json | jq -e '.state | . != "running" and . != "undoing"'; }
 # refused WHAT WORDS COMMAND...: it must fail, and say so
 refused() {
   local what=$1 words=$2 said; shift 2
@@ -151,7 +153,7 @@ refused() {
 }
 
 journey() {
-  local before image begun id said
+  local before image begun id said operation
   chat a $SHOP load --messages 10000 --uploads 60 --replace >/dev/null
   before=$(chat a $SHOP count | counts)
   ocopea applications --site a
@@ -173,6 +175,14 @@ journey() {
   ocopea save a/$SHOP --name "the shop" --label kubernetes=yes
   say "saved: $(since "$begun")"
   image=$(ocopea images --label kubernetes=yes -o name | head -1)
+  say "a save whose agent's pod is killed in its midst"
+  operation=$(ocopea save a/$SHOP --name "while the agent dies" --detach)
+  sleep 1
+  k a -n $HOME_NS delete pod -l app.kubernetes.io/name=ocopea-agent --grace-period=0 --force >/dev/null 2>&1
+  begun=$(now)
+  until_so 180 "the end of that save" ended "$operation"
+  ocopea operations show "$operation" -o json | jq -e '.state == "succeeded"' >/dev/null || die "the save didn't outlive its agent" "$(ocopea operations show "$operation")"
+  say "it succeeded $(since "$begun") after the kill"
   chat a $SHOP damage --yes >/dev/null
   say "a restore in b, by the restore account, in a namespace that it makes"
   begun=$(now)
