@@ -5,7 +5,7 @@
 # Without an argument it ends by itself and removes all; `up` leaves it standing, `try` saves and restores there, `down` removes it.
 # KUBERNETES_NAME=WORD, KUBERNETES_PORT=N: another one beside it.
 . "$(dirname "$0")/testbed/lib.sh"
-NAME=${KUBERNETES_NAME:-kube} NODE_PORT=${KUBERNETES_PORT:-30870}
+NAME=${KUBERNETES_NAME:-inside} NODE_PORT=${KUBERNETES_PORT:-30870}
 STATE=$TOP/.ocopea/kubernetes-$NAME OCOPEA=${CARGO_TARGET_DIR:-$TOP/target}/debug/ocopea
 HOME_NS=$NAME-ocopea SHOP=$NAME-shop CLOSED=$NAME-closed COPY=$NAME-copy
 AGENT=$NAME-ocopea-agent AT=https://172.31.0.1:$NODE_PORT
@@ -137,10 +137,14 @@ up() {
   "$TOP/samples/lets-chat/deploy.sh" --context a --namespace $SHOP --registry "http://$REGISTRY/samples" --database "$REGISTRY/testbed/postgres:15" --shape postgres >/dev/null
   say "installing agents in a and b"
   agent a --set "save.namespaces={$SHOP}"
-  agent b
+  # Both of these begin with one token and no identity: the first key that is written down is the site's.
+  agent b --set replicas=2
+  k b -n $HOME_NS rollout status deployment/$AGENT --timeout=60s >/dev/null
   ocopea sites
 }
 
+# ended OPERATION: whether it has come to an end
+ended() { ocopea operations show "$1" -o json | jq -e '.state | . != "running" and . != "undoing"'; }
 # refused WHAT WORDS COMMAND...: it must fail, and say so
 refused() {
   local what=$1 words=$2 said; shift 2
@@ -149,7 +153,7 @@ refused() {
 }
 
 journey() {
-  local before image begun id said
+  local before image begun id said operation
   chat a $SHOP load --messages 10000 --uploads 60 --replace >/dev/null
   before=$(chat a $SHOP count | counts)
   ocopea applications --site a
@@ -171,6 +175,14 @@ journey() {
   ocopea save a/$SHOP --name "the shop" --label kubernetes=yes
   say "saved: $(since "$begun")"
   image=$(ocopea images --label kubernetes=yes -o name | head -1)
+  say "a save whose agent's pod is killed in its midst"
+  operation=$(ocopea save a/$SHOP --name "while the agent dies" --detach)
+  sleep 1
+  k a -n $HOME_NS delete pod -l app.kubernetes.io/name=ocopea-agent --grace-period=0 --force >/dev/null 2>&1
+  begun=$(now)
+  until_so 180 "the end of that save" ended "$operation"
+  ocopea operations show "$operation" -o json | jq -e '.state == "succeeded"' >/dev/null || die "the save didn't outlive its agent" "$(ocopea operations show "$operation")"
+  say "it succeeded $(since "$begun") after the kill"
   chat a $SHOP damage --yes >/dev/null
   say "a restore in b, by the restore account, in a namespace that it makes"
   begun=$(now)
