@@ -132,7 +132,7 @@ await check('the image shows its components and its topology', async () => {
   image = page.url()
   await page.locator('.react-flow__node', { hasText: 'uploads' }).waitFor()
   await page.locator('.react-flow__edge', { hasText: 'uri' }).waitFor()
-  await page.getByText('1 files').first().waitFor()
+  await page.getByText('1 file').first().waitFor()
 }, true)
 await check('what people write is shown as text, whatever it is', async () => {
   const hostile = '<img src=x onerror=alert(1)><script>alert(2)</script> "quoted" 🦆 مرحبا'
