@@ -200,14 +200,14 @@ await check('a choice changes the plan, and a version that is not there is refus
   await page.screenshot({ path: `${SHOTS}/restore-refused.png` })
 })
 await check('a restore that is cancelled leaves nothing', async () => {
-  await page.goto(`${image}/restore?site=b&name=${COPY}-2`)
+  await page.goto(`${image}/restore?site=b&name=${COPY}-cancelled`)
   await page.getByText('made by b').waitFor({ timeout: 40_000 })
   await button('Restore exactly this').click()
   await page.waitForURL('**/operations/*')
   await button('Cancel').click()
   await state('cancelled').waitFor({ timeout: 120_000 })
   await page.getByText('what was made was taken back').waitFor()
-  must(/not found|Terminating/.test(kubectl('b', 'get', 'namespace', `${COPY}-2`)), 'something is left')
+  must(/not found|Terminating/.test(kubectl('b', 'get', 'namespace', `${COPY}-cancelled`)), 'something is left')
 })
 await check('from the list to a plan by keyboard alone', async () => {
   await page.goto(`${base}/images`)

@@ -12,7 +12,7 @@ W=$(mktemp -d); export XDG_CONFIG_HOME=$W/config
 NAMESPACE=pages-$$ COPY=pages-$$-copy SHOTS=${1:-$TOP/.ocopea/pages}
 finish() {
   [ -z "${UP:-}" ] || kill "$UP" 2>/dev/null || true
-  for c in a b; do kubectl --context $c delete namespace $NAMESPACE $COPY $COPY-2 --ignore-not-found --wait=false >/dev/null 2>&1 || true; done
+  for c in a b; do kubectl --context $c delete namespace $NAMESPACE $COPY $COPY-cancelled --ignore-not-found --wait=false >/dev/null 2>&1 || true; done
   [ -z "${UP:-}" ] || wait "$UP" 2>/dev/null || true
   rm -rf "$W"
 }
