@@ -24,5 +24,5 @@ fn every_operation_wants_a_token_but_those_whose_bodies_hold_a_secret() {
             }
         }
     }
-    assert_eq!(open, ["post /api/v1/enrol", "post /api/v1/sign-in"]);
+    assert_eq!(open, ["post /api/v1/enrol", "post /api/v1/session", "post /api/v1/sign-in"]);
 }

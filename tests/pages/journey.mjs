@@ -132,7 +132,7 @@ await check('the image shows its components and its topology', async () => {
   image = page.url()
   await page.locator('.react-flow__node', { hasText: 'uploads' }).waitFor()
   await page.locator('.react-flow__edge', { hasText: 'uri' }).waitFor()
-  await page.getByText('1 files').first().waitFor()
+  await page.getByText('1 file').first().waitFor()
 }, true)
 await check('what people write is shown as text, whatever it is', async () => {
   const hostile = '<img src=x onerror=alert(1)><script>alert(2)</script> "quoted" 🦆 مرحبا'
@@ -200,14 +200,14 @@ await check('a choice changes the plan, and a version that is not there is refus
   await page.screenshot({ path: `${SHOTS}/restore-refused.png` })
 })
 await check('a restore that is cancelled leaves nothing', async () => {
-  await page.goto(`${image}/restore?site=b&name=${COPY}-2`)
+  await page.goto(`${image}/restore?site=b&name=${COPY}-cancelled`)
   await page.getByText('made by b').waitFor({ timeout: 40_000 })
   await button('Restore exactly this').click()
   await page.waitForURL('**/operations/*')
   await button('Cancel').click()
   await state('cancelled').waitFor({ timeout: 120_000 })
   await page.getByText('what was made was taken back').waitFor()
-  must(/not found|Terminating/.test(kubectl('b', 'get', 'namespace', `${COPY}-2`)), 'something is left')
+  must(/not found|Terminating/.test(kubectl('b', 'get', 'namespace', `${COPY}-cancelled`)), 'something is left')
 })
 await check('from the list to a plan by keyboard alone', async () => {
   await page.goto(`${base}/images`)
@@ -296,13 +296,15 @@ await check('ten thousand images: a page holds the rows that are seen, and scrol
   const rows = await page.locator('.list tbody tr').count()
   must(rows < 80, `${rows} rows stand in the page`)
 })
-await check('from a cold cache the first page is there within a second, compressed and to be kept', async () => {
+await check('from a cold cache the first page comes compressed and to be kept, and how long it takes is told', async () => {
   const cold = await browser.newContext({ storageState: await context.storageState() })
   const first = await cold.newPage()
   const script = []
   first.on('response', (answer) => { if (answer.url().endsWith('.js')) script.push(answer) })
   const begun = Date.now()
   await first.goto(`${base}/applications`, { waitUntil: 'commit' })
+  await first.getByRole('heading', { name: 'Applications' }).waitFor()
+  const usable = Date.now() - begun
   await first.getByRole('link', { name: `Save ${NAMESPACE} at a` }).waitFor()
   const took = Date.now() - begun
   for (const answer of script) {
@@ -310,7 +312,7 @@ await check('from a cold cache the first page is there within a second, compress
     must(headers['content-encoding'] === 'br' && headers['cache-control'].includes('immutable'), JSON.stringify(headers))
   }
   const sizes = await Promise.all(script.map(async (one) => (await one.request().sizes()).responseBodySize))
-  console.log(`        ${took} ms, ${sizes.reduce((a, b) => a + b, 0)} bytes of script`)
+  console.log(`        usable after ${usable} ms, with its rows after ${took} ms, ${sizes.reduce((a, b) => a + b, 0)} bytes of script`)
   // Other work on the same machine is not the page's: the figure is said, and only what is far off fails.
   must(took < 4000, `${took} ms`)
   await cold.close()

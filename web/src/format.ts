@@ -8,6 +8,8 @@ export function bytes(count: number | null | undefined): string {
   return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`
 }
 export const number = (count: number) => count.toLocaleString('en-GB').replaceAll(',', ' ')
+/** A unit as streams name it (`files`), for as many as there are. */
+export const counted = (count: number, unit: string) => `${number(count)} ${count === 1 ? unit.replace(/s$/, '') : unit}`
 export const plural = (count: number, one: string, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`
 
 export function span(ms: number): string {

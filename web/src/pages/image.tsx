@@ -5,19 +5,18 @@ import { useMutation, useQuery, useQueryClient } from '@tanstack/react-query'
 import { Link, getRouteApi, useNavigate } from '@tanstack/react-router'
 import { Suspense, lazy, useState } from 'react'
 import { client, data, once } from '../api'
-import { bytes, moment, number, plural, short } from '../format'
+import { bytes, counted, moment, plural, short } from '../format'
 import { Ago, Empty, Facts, Page, Runs, Section, State, Trouble, Waiting } from '../parts'
 import { type Component, type ImageRecord, as, kindOf } from '../records'
 
 const Graph = lazy(() => import('../graph'))
 const route = getRouteApi('/images/$image')
 
-const counted = (component: Component) => (component.body.data?.streams ?? []).map((s) => `${number(s.items)} ${s.unit}`)
 /** Streams added up by what they count. */
 function items(component: Component): string {
   const sums = new Map<string, number>()
   for (const s of component.body.data?.streams ?? []) sums.set(s.unit, (sums.get(s.unit) ?? 0) + s.items)
-  return [...sums].map(([unit, n]) => `${number(n)} ${unit}`).join(', ')
+  return [...sums].map(([unit, n]) => counted(n, unit)).join(', ')
 }
 
 function What({ component }: { component: Component }) {
@@ -30,7 +29,7 @@ function What({ component }: { component: Component }) {
       <div>{items(component) || 'empty'}{service.version && <span className="dim">, server {service.version}</span>}</div>
       <State of={service.consistency.level} {...(service.consistency.why ? { title: service.consistency.why } : {})} />{service.consistency.why && <span className="dim"> {service.consistency.why}</span>}
       {service.notices.map((notice) => <div key={notice} className="dim">{notice}</div>)}
-      {service.streams.length > 1 && <details><summary>{plural(service.streams.length, 'stream')}</summary>{service.streams.map((s, i) => <div key={s.name} className="dim">{s.name}: {counted(component)[i]}, {bytes(s.bytes)}</div>)}</details>}
+      {service.streams.length > 1 && <details><summary>{plural(service.streams.length, 'stream')}</summary>{service.streams.map((s) => <div key={s.name} className="dim">{s.name}: {counted(s.items, s.unit)}, {bytes(s.bytes)}</div>)}</details>}
     </>
   )
 }

@@ -64,7 +64,7 @@ export function Save() {
               </div></Section>}
               <Section title="Data services" aside={<span className="dim">{plural(inventory.data.length, 'data service')}</span>}>
                 <table className="stack"><thead><tr><th scope="col">Name</th><th scope="col">Kind</th><th scope="col">A copy of it will be</th><th scope="col" className="right">About</th><th scope="col"><span className="hidden">Actions</span></th></tr></thead>
-                  <tbody>{inventory.data.map((d) => <tr key={d.name}><td className="name" data-head="Name">{d.name}</td><td data-head="Kind">{d.kind} {d.version}</td><td data-head="Copy"><div><State of={d.consistency.level} /> <span className="dim">{d.consistency.why}</span></div></td><td className="right" data-head="About">{bytes(d.bytes)}</td><td><div className="acts"><Button size="compact-xs" variant="default" aria-label={`Leave ${d.name} out`} onClick={() => leave(d.name, true)}>Leave out</Button></div></td></tr>)}
+                  <tbody>{inventory.data.map((d) => <tr key={d.name}><td className="name" data-head="Name">{d.name}</td><td className="nowrap" data-head="Kind">{d.kind} {d.version}</td><td data-head="Copy"><div><State of={d.consistency.level} /> <span className="dim">{d.consistency.why}</span></div></td><td className="right" data-head="About">{bytes(d.bytes)}</td><td><div className="acts"><Button size="compact-xs" variant="default" aria-label={`Leave ${d.name} out`} onClick={() => leave(d.name, true)}>Leave out</Button></div></td></tr>)}
                     {inventory.data.length === 0 && <tr><td colSpan={5} className="dim">none</td></tr>}</tbody></table>
               </Section>
               <Section title="Container images" aside={<span className="dim">by the digest that runs</span>}>
