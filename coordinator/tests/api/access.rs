@@ -20,6 +20,7 @@ fn operations() -> BTreeMap<&'static str, (Role, Value)> {
         ("get /api/v1/environments/{environment}/logs", (Viewer, Value::Null)),
         ("get /api/v1/images", (Viewer, Value::Null)),
         ("get /api/v1/images/{image}", (Viewer, Value::Null)),
+        ("get /api/v1/images/{image}/sites", (Viewer, Value::Null)),
         ("delete /api/v1/images/{image}", (Operator, Value::Null)),
         ("post /api/v1/images/{image}/comments", (Operator, json!({"body": "text"}))),
         ("patch /api/v1/images/{image}/labels", (Operator, json!({"labels": {"a": "b"}}))),
@@ -201,6 +202,7 @@ enum Of {
 fn ownership(operation: &str) -> Option<Of> {
     Some(match operation.split_once(' ')?.1 {
         "/api/v1/images/{image}"
+        | "/api/v1/images/{image}/sites"
         | "/api/v1/images/{image}/comments"
         | "/api/v1/images/{image}/labels"
         | "/api/v1/environments/{environment}"
