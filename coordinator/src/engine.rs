@@ -9,10 +9,10 @@ use ocopea_catalog_db::{
     images::Image,
     model::{EnvironmentState, OperationState, TaskState},
     operations::Operation,
-    tasks::Task,
+    tasks::{LOST, Task},
 };
 use ocopea_protocol::{
-    failure::TaskFailure,
+    failure::{FailureClass, TaskFailure},
     ids::{EnvironmentId, ImageId, OperationId, RepositoryId, SiteId},
     task::TaskOutput,
     trace::Trace,
@@ -256,7 +256,7 @@ async fn undo(
         }
     }
     let cancelled = operation.cancel_requested.is_some()
-        && operation.failure.as_ref().is_some_and(|f| f.class == ocopea_protocol::failure::FailureClass::Cancelled);
+        && operation.failure.as_ref().is_some_and(|f| f.class == FailureClass::Cancelled);
     operation.state = if cancelled { OperationState::Cancelled } else { OperationState::Failed };
     transaction.save_operation(operation).await?;
     match (operation.kind.as_str(), operation.image) {
@@ -292,12 +292,22 @@ async fn close_environment(
             EnvironmentState::Incomplete
         }
         EnvironmentState::Creating => EnvironmentState::Failed,
-        // What could not be removed is still there.
-        EnvironmentState::Removing if transaction.was_made(environment).await? => EnvironmentState::Running,
+        // What could not be removed is still there, unless its namespace is gone, or may be.
+        EnvironmentState::Removing if !taken_away(tasks) && transaction.was_made(environment).await? => {
+            EnvironmentState::Running
+        }
         EnvironmentState::Removing => EnvironmentState::Incomplete,
         other => other,
     };
     transaction.set_environment_state(environment, state).await
+}
+
+/// Whether a removal has deleted its namespace, or may have: only a refusal says for certain that it has not.
+fn taken_away(tasks: &[Task]) -> bool {
+    tasks.iter().filter(|task| task.attempt > 0 && task.kind == "remove-namespace").any(|task| {
+        let refused = |failure: &TaskFailure| failure.class == FailureClass::Permanent && failure.code != LOST;
+        task.state == TaskState::Succeeded || !task.failure.as_ref().is_some_and(refused)
+    })
 }
 
 async fn finish(

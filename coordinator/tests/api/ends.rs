@@ -135,9 +135,8 @@ fn order(request: Request, title: &str, site: SiteId) -> Order {
     }
 }
 
-#[tokio::test]
-async fn what_could_not_be_taken_back_stays_known_and_can_be_removed() {
-    let Empty { catalog, actor, .. } = &empty().await;
+/// An environment that a restore is making: planned, its namespace there, its container pushed.
+async fn making<'a>(catalog: &'a Catalog, actor: &'a Actor) -> (Driven<'a>, EnvironmentId) {
     let site = catalog.ensure_site("desk").await.unwrap();
     let (record, name): (Digest, EnvironmentName) = (Digest([7; 32]), "copy".parse().unwrap());
     let environment = Environment {
@@ -154,7 +153,6 @@ async fn what_could_not_be_taken_back_stays_known_and_can_be_removed() {
         created: catalog.seams.clock.now(),
     };
     let id = environment.id;
-    let state = async || catalog.begin().await.unwrap().environment(id).await.unwrap().state;
     let request =
         RestoreRequest { record, name: name.clone(), versions: vec![], dry_run: false, approve: None, streams: vec![] };
     let context = Context { environment: Some(id), ..Context::default() };
@@ -175,9 +173,68 @@ async fn what_could_not_be_taken_back_stays_known_and_can_be_removed() {
         digest: String::new(),
     }));
     restore.done("pin", "{}").await;
-    restore.done("plan", &serde_json::to_string(&plan).unwrap()).await;
-    restore.done("namespace", &serde_json::to_string(&TaskOutput::Done).unwrap()).await;
-    restore.done("push:web", &serde_json::to_string(&TaskOutput::Done).unwrap()).await;
+    restore.done("plan", &text(&plan)).await;
+    restore.done("namespace", &text(&TaskOutput::Done)).await;
+    restore.done("push:web", &text(&TaskOutput::Done)).await;
+    (restore, id)
+}
+
+fn text(output: &TaskOutput) -> String {
+    serde_json::to_string(output).unwrap()
+}
+
+/// Begins to remove the environment.
+async fn removing<'a>(catalog: &'a Catalog, actor: &'a Actor, id: EnvironmentId) -> Driven<'a> {
+    let there = catalog.environment(actor.team, "copy").await.unwrap();
+    let name: EnvironmentName = "copy".parse().unwrap();
+    let operation = OperationId::generate(&catalog.seams);
+    let mark = EnvironmentMark { environment: id, name, operation, record: there.record };
+    let request = Request::Remove(RemoveRequest { mark, placements: there.placements });
+    let remove = Order { removing: Some(id), ..order(request, "remove", there.site) };
+    let operation = engine::accept(catalog, actor, remove, None).await.unwrap();
+    Driven { catalog, actor, operation }
+}
+
+#[tokio::test]
+async fn an_environment_whose_removal_ended_behind_its_namespace_is_not_said_to_run() {
+    let Empty { catalog, actor, .. } = &empty().await;
+    let (restore, id) = making(catalog, actor).await;
+    let state = async || catalog.begin().await.unwrap().environment(id).await.unwrap().state;
+    for label in ["foundation", "consumers"] {
+        restore.done(label, &text(&TaskOutput::Done)).await;
+    }
+    restore.done("ready", &text(&TaskOutput::Ready { url: None, notes: vec![] })).await;
+    restore.done("unpin", "{}").await;
+    assert_eq!(state().await, EnvironmentState::Running);
+
+    // Refused: nothing was touched.
+    removing(catalog, actor, id).await.failed("namespace").await;
+    assert_eq!(state().await, EnvironmentState::Running);
+    // Stopped before any agent took it: likewise.
+    let stopped = removing(catalog, actor, id).await;
+    engine::cancel(catalog, actor, stopped.operation).await.unwrap();
+    let transaction = catalog.begin().await.unwrap();
+    engine::settle(&transaction, stopped.operation).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(state().await, EnvironmentState::Running);
+    // The namespace is gone, what was pushed is not.
+    let remove = removing(catalog, actor, id).await;
+    remove.done("namespace", &text(&TaskOutput::Done)).await;
+    remove.failed("push:web").await;
+    assert_eq!(state().await, EnvironmentState::Incomplete);
+    // It can be removed all the same.
+    let remove = removing(catalog, actor, id).await;
+    remove.done("namespace", &text(&TaskOutput::Done)).await;
+    remove.done("push:web", &text(&TaskOutput::Done)).await;
+    assert_eq!(state().await, EnvironmentState::Removed);
+}
+
+#[tokio::test]
+async fn what_could_not_be_taken_back_stays_known_and_can_be_removed() {
+    let Empty { catalog, actor, .. } = &empty().await;
+    let (restore, id) = making(catalog, actor).await;
+    let operation = restore.operation;
+    let state = async || catalog.begin().await.unwrap().environment(id).await.unwrap().state;
     restore.failed("foundation").await;
     restore.done("undo:unpin", "{}").await;
     restore.failed("undo:namespace").await;
@@ -195,12 +252,8 @@ async fn what_could_not_be_taken_back_stays_known_and_can_be_removed() {
     for removes in [false, true] {
         let there = catalog.environment(actor.team, "copy").await.unwrap();
         assert_eq!(there.placements.len(), 1);
-        let mark = EnvironmentMark { environment: id, name: name.clone(), operation, record };
-        let request = Request::Remove(RemoveRequest { mark, placements: there.placements });
-        let remove = Order { removing: Some(id), ..order(request, "remove", site) };
-        let operation = engine::accept(catalog, actor, remove, None).await.unwrap();
+        let remove = removing(catalog, actor, id).await;
         assert_eq!(state().await, EnvironmentState::Removing);
-        let remove = Driven { catalog, actor, operation };
         if removes {
             remove.done("namespace", &serde_json::to_string(&TaskOutput::Done).unwrap()).await;
             remove.done("push:web", &serde_json::to_string(&TaskOutput::Done).unwrap()).await;

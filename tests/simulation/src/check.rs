@@ -69,7 +69,8 @@ pub async fn after_recovery(world: &World) {
     }
 }
 
-/// No helper of what failed is left, but those that an agent began behind the clean-up, being late: they end by themselves.
+/// No helper of what failed is left, but those that an agent began behind the clean-up, being late, and those whose
+/// clean-up the cluster refused for good: they end by themselves.
 async fn movers(world: &World) {
     let left = |late: bool| {
         let unfinished = |id: &OperationId| {
@@ -79,9 +80,16 @@ async fn movers(world: &World) {
             );
             world.database.ask(&sql).is_empty()
         };
+        let refused = |id: &OperationId| {
+            let sql = format!(
+                "SELECT id FROM tasks WHERE hex(operation) = '{}' AND kind = 'clean-up' AND state = 'failed'",
+                id.0.simple().to_string().to_uppercase()
+            );
+            !world.database.ask(&sql).is_empty()
+        };
         let movers = |cluster: &Site| cluster.state().movers.values().cloned().collect::<Vec<_>>();
         let mut all: Vec<Mover> = world.clusters.iter().flat_map(movers).collect();
-        all.retain(|mover| mover.late == late && unfinished(&mover.operation));
+        all.retain(|mover| (mover.late || refused(&mover.operation)) == late && unfinished(&mover.operation));
         all
     };
     let mut wrong = left(false);
