@@ -645,9 +645,7 @@ pub enum CoordinatorCommand {
     #[command(after_help = "Example:\n  ocopea coordinator sign-in-code")]
     SignInCode,
     /// Makes the key files of a new installation, for a Secret that coordinators only read
-    #[command(
-        after_help = "Example:\n  ocopea coordinator make-keys keys && kubectl create secret generic ocopea-keys --from-file=keys"
-    )]
+    #[command(after_help = "Example:\n  ocopea coordinator make-keys keys")]
     MakeKeys {
         /// The directory that they are written to; what is there already is kept
         directory: std::path::PathBuf,

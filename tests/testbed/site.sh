@@ -137,7 +137,8 @@ node() {
   if ! running kubelet; then node_files; fi
   start containerd --config "$state/containerd.toml"
   wait_for "site $name: containerd is ready" 20 inside ctr version || { tail -5 "$state/log/containerd.log" >&2; die "containerd of site $name does not answer (see above)"; }
-  if [ "$(cat "$state/imported" 2>/dev/null)" != "$(cat "$CACHE/img/node.key")" ]; then
+  # A kubelet on a full disk throws images away, these, too.
+  if [ "$(cat "$state/imported" 2>/dev/null)" != "$(cat "$CACHE/img/node.key")" ] || ! inside ctr -n k8s.io images ls -q | grep -qxF localhost/pause:1; then
     for image in pause busybox; do inside ctr -n k8s.io images import "$CACHE/img/$image.tar" >>"$state/log/import.log"; done
     cp "$CACHE/img/node.key" "$state/imported"
   fi
