@@ -132,13 +132,15 @@ T
   done
 }
 
+# A kubelet on a full disk throws images away, these, too.
+has_images() { [ "$(inside ctr -n k8s.io images ls -q | grep -cxE 'localhost/(pause|busybox):1')" = 2 ]; }
+
 node() {
   local image
   if ! running kubelet; then node_files; fi
   start containerd --config "$state/containerd.toml"
   wait_for "site $name: containerd is ready" 20 inside ctr version || { tail -5 "$state/log/containerd.log" >&2; die "containerd of site $name does not answer (see above)"; }
-  # A kubelet on a full disk throws images away, these, too.
-  if [ "$(cat "$state/imported" 2>/dev/null)" != "$(cat "$CACHE/img/node.key")" ] || ! inside ctr -n k8s.io images ls -q | grep -qxF localhost/pause:1; then
+  if [ "$(cat "$state/imported" 2>/dev/null)" != "$(cat "$CACHE/img/node.key")" ] || ! has_images; then
     for image in pause busybox; do inside ctr -n k8s.io images import "$CACHE/img/$image.tar" >>"$state/log/import.log"; done
     cp "$CACHE/img/node.key" "$state/imported"
   fi
@@ -239,7 +241,7 @@ healthy() {
   local component
   alive "$name" || return 1
   for component in "${!programs[@]}"; do running "$component" || return 1; done
-  api_ready "$name"
+  has_images && api_ready "$name"
 }
 
 case $act in
