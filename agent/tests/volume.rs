@@ -271,6 +271,37 @@ async fn what_writers_change_meanwhile_is_named_and_the_image_says_so() {
     assert!(names_it(&consistency), "{consistency:?}");
 }
 
+/// What was told of it and is void counts on both sides.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_that_grows_while_it_is_read_is_read_again_and_saved() {
+    let from = tempfile::tempdir().unwrap();
+    fs::write(from.path().join("log"), vec![7u8; 4_000_000]).unwrap();
+    let repository = TestRepository::new().await;
+    let image = repository.image().await;
+    use std::io::Write;
+    let (mut log, stop) =
+        (fs::File::options().append(true).open(from.path().join("log")).unwrap(), CancellationToken::new());
+    let stopped = stop.clone();
+    let writer = std::thread::spawn(move || {
+        while !stopped.is_cancelled() {
+            log.write_all(b"a line\n").unwrap();
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+    });
+    let mut torn = false;
+    for _ in 0..20 {
+        let busy = Directory { writers: vec!["pod web-0".to_owned()], ..directory(from.path()) };
+        let saved = save(&subject(busy), &image).await.unwrap().copied.consistency;
+        torn = saved.changed.iter().any(|name| name.contains("log (changed while it was read)"));
+        if torn {
+            break;
+        }
+    }
+    stop.cancel();
+    writer.join().unwrap();
+    assert!(torn, "in twenty saves nothing changed while it was read");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_cut_or_a_mover_that_dies_is_a_failure_that_can_be_tried_again() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -470,6 +470,8 @@ impl<W: Write> Walk<'_, W> {
         if torn && !last {
             self.buffer = buffer;
             if !at_once {
+                // What was told of it counts, void as it is: it is in the stream.
+                self.totals.data += data;
                 self.out.send(&Message::Again)?;
             }
             return Ok(false);

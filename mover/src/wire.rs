@@ -53,7 +53,7 @@ pub struct Totals {
     pub fifos: u64,
     /// Sizes of all files together.
     pub bytes: u64,
-    /// Bytes of contents that were told.
+    /// Bytes of contents that were told, those that were taken back included.
     pub data: u64,
     /// Told, not saved.
     pub skipped: u64,
