@@ -52,7 +52,7 @@ check "it is saved again when nobody writes" bash -c "'$OCOPEA' save a/$NS --nam
 check "little of the second image is new" jq -e '.new_bytes < .bytes / 4' "$W/quiet"
 
 check "both sites are offered for it, before anything is made" bash -c "
-  '$OCOPEA' sites for quiet; [ \"\$('$OCOPEA' sites for quiet -o name | xargs)\" = 'a b' ]"
+  '$OCOPEA' sites for quiet; [ \"\$('$OCOPEA' sites for quiet -o name | sort | xargs)\" = 'a b' ]"
 jq '.body.requirements' "$W/quiet" >"$W/needs"
 check "what it needs is noted: room for its pods, its storage class, its kinds" jq -e '.version == 2 and (.kinds | length > 3)
   and ([.needs[] | keys[0]] | unique | (index("pod") != null) and (index("storage-class") != null))' "$W/needs"
