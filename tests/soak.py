@@ -352,6 +352,14 @@ class Soak:
         self.reported |= set(fresh)
         return fresh
 
+    def unasked(self, queue):
+        """Whether a site's queue was deleted, and nothing was for it since: it is made again with the next hint."""
+        since = self.fleet.deleted.get(queue)
+        if since is None or not queue.startswith("tasks."):
+            return False
+        site = queue.removeprefix("tasks.")
+        return not self.fleet.query(f"SELECT id FROM tasks WHERE site = '{site}' AND not_before > {since} LIMIT 1")
+
     def unsettled(self):
         """What may last for some seconds behind an operation's end, and no longer."""
         wrong = []
@@ -375,7 +383,7 @@ class Soak:
         except OSError as error:
             return wrong + [f"the broker's management doesn't answer: {error}"]
         for queue in ("requests", "quarantine", *(f"tasks.{site}" for site in self.fleet.sites.values())):
-            if queue not in queues:
+            if queue not in queues and not self.unasked(queue):
                 wrong.append(f"the queue {queue} is gone")
         if queues.get("quarantine", {}).get("messages"):
             wrong.append("messages in quarantine")

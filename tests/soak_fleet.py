@@ -43,6 +43,8 @@ class Fleet:
 
     def __init__(self, state, name, ports):
         self.state, self.name, self.ports = state, name, ports
+        # Queues that a fault deleted, with the moment in milliseconds.
+        self.deleted = {}
         self.environment = {**os.environ, "FLEET_STATE": state, "FLEET_NAME": name, "FLEET_PORTS": " ".join(map(str, ports))}
 
     def script(self, *arguments, within=300):
@@ -344,6 +346,7 @@ def delete_queue(fleet, chance, site, say):
     queue = queue_of(fleet, chance, site)
     say(f"delete {queue}")
     fleet.broker("DELETE", f"queues/ocopea/{queue}")
+    fleet.deleted[queue] = int(time.time() * 1000)
 
 
 # NAME: (function, how often a full run has it in the midst of a save or a restore)
