@@ -163,7 +163,7 @@ async fn save(site: &TestSite, store: &Store, source: &Source, base: Option<&Dig
         panic!("no configuration")
     };
     assert_eq!(objects, inventory.objects.len() as u64);
-    assert!(needs.iter().any(|need| matches!(need, Need::Pod(_))), "{needs:?}");
+    assert!(needs.iter().flatten().any(|need| matches!(need, Need::Pod(_))), "{needs:?}");
     components.push(part(&component, Body::Config { objects, kinds }));
     let mut containers = BTreeMap::new();
     for container in &inventory.containers {

@@ -318,9 +318,9 @@ pub enum TaskOutput {
         objects: u64,
         /// API groups, versions and kinds used.
         kinds: Vec<String>,
-        /// What else a site must have.
+        /// What else a site must have; `None` where it was not looked for.
         #[serde(default)]
-        needs: Vec<Need>,
+        needs: Option<Vec<Need>>,
     },
     /// Of [`TaskSpec::CopyContainer`].
     ContainerCopied {

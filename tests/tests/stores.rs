@@ -161,7 +161,13 @@ impl Work for Slow {
                 let written = self.session(&job, &access).await.put_config(&files).await.map_err(failed)?;
                 let component = component("config", written.manifest, written.bytes);
                 let config_digest = written.config_digest;
-                Ok(TaskOutput::ConfigCopied { component, config_digest, objects: 1, kinds: vec![], needs: vec![] })
+                Ok(TaskOutput::ConfigCopied {
+                    component,
+                    config_digest,
+                    objects: 1,
+                    kinds: vec![],
+                    needs: Some(vec![]),
+                })
             }
             TaskSpec::CopyContainer { access, .. } => {
                 let session = self.session(&job, &access).await;

@@ -219,7 +219,7 @@ impl Task {
             config_digest: written.config_digest,
             objects: application.objects.len() as u64,
             kinds,
-            needs: needs(&application.objects),
+            needs: Some(needs(&application.objects)),
         })
     }
 

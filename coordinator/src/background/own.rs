@@ -282,17 +282,18 @@ impl Coordinator {
         let inventory = save::inventory(tasks)?.ok_or_else(|| fault("there is no inventory"))?;
         let image = context.image.ok_or_else(|| fault("the image has no id"))?;
         let mut components = Vec::new();
-        let mut requirements = Requirements {
-            version: NEEDS_VERSION,
-            kubernetes: Some(inventory.kubernetes.clone()),
-            ..Requirements::default()
-        };
+        let mut requirements =
+            Requirements { version: 1, kubernetes: Some(inventory.kubernetes.clone()), ..Requirements::default() };
         let mut digest = String::new();
         if let Some(TaskOutput::ConfigCopied { component, config_digest, objects, kinds, needs }) =
             tasks.output(&format!("config:{}", context.epoch))?
         {
             requirements.kinds = kinds.clone();
-            requirements.needs = needs;
+            // Not looked for is not the same as nothing.
+            if let Some(needs) = needs {
+                requirements.version = NEEDS_VERSION;
+                requirements.needs = needs;
+            }
             digest = config_digest;
             components.push(Component {
                 name: component.name,

@@ -326,7 +326,7 @@ fn outputs() -> Vec<(&'static str, TaskOutput)> {
             config_digest: "d".repeat(64),
             objects: 17,
             kinds: vec!["apps/v1 Deployment".to_owned()],
-            needs: needs(),
+            needs: Some(needs()),
         },
         TaskOutput::ContainerCopied {
             component: component(),

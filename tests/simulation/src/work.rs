@@ -322,7 +322,7 @@ impl SimWork {
             config_digest: written.config_digest,
             objects: files.len() as u64,
             kinds: vec!["v1 Deployment".to_owned()],
-            needs: vec![],
+            needs: Some(vec![]),
         })
     }
 
