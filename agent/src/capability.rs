@@ -100,7 +100,9 @@ impl Site {
         let namespaces = rights.namespaces.as_deref();
         let pods = self.running::<Pod>(namespaces).await?;
         report.applications = self.applications(&pods.found, namespaces).await?;
-        self.look_closely(&mut report.capabilities, &pods).await;
+        // What is free on nodes depends on all pods, whoever's they are.
+        let everywhere = if namespaces.is_some() { self.running::<Pod>(None).await? } else { pods };
+        self.look_closely(&mut report.capabilities, &everywhere).await;
         Ok(())
     }
 

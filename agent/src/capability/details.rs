@@ -72,7 +72,6 @@ fn known<T>(result: Result<T, kube::Error>, group: &str, resource: &str) -> Know
     match result {
         Ok(found) => Known::Found(found),
         Err(kube::Error::Api(status)) if status.code == 403 => Known::Unknown(not_allowed("list", group, resource)),
-        // A cluster without that API has none of its objects.
         Err(error) => Known::Unknown(format!("{resource} could not be listed: {}", crate::failures::chain(&error))),
     }
 }
