@@ -27,6 +27,18 @@ pub enum Answer {
     Compatible,
 }
 
+impl Answer {
+    /// The word for it, everywhere.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Unknown => "unknown",
+            Self::Changes => "changes",
+            Self::Compatible => "compatible",
+        }
+    }
+}
+
 /// Why the answer is no better.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
@@ -135,13 +147,11 @@ impl Judge<'_> {
     fn containers(&mut self, containers: &[(ComponentName, Vec<String>)]) {
         let Some(first) = containers.first() else { return };
         if self.report.registry.is_none() {
-            let of_registries = self.report.missing.iter().find(|missing| missing.contains("registry"));
-            let found = of_registries.map_or("none is configured, or it doesn't answer", |missing| missing);
             self.reason(
                 Answer::No,
                 if containers.len() == 1 { format!("container {}", first.0) } else { "its containers".to_owned() },
                 "a registry that restores push to and the site's nodes pull from",
-                found,
+                "none is configured, or it doesn't answer",
                 "name one to the site's agent: registry=HOST/PATH",
             );
         }

@@ -72,38 +72,33 @@ async fn verdicts(client: &Client, format: Format, image: &str) -> Result<(), Fa
         return output::print(format, &found);
     }
     // One row for each reason; the site stands in the first.
-    let mut rows: Vec<(&VerdictView, Option<&ReasonView>)> = Vec::new();
-    for site in &found {
-        match site.reasons.split_first() {
-            None => rows.push((site, None)),
-            Some(_) => rows.extend(site.reasons.iter().map(|reason| (site, Some(reason)))),
-        }
-    }
-    let is_first = |site: &VerdictView, reason: Option<&ReasonView>| {
-        reason.is_none_or(|reason| site.reasons.first().is_some_and(|first| std::ptr::eq(first, reason)))
-    };
-    let row = |(site, reason): &(&VerdictView, Option<&ReasonView>)| {
-        let age = site.age_s.map_or_else(|| "never".to_owned(), |age| format!("{age} s ago"));
-        let head = if is_first(site, *reason) {
-            [site.site.clone(), site.verdict.clone(), age]
-        } else {
-            [String::new(), String::new(), String::new()]
-        };
-        let told = match reason {
-            None => [String::new(), String::new()],
-            Some(reason) => {
-                [format!("{}: needs {}; found: {}", reason.what, reason.needed, reason.found), reason.mend.clone()]
-            }
-        };
-        head.into_iter().chain(told).collect()
-    };
+    let rows: Vec<[String; 5]> = found.iter().flat_map(rows_of).collect();
     let listing = Listing {
         head: &["SITE", "VERDICT", "LOOKED", "WHY", "WHAT TO DO"],
-        row: &row,
-        name: &|(site, _)| site.site.clone(),
+        row: &|row: &[String; 5]| row.to_vec(),
+        name: &|[site, ..]| site.clone(),
         empty: "there is no site",
     };
     listing.print(format, &rows)
+}
+
+fn rows_of(site: &VerdictView) -> Vec<[String; 5]> {
+    let told = |reason: &ReasonView| {
+        (format!("{}: needs {}; found: {}", reason.what, reason.needed, reason.found), reason.mend.clone())
+    };
+    let mut reasons: Vec<(String, String)> = site.reasons.iter().map(told).collect();
+    if reasons.is_empty() {
+        reasons.push(Default::default());
+    }
+    let age = site.age_s.map_or_else(|| "never".to_owned(), |age| format!("{age} s ago"));
+    let mut head = [site.site.clone(), site.verdict.clone(), age];
+    reasons
+        .into_iter()
+        .map(|(why, mend)| {
+            let [site, verdict, age] = std::mem::take(&mut head);
+            [site, verdict, age, why, mend]
+        })
+        .collect()
 }
 
 fn can_run(site: &VerdictView) -> bool {

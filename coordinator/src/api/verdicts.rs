@@ -133,21 +133,15 @@ fn of_site(site: &Site, needs: &Needs, directory: Option<&str>, now: Timestamp) 
 }
 
 fn view(site: Site, verdict: Verdict, now: Timestamp) -> VerdictView {
-    let word = |answer: Answer| match answer {
-        Answer::Compatible => "compatible",
-        Answer::Changes => "changes",
-        Answer::Unknown => "unknown",
-        Answer::No => "no",
-    };
     VerdictView {
         id: site.id.to_string(),
         site: site.name,
-        verdict: word(verdict.answer).to_owned(),
+        verdict: verdict.answer.as_str().to_owned(),
         reasons: verdict
             .reasons
             .into_iter()
             .map(|reason| ReasonView {
-                verdict: word(reason.answer).to_owned(),
+                verdict: reason.answer.as_str().to_owned(),
                 what: reason.what,
                 needed: reason.needed,
                 found: reason.found,
