@@ -44,8 +44,9 @@ pub struct Environment {
     pub created: Timestamp,
 }
 
-/// States in which nothing of an environment is left, its name included.
+/// States in which it may be removed.
 const REMOVABLE: [EnvironmentState; 2] = [EnvironmentState::Running, EnvironmentState::Incomplete];
+/// States in which nothing of an environment is left, its name included.
 const GONE: [EnvironmentState; 2] = [EnvironmentState::Removed, EnvironmentState::Failed];
 
 fn environment(row: environments::Model) -> Result<Environment, CatalogError> {
@@ -140,8 +141,8 @@ impl Transaction {
         )))
     }
 
-    /// Begins to remove one that runs, or that could not be taken back; of two at once, the second is refused. One that is being made or removed is
-    /// left to the operation that does so. `by` is the one that wants to.
+    /// Begins to remove one that runs, or of which something is left; of two at once, the second is refused. One that is
+    /// being made or removed is left to the operation that does so. `by` is the one that wants to.
     pub async fn begin_removing(&self, id: EnvironmentId, by: OperationId) -> Result<(), CatalogError> {
         let row = environments::ActiveModel {
             state: Set(EnvironmentState::Removing.as_str().to_owned()),

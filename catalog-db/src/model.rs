@@ -106,7 +106,7 @@ states! {
         Removed = "removed",
         /// Could not be made; nothing of it is left.
         Failed = "failed",
-        /// Could not be made, and not all of it could be taken back: it can be removed.
+        /// Could not be made, and not all of it could be taken back; or its removal ended on the way. It can be removed.
         Incomplete = "incomplete",
     }
 }

@@ -380,7 +380,8 @@ pub struct EnvironmentView {
     pub name: String,
     /// Where it runs.
     pub site: String,
-    /// `creating`, `running`, `removing`, or `incomplete`: it could not be made, and not all of it could be taken back.
+    /// `creating`, `running`, `removing`, or `incomplete`: something of it is left, by a restore that could
+    /// not be taken back or a removal that ended on the way.
     pub state: String,
     /// The image it came from.
     pub image: String,
