@@ -354,7 +354,7 @@ def at_each_point(scenario, mover, only, part, parts):
                 fresh = world.check(before)
                 if not dead:
                     ended = [(o["title"], o["state"], (o.get("failure") or {}).get("cause")) for o in fresh]
-                    raise Wrong(f"the point was not reached; began: {asked.returncode}, ended: {ended}")
+                    raise Wrong(f"the point was not reached; began: {asked and asked.returncode}, ended: {ended}")
                 states = ", ".join(o["state"] for o in fresh) or "never accepted"
                 results.append(True)
                 say(f"ok      {scenario.name}: {point}: {states}, {time.time() - began:.1f} s")

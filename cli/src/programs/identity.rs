@@ -187,11 +187,11 @@ impl IdentityFile {
                 Ok(true)
             }
             Place::Secret(secret) => {
-                let entries = match kept.site {
-                    Some(_) => [(IDENTITY, Some(text.as_str())), (JOINING, None)],
-                    None => [(JOINING, Some(text.as_str())), (JOINING, Some(text.as_str()))],
+                let entries: &[_] = match kept.site {
+                    Some(_) => &[(IDENTITY, Some(text.as_str())), (JOINING, None)],
+                    None => &[(JOINING, Some(text.as_str()))],
                 };
-                secret.write(&found.held, &entries).await.map_err(of_cluster)
+                secret.write(&found.held, entries).await.map_err(of_cluster)
             }
         }
     }
